@@ -1,0 +1,1 @@
+"""Networks: backbones, margin heads and losses. Imports torch only."""

@@ -1,0 +1,73 @@
+"""Backbones by name: networks from an aligned face to an embedding."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from model.backbone.iresnet import IResNet
+from model.backbone.irse import ImprovedResNet
+from model.backbone.mobilefacenet import MobileFaceNet
+
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "IR_50": partial(ImprovedResNet, 50, False),
+    "IR_101": partial(ImprovedResNet, 101, False),
+    "IR_152": partial(ImprovedResNet, 152, False),
+    "IR_SE_50": partial(ImprovedResNet, 50, True),
+    "IR_SE_101": partial(ImprovedResNet, 101, True),
+    "IR_SE_152": partial(ImprovedResNet, 152, True),
+    "MobileFaceNet": MobileFaceNet,
+    "iresnet18": partial(IResNet, 18),
+    "iresnet34": partial(IResNet, 34),
+    "iresnet50": partial(IResNet, 50),
+    "iresnet100": partial(IResNet, 100),
+}
+
+# The last batch norm of each family: its length is the embedding size.
+_EMBEDDING_KEYS = ("output_layer.4.weight", "features.layers.3.weight", "features.weight")
+
+
+def build_backbone(name: str, input_size: int = 112, embedding_size: int = 512) -> nn.Module:
+    """A new backbone: (N, 3, input_size, input_size) RGB in [-1, 1] -> (N, embedding_size), not normalised.
+
+    Every backbone takes input_size 112; the IR family 224 too. An unknown name or size raises ValueError.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"unknown backbone {name!r}; choose one of {', '.join(BACKBONES)}")
+    resizable = name.startswith("IR_")
+    sizes = (112, 224) if resizable else (112,)
+    if input_size not in sizes:
+        raise ValueError(f"{name}: input_size is {input_size}, and must be {' or '.join(map(str, sizes))}")
+    if resizable:
+        return BACKBONES[name](input_size=input_size, embedding_size=embedding_size)
+    return BACKBONES[name](embedding_size=embedding_size)
+
+
+def identify_backbone(state_dict: Mapping[str, Tensor]) -> tuple[str, int]:
+    """The name and embedding size of the backbone (of input size 112) that the keys and shapes belong to.
+
+    A `module.` prefix must be gone (strip_module_prefix). Raises ValueError where no backbone fits.
+    """
+    shapes = _shapes(state_dict)
+    embedding_size = next((shapes[key][0] for key in _EMBEDDING_KEYS if len(shapes.get(key, ())) == 1), None)
+    if embedding_size is not None:
+        for name in BACKBONES:
+            with torch.device("meta"):  # shapes only: no memory, no random numbers drawn
+                candidate = build_backbone(name, embedding_size=embedding_size)
+            if _shapes(candidate.state_dict()) == shapes:
+                return name, embedding_size
+    raise ValueError(
+        f"the {len(state_dict)} keys and shapes belong to no known backbone of input size 112; "
+        f"known are {', '.join(BACKBONES)}"
+    )
+
+
+def strip_module_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors without the `module.` that DataParallel and DistributedDataParallel put before every key."""
+    return {key.removeprefix("module."): value for key, value in state_dict.items()}
+
+
+def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Without the batch norms' counters, which files of before PyTorch 0.4.1 lack; loading fills them in."""
+    return {key: tuple(value.shape) for key, value in state_dict.items() if not key.endswith(".num_batches_tracked")}

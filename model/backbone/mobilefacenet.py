@@ -1,0 +1,88 @@
+"""MobileFaceNet: inverted residuals with depthwise convolutions and a global depthwise convolution at the end.
+
+Chen et al., "MobileFaceNets: Efficient CNNs for Accurate Real-Time Face Verification on Mobile Devices" (2018), in the
+doubled width and with the names of InsightFace's `mbf`, so that its public checkpoints load with strict=True.
+"""
+
+from torch import Tensor, nn
+
+
+class MobileFaceNet(nn.Module):
+    """(N, 3, 112, 112) RGB in [-1, 1] -> (N, embedding_size), not normalised.
+
+    From scratch: convolutions and the last linear layer He-normal by fan-out, counted within a group (a depthwise
+    filter feeds one channel, not all of them); batch norms are the identity, PReLU slopes 0.25.
+    """
+
+    def __init__(self, embedding_size: int = 512):
+        super().__init__()
+        self.layers = nn.Sequential(
+            _conv_bn_prelu(3, 128, kernel=3, stride=2),  # (N, 128, 56, 56)
+            _conv_bn_prelu(128, 128, kernel=3, groups=64),
+            _bottleneck(_Layers, 128, hidden=128, out_channels=128, stride=2),  # (N, 128, 28, 28)
+            _residual_stage(4, 128, hidden=128),
+            _bottleneck(_Layers, 128, hidden=256, out_channels=256, stride=2),  # (N, 256, 14, 14)
+            _residual_stage(6, 256, hidden=256),
+            _bottleneck(_Layers, 256, hidden=512, out_channels=256, stride=2),  # (N, 256, 7, 7)
+            _residual_stage(2, 256, hidden=256),
+        )
+        self.conv_sep = _conv_bn_prelu(256, 512, kernel=1)
+        self.features = _Layers(
+            _Layers(*_conv_bn(512, 512, kernel=7, padding=0, groups=512)),  # (N, 512, 1, 1)
+            nn.Flatten(),
+            nn.Linear(512, embedding_size, bias=False),
+            nn.BatchNorm1d(embedding_size),
+        )
+        self.apply(_initialise)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.features(self.conv_sep(self.layers(images)))
+
+
+class _Layers(nn.Module):
+    """A chain of modules under the name `layers`, as the public checkpoints have it at every level."""
+
+    def __init__(self, *layers: nn.Module):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class _Residual(_Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+def _conv_bn(
+    in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int | None = None, groups: int = 1
+) -> tuple[nn.Module, nn.Module]:
+    padding = kernel // 2 if padding is None else padding
+    convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
+    return convolution, nn.BatchNorm2d(out_channels)
+
+
+def _conv_bn_prelu(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> _Layers:
+    return _Layers(*_conv_bn(in_channels, out_channels, kernel, stride, groups=groups), nn.PReLU(out_channels))
+
+
+def _bottleneck(block: type[_Layers], in_channels: int, hidden: int, out_channels: int, stride: int = 1) -> _Layers:
+    """Widen to `hidden` channels, filter each of them by itself, project without an activation."""
+    return block(
+        _conv_bn_prelu(in_channels, hidden, kernel=1),
+        _conv_bn_prelu(hidden, hidden, kernel=3, stride=stride, groups=hidden),
+        _Layers(*_conv_bn(hidden, out_channels, kernel=1)),
+    )
+
+
+def _residual_stage(blocks: int, channels: int, hidden: int) -> _Layers:
+    return _Layers(*(_bottleneck(_Residual, channels, hidden, channels) for _ in range(blocks)))
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1] // module.groups
+        nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=(2 / module.out_features) ** 0.5)

@@ -1,0 +1,18 @@
+"""CosFace: a constant taken from the cosine between an embedding and its class centre."""
+
+from torch import Tensor
+
+from model.head.margin import MarginHead
+
+
+class CosFace(MarginHead):
+    """Target logit s * (cos(theta) - m).
+
+    Wang et al., "CosFace: Large Margin Cosine Loss for Deep Face Recognition" (2018), equation 4.
+    """
+
+    def __init__(self, in_features: int, out_features: int, s: float = 64.0, m: float = 0.35):
+        super().__init__(in_features, out_features, s, m)
+
+    def added(self, embeddings: Tensor, centres: Tensor, labels: Tensor) -> Tensor:
+        return embeddings.new_full((len(labels),), -self.m)
