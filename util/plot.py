@@ -1,0 +1,208 @@
+"""Figures of a run and of its validation. matplotlib is imported where it is needed, and never its pyplot: a figure
+here is an object like any other, without a window, a global list of open figures, or changed settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from util.errors import UsageError
+from util.files import replacing
+from util.verification import Verification
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Told apart by people with any kind of colour vision (Okabe and Ito 2008), their yellow, too pale for a line, left out.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#8C6D46")
+DASHES = ("-", (0, (4, 1.6)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
+INK, PALE_INK, SPINE, GRID = "#333333", "#777777", "#888888", "#DDDDDD"
+LOWEST_FAR = 1e-4
+
+
+def roc_figure(results: Mapping[str, Verification]) -> Figure:
+    """ROC curves over a logarithmic false accept rate, with accuracy (± standard deviation) and AUC in the legend.
+
+    A curve is a staircase, the largest true accept rate at each false accept rate, and begins at 1 / negatives, the
+    smallest one that its set can show, or at 1e-4. "LFW LR" has the colour of "LFW", dashed. Later curves are thinner,
+    so that one which covers another does not hide it.
+    """
+    from matplotlib.figure import Figure
+
+    if not results:
+        raise ValueError("a ROC figure needs one result or more")
+    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    curves = {name: _staircase(result) for name, result in results.items()}
+    widths = np.linspace(2.2, 1.3, len(curves))
+    for (name, (far, tar)), width, style in zip(curves.items(), widths, _styles(curves), strict=True):
+        axes.plot(far, tar, drawstyle="steps-post", linewidth=width, label=name, **style)
+    lowest = min(tar[0] for _, tar in curves.values())
+    bottom = max(0.0, np.floor(20 * lowest - 0.5) / 20)  # a multiple of 5 % that leaves all curves some room
+    axes.set(xscale="log", xlabel="False accept rate", ylabel="True accept rate (%)")
+    axes.set_xlim(min(far[0] for far, _ in curves.values()), 1)
+    axes.set_ylim(bottom, 1 + 0.02 * (1 - bottom))
+    axes.yaxis.set_major_formatter(_percent)
+    _calm(axes, grid="both")
+    columns = {
+        "accuracy (%)": [f"{100 * r.accuracy:.2f} ± {100 * r.accuracy_std:.2f}" for r in results.values()],
+        "AUC": [f"{r.auc:.4f}" for r in results.values()],
+    }
+    _table_legend(figure, axes, columns)
+    return figure
+
+
+def score_histogram(result: Verification) -> Figure:
+    """How the squared distances of same and of different pairs are distributed, and the threshold between them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    top = 1.02 * max(float(result.distances.max()), result.threshold)
+    bins = np.linspace(0, top, 61) if top > 0 else np.linspace(0, 1, 61)
+    for same, label, colour in ((True, "same person", COLOURS[0]), (False, "different people", COLOURS[1])):
+        distances = result.distances[result.issame == same]
+        axes.hist(
+            distances,
+            bins,
+            weights=np.full(len(distances), 1 / len(distances)),
+            histtype="stepfilled",
+            facecolor=(colour, 0.25),
+            edgecolor=colour,
+            label=f"{label} ({len(distances):,} pairs)",
+        )
+    label = f"threshold {result.threshold:.2f}"
+    axes.axvline(result.threshold, color=INK, linewidth=1.2, linestyle=DASHES[1], label=label)
+    axes.set(xlabel="Squared distance between embeddings", ylabel="Share of pairs (%)", xlim=(0, bins[-1]))
+    axes.yaxis.set_major_formatter(_percent)
+    _calm(axes, grid="y")
+    figure.legend(loc="outside upper center", ncols=3, fontsize=9, labelcolor=INK, frameon=False)
+    return figure
+
+
+def training_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Loss, Prec@1 and, where there was a validation set, accuracy over the epochs of a run.
+
+    `records` are the lines of metrics.jsonl: epoch, loss, prec1 (percent), lr, accuracy {set: value in [0, 1]}. Thin
+    vertical lines stand where the learning rate fell to half or less from one epoch to the next.
+    """
+    from matplotlib.figure import Figure
+
+    if not records:
+        raise ValueError("training curves need the record of one epoch or more")
+    sets = list(dict.fromkeys(name for record in records for name in record["accuracy"]))
+    panels = 3 if sets else 2
+    figure = Figure(figsize=(3.6 * panels + (1.6 if sets else 0), 3.2), layout="constrained")
+    loss, precision, *accuracy = figure.subplots(1, panels)
+    epochs = [record["epoch"] for record in records]
+    line = {"linewidth": 1.6, "marker": "o" if len(records) <= 30 else "", "markersize": 3.5}
+    loss.plot(epochs, [record["loss"] for record in records], color=COLOURS[0], **line)
+    precision.plot(epochs, [record["prec1"] for record in records], color=COLOURS[0], **line)
+    for axes in accuracy:
+        known = {name: [r for r in records if name in r["accuracy"]] for name in sets}
+        percent = {name: [100 * r["accuracy"][name] for r in known[name]] for name in sets}
+        for name, style in zip(sets, _styles(sets), strict=True):
+            axes.plot([r["epoch"] for r in known[name]], percent[name], label=name, **style, **line)
+        columns = {
+            "last (%)": [f"{values[-1]:.2f}" for values in percent.values()],
+            "best (%)": [f"{max(values):.2f}" for values in percent.values()],
+        }
+        _table_legend(figure, axes, columns)
+    titles = ("Training loss", "Training Prec@1 (%)", "Verification accuracy (%)")
+    for axes, title in zip((loss, precision, *accuracy), titles, strict=False):
+        axes.set_title(title, color=INK, fontsize=10)
+        _epoch_axis(axes, records)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Writes the figure in the format that the path's suffix names, whole or not at all."""
+    path = Path(path)
+    known = figure.canvas.get_supported_filetypes()
+    suffix = path.suffix[1:].lower()
+    if suffix not in known:
+        raise UsageError(f"{path}: a plot cannot be written as {path.suffix or 'a file without a suffix'}; use .png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        figure.savefig(partial, format=suffix, dpi=200)
+
+
+def _staircase(result: Verification) -> tuple[np.ndarray, np.ndarray]:
+    """The corners of a ROC from 1 / negatives or LOWEST_FAR on: false accept rates, and the largest TAR at each."""
+    start = max(1 / result.negatives, LOWEST_FAR)
+    far = np.unique(np.concatenate([[start], result.far[result.far > start]]))
+    return far, result.tar[np.searchsorted(result.far, far, side="right") - 1]
+
+
+def _styles(names: Sequence[str] | Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A colour for each set, and a dash for each of its views: "LFW LR" is a view of "LFW" where both are drawn."""
+    colours: dict[str, str] = {}
+    views: dict[str, int] = {}
+    styles = []
+    for name in names:
+        base = next((other for other in names if name.startswith(f"{other} ")), name)
+        colours.setdefault(base, COLOURS[len(colours) % len(COLOURS)])
+        views[base] = views.get(base, -1) + 1
+        styles.append({"color": colours[base], "linestyle": DASHES[views[base] % len(DASHES)]})
+    return styles
+
+
+def _table_legend(figure: Figure, axes: Axes, columns: Mapping[str, Sequence[str]]) -> None:
+    """A legend beside the axes, where it covers nothing: a row for each line, and columns of text under their headings.
+
+    A legend fills column by column; the columns of text are entries without a line to show.
+    """
+    from matplotlib.lines import Line2D
+
+    lines = axes.get_lines()
+    blank = Line2D([], [], linestyle="none")
+    handles = [blank, *lines] + [blank] * (len(columns) * (len(lines) + 1))
+    labels = ["", *(line.get_label() for line in lines)]
+    for heading, texts in columns.items():
+        labels += [heading, *texts]
+    legend = figure.legend(
+        handles,
+        labels,
+        loc="outside right upper",
+        ncols=1 + len(columns),
+        columnspacing=-0.6,
+        fontsize=9,
+        labelcolor=INK,
+        frameon=False,
+    )
+    for text in legend.get_texts():
+        if text.get_text() in columns:
+            text.set_color(PALE_INK)
+
+
+def _percent(share: float, position: int) -> str:
+    return f"{100 * share:g}"
+
+
+def _calm(axes: Axes, grid: str) -> None:
+    """Two spines, pale grid lines behind the data, dark grey and not black text."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(SPINE)
+    axes.grid(axis=grid, color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", color=SPINE, labelcolor=INK, labelsize=9)
+    for text in (axes.xaxis.label, axes.yaxis.label):
+        text.set(color=INK, fontsize=10)
+
+
+def _epoch_axis(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("Epoch")
+    axes.set_xlim(records[0]["epoch"] - 0.5, records[-1]["epoch"] + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)))
+    for before, after in pairwise(records):
+        if after["lr"] <= before["lr"] / 2:
+            axes.axvline(after["epoch"] - 0.5, color="#AAAAAA", linewidth=0.9, linestyle=DASHES[2], zorder=0)
+    _calm(axes, grid="y")
