@@ -18,6 +18,8 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "IR_SE_101": partial(ImprovedResNet, 101, True),
     "IR_SE_152": partial(ImprovedResNet, 152, True),
     "MobileFaceNet": MobileFaceNet,
+    "MobileFaceNet_050": partial(MobileFaceNet, width=0.5),  # the width of the paper
+    "MobileFaceNet_025": partial(MobileFaceNet, width=0.25),
     "iresnet18": partial(IResNet, 18),
     "iresnet34": partial(IResNet, 34),
     "iresnet50": partial(IResNet, 50),

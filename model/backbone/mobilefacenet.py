@@ -10,27 +10,30 @@ from torch import Tensor, nn
 class MobileFaceNet(nn.Module):
     """(N, 3, 112, 112) RGB in [-1, 1] -> (N, embedding_size), not normalised.
 
+    `width` multiplies the channels of every stage: 1 is InsightFace's `mbf`, 0.5 the network of the paper.
+
     From scratch: convolutions and the last linear layer He-normal by fan-out, counted within a group (a depthwise
     filter feeds one channel, not all of them); batch norms are the identity, PReLU slopes 0.25.
     """
 
-    def __init__(self, embedding_size: int = 512):
+    def __init__(self, embedding_size: int = 512, width: float = 1.0):
         super().__init__()
+        narrow, middle, wide = (int(channels * width) for channels in (128, 256, 512))
         self.layers = nn.Sequential(
-            _conv_bn_prelu(3, 128, kernel=3, stride=2),  # (N, 128, 56, 56)
-            _conv_bn_prelu(128, 128, kernel=3, groups=64),
-            _bottleneck(_Layers, 128, hidden=128, out_channels=128, stride=2),  # (N, 128, 28, 28)
-            _residual_stage(4, 128, hidden=128),
-            _bottleneck(_Layers, 128, hidden=256, out_channels=256, stride=2),  # (N, 256, 14, 14)
-            _residual_stage(6, 256, hidden=256),
-            _bottleneck(_Layers, 256, hidden=512, out_channels=256, stride=2),  # (N, 256, 7, 7)
-            _residual_stage(2, 256, hidden=256),
+            _conv_bn_prelu(3, narrow, kernel=3, stride=2),  # (N, 128, 56, 56), as the other comments for width 1
+            _conv_bn_prelu(narrow, narrow, kernel=3, groups=narrow // 2),
+            _bottleneck(_Layers, narrow, hidden=narrow, out_channels=narrow, stride=2),  # (N, 128, 28, 28)
+            _residual_stage(4, narrow, hidden=narrow),
+            _bottleneck(_Layers, narrow, hidden=middle, out_channels=middle, stride=2),  # (N, 256, 14, 14)
+            _residual_stage(6, middle, hidden=middle),
+            _bottleneck(_Layers, middle, hidden=wide, out_channels=middle, stride=2),  # (N, 256, 7, 7)
+            _residual_stage(2, middle, hidden=middle),
         )
-        self.conv_sep = _conv_bn_prelu(256, 512, kernel=1)
+        self.conv_sep = _conv_bn_prelu(middle, wide, kernel=1)
         self.features = _Layers(
-            _Layers(*_conv_bn(512, 512, kernel=7, padding=0, groups=512)),  # (N, 512, 1, 1)
+            _Layers(*_conv_bn(wide, wide, kernel=7, padding=0, groups=wide)),  # (N, 512, 1, 1)
             nn.Flatten(),
-            nn.Linear(512, embedding_size, bias=False),
+            nn.Linear(wide, embedding_size, bias=False),
             nn.BatchNorm1d(embedding_size),
         )
         self.apply(_initialise)
