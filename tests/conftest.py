@@ -1,0 +1,94 @@
+"""Fixtures shared by all tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from util.pairs import write_carray
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real faces and reference numbers beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the folder of real faces and reference numbers (../shared), absent here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Path) -> Path:
+    """Numbers of public reference implementations."""
+    return shared / "golden"
+
+
+@pytest.fixture(scope="session")
+def make_people():
+    """Writes ROOT/person_0/image_0.jpg …: flat colours with noise, a colour a person."""
+
+    def make(root: Path, people: int, images: int) -> Path:
+        rng = np.random.default_rng(0)
+        for person in range(people):
+            folder = root / f"person_{person}"
+            folder.mkdir(parents=True)
+            colour = rng.integers(60, 200, size=3)
+            for number in range(images):
+                pixels = np.clip(colour + rng.normal(0, 20, (112, 112, 3)), 0, 255).astype(np.uint8)
+                cv2.imwrite(str(folder / f"image_{number}.jpg"), pixels)
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory, make_people) -> Path:
+    """A data folder with 3 people of 4 images, and LFW and AgeDB sets of 20 and 23 pairs of noise."""
+    root = tmp_path_factory.mktemp("data")
+    make_people(root / "imgs", people=3, images=4)
+    rng = np.random.default_rng(1)
+    for place, pairs in (("lfw_align_112/lfw", 20), ("AgeDB/agedb_30", 23)):
+        images = rng.integers(0, 256, (2 * pairs, 112, 112, 3), dtype=np.uint8)
+        write_carray(root / place, images, np.arange(pairs) % 2 == 0)
+    return root
+
+
+@pytest.fixture
+def write_people(tmp_path: Path) -> Callable[..., Path]:
+    """write_people(Ann=3, Bob=2) -> a folder with so many images a person: smooth patterns that differ."""
+
+    def write(size: int = 112, **counts: int) -> Path:
+        root = tmp_path / "people"
+        rng = np.random.default_rng(5)
+        for person, count in counts.items():
+            (root / person).mkdir(parents=True)
+            for number in range(count):
+                coarse = rng.integers(0, 256, (7, 7, 3), dtype=np.uint8)
+                image = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+                assert cv2.imwrite(str(root / person / f"{person}_{number:04d}.jpg"), image)
+        return root
+
+    return write
+
+
+@pytest.fixture
+def people_folder(write_people: Callable[..., Path]) -> Path:
+    """Seven images of three people."""
+    return write_people(Ann=2, Bob=4, Cid=1)
+
+
+@pytest.fixture(scope="session")
+def made_pairs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, np.ndarray]:
+    """A carray of 23 pairs of noise, what was put into it, (46, 112, 112, 3) RGB uint8, and its truth (23,).
+
+    A same pair is one image twice. Copy the folder before changing it.
+    """
+    path = tmp_path_factory.mktemp("pairs") / "made"
+    images = np.random.default_rng(6).integers(0, 256, (46, 112, 112, 3), dtype=np.uint8)
+    issame = np.arange(23) % 2 == 0
+    images[1::2][issame] = images[0::2][issame]
+    write_carray(path, images, issame)
+    return path, images, issame

@@ -1,0 +1,230 @@
+"""A run's folders and files: named, found, written whole or not at all, and loaded without running code.
+
+checkpoints/RUN/      Backbone_{epoch}_{batch}.pth, Head_..., Optimizer_...: every epoch, `batch` counted over the run
+checkpoints_best/RUN/ Backbone_Best.pth, Head_Best.pth, Optimizer_Best.pth
+
+Backbone and Head files are plain state dicts. What exact resume needs beyond the optimizer is in the Optimizer file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import zipfile
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from util.errors import DataError, RunError, UsageError
+from util.files import replacing
+
+PARTS = ("Backbone", "Head", "Optimizer")
+# Ours, the older toolkit's Backbone_Epoch_1_Batch_17.pth, and face.evoLVe's
+# Backbone_IR_50_Epoch_1_Batch_17_Time_2019-07-28-19-15_checkpoint.pth.
+_EPOCH_FILE = re.compile(r"Backbone(?:_.+)?_(?:Epoch_)?(?P<epoch>\d+)_(?:Batch_)?(?P<batch>\d+)(?:_Time_.*)?\.pth")
+_RUN_DATE = re.compile(r"_(\d{4}-\d\d-\d\d-\d\d-\d\d)(?:_(\d+))?$")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folders of a run; the same name in each."""
+
+    checkpoints: Path
+    best: Path
+    log: Path
+
+    @property
+    def name(self) -> str:
+        return self.checkpoints.name
+
+
+def new_run(checkpoint_dir: str, best_dir: str, log_dir: str, prefix: str, now: datetime) -> Run:
+    """Makes the folders of a run named PREFIX_{minute}; a second one in the same minute gets `_2`."""
+    stem = f"{prefix}_{now:%Y-%m-%d-%H-%M}"
+    for number in range(1, 1000):
+        name = stem if number == 1 else f"{stem}_{number}"
+        run = Run(Path(checkpoint_dir) / name, Path(best_dir) / name, Path(log_dir) / name)
+        if not (run.best.exists() or run.log.exists()):
+            try:
+                run.checkpoints.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            return run
+    raise UsageError(f"--checkpoint_dir={checkpoint_dir}: no free name for a run left in this minute")
+
+
+def resumed_run(resumed: Resumable, checkpoint_dir: str, best_dir: str, log_dir: str) -> Run:
+    """The folders in which a resumed run goes on: its own. Files of epochs that it will do again are set aside."""
+    name = resumed.files["Backbone"].absolute().parent.name
+    run = Run(Path(checkpoint_dir) / name, Path(best_dir) / name, Path(log_dir) / name)
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    for path in sorted(run.checkpoints.glob("*.pth")):
+        match = _EPOCH_FILE.fullmatch(re.sub("^(Head|Optimizer)_", "Backbone_", path.name))
+        if match and int(match["epoch"]) > resumed.state["epoch"]:
+            (run.checkpoints / "superseded").mkdir(exist_ok=True)
+            path.replace(run.checkpoints / "superseded" / path.name)
+    return run
+
+
+def newest_run(folder: str | Path) -> Path:
+    """The run in `folder` with the latest date in its name, whatever the name begins with."""
+    folder = Path(folder)
+    dated = [
+        ((match[1], int(match[2] or 1)), path)
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if (match := _RUN_DATE.search(path.name)) and any(path.glob("Backbone*.pth"))
+    ]
+    if not dated:
+        raise DataError(
+            f"{folder}: no run with a Backbone file in it; train one, or name a checkpoint with --resume_dir"
+        )
+    return max(dated)[1]
+
+
+def find_backbone(path: str | Path) -> Path:
+    """The Backbone file meant by `path`: that file, a folder's Backbone_Best.pth, or the newest of its epochs."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise DataError(f"--resume_dir={path}: no such file or folder")
+    if (path / "Backbone_Best.pth").is_file():
+        return path / "Backbone_Best.pth"
+    epochs = [
+        (int(match["epoch"]), int(match["batch"]), file)
+        for file in path.glob("Backbone_*.pth")
+        if (match := _EPOCH_FILE.fullmatch(file.name))
+    ]
+    if not epochs:
+        raise DataError(
+            f"--resume_dir={path}: no Backbone_Best.pth or Backbone_EPOCH_BATCH.pth in it; name a run's folder"
+        )
+    return max(epochs)[2]
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """What a run is continued from: an epoch's three files."""
+
+    files: dict[str, Path]
+    backbone: dict[str, torch.Tensor]
+    head: dict[str, torch.Tensor]
+    state: dict[str, Any]  # what save_epoch was given
+
+
+def load_resumable(path: str | Path) -> Resumable:
+    """The epoch meant by `path`, as find_backbone reads it. Raises DataError for a missing file, or one not ours."""
+    backbone_file = find_backbone(path)
+    files = {part: sibling(backbone_file, part) for part in PARTS}
+    backbone, head, state = (load(file) for file in files.values())
+    wanted = {"optimizer", "epoch", "step", "best_accuracy", "random_states", "classes", "settings"}
+    if not wanted <= state.keys():
+        raise DataError(
+            f"{files['Optimizer']}: lacks {', '.join(sorted(wanted - state.keys()))}; only runs of this toolkit can be "
+            f"resumed, so start a new run without --resume_dir"
+        )
+    return Resumable(files, backbone, head, state)
+
+
+def load_into(module: nn.Module, state: dict[str, torch.Tensor], file: Path, remedy: str) -> None:
+    """Loads a state dict strictly; one that does not fit raises DataError, naming a key that differs."""
+    own = module.state_dict()
+    for key in own.keys() | state.keys():
+        if key not in own or key not in state or own[key].shape != state[key].shape:
+            shapes = [tuple(d[key].shape) if key in d else "absent" for d in (state, own)]
+            raise DataError(f"{file}: {key} is {shapes[0]} in the file and {shapes[1]} in the network; {remedy}")
+    module.load_state_dict(state, strict=True)
+
+
+def sibling(backbone: Path, part: str) -> Path:
+    """The Head or Optimizer file that belongs to a Backbone file."""
+    if not backbone.name.startswith("Backbone"):
+        raise DataError(f"{backbone}: resuming needs a Backbone file, with its Head and Optimizer files beside it")
+    path = backbone.with_name(backbone.name.replace("Backbone", part, 1))
+    if not path.is_file():
+        raise DataError(
+            f"{path}: missing; a run is resumed from its Backbone, Head and Optimizer files together, so take another "
+            f"epoch, or start a new run without --resume_dir"
+        )
+    return path
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A file's dictionary, on the CPU, read without running any code that it may hold."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"{path}: not a checkpoint that can be loaded safely ({reason[:160]}); take another") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds a {type(content).__name__}, and a checkpoint holds a dictionary")
+    return content
+
+
+def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A state dict on the CPU, so that it loads anywhere."""
+    return {key: value.detach().cpu() for key, value in module.state_dict().items()}
+
+
+def check_finite(module: nn.Module, name: str) -> None:
+    """Raises RunError if a weight or a running statistic of `module` is not finite."""
+    for key, value in module.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise RunError(f"the {name}'s {key} is no longer finite; lower --lr, or raise --warmup_epochs")
+
+
+def save_epoch(run: Run, backbone: nn.Module, head: nn.Module, state: dict[str, Any]) -> Path:
+    """Writes the three files of an epoch and returns the Backbone's path. `state` goes into the Optimizer file.
+
+    The Optimizer file comes last, so an epoch that has one is whole.
+    """
+    contents = (state_of(backbone), state_of(head), state)
+    paths = [run.checkpoints / f"{part}_{state['epoch']}_{state['step']}.pth" for part in PARTS]
+    for path, content in zip(paths, contents, strict=True):
+        with replacing(path) as partial:
+            torch.save(content, partial)
+    return paths[0]
+
+
+def save_best(run: Run, backbone_file: Path) -> None:
+    """Makes an epoch's files the best ones: as hard links, which cost no space, or copies where there are none."""
+    run.best.mkdir(parents=True, exist_ok=True)
+    (run.best / "Optimizer_Best.pth").unlink(missing_ok=True)  # back last: a set of three that has it is one epoch's
+    for part in PARTS:
+        source = backbone_file.with_name(backbone_file.name.replace("Backbone", part, 1))
+        with replacing(run.best / f"{part}_Best.pth") as partial:
+            partial.unlink(missing_ok=True)
+            try:
+                os.link(source, partial)
+            except OSError:
+                shutil.copyfile(source, partial)
+
+
+def random_states() -> dict[str, Any]:
+    """The state of torch's generators: dropout draws from them."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Takes back what random_states gave; GPUs beyond those of the earlier machine keep their own."""
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available():
+        for index, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, index)
+
+
+def check_classes(resumed: Resumable, found: list[str], root: Path) -> None:
+    """Raises DataError unless the people of a run and of its data are the same: the head has a row for each."""
+    saved, file = resumed.state["classes"], resumed.files["Optimizer"]
+    remedy = "resume with the same data, or start a new run without --resume_dir"
+    if len(saved) != len(found):
+        raise DataError(f"{file}: trained on {len(saved)} people, and {root} has {len(found)}; {remedy}")
+    for before, now in zip(saved, found, strict=True):
+        if before != now:
+            raise DataError(f"{file}: trained on {before!r}, where {root} has {now!r}; {remedy}")

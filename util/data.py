@@ -1,0 +1,208 @@
+"""Training data: a folder of people, a sampler balanced by class, and a loader whose every sample can be made again."""
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from util import transform
+from util.errors import DataError
+
+TRAIN_FOLDERS = ("imgs_casia", "ms1m_align_112", "imgs_train", "imgs")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+SECONDS_TO_END = 2  # that the main process has for ending a worker in good order, after SIGTERM has reached them all
+
+
+def find_train_data(data_dir: str | Path, train_data: str | None) -> Path:
+    """The folder to train on: `train_data` (under data_dir, or a path), or the first of TRAIN_FOLDERS in data_dir.
+
+    An `imgs` folder inside it is taken instead of it. Raises DataError if there is none.
+    """
+    data_dir = Path(data_dir)
+    candidates = (
+        [data_dir / train_data, Path(train_data)] if train_data else [data_dir / name for name in TRAIN_FOLDERS]
+    )
+    for folder in candidates:
+        if folder.is_dir():
+            return folder / "imgs" if (folder / "imgs").is_dir() else folder
+    if train_data:
+        raise DataError(f"--train_data={train_data}: no such folder, neither under {data_dir} nor as a path")
+    raise DataError(
+        f"{data_dir}: no training folder ({', '.join(TRAIN_FOLDERS)}); put one there, one folder of aligned faces a "
+        f"person, or name it with --train_data"
+    )
+
+
+class ImageFolder:
+    """Aligned faces in one folder a person: ROOT/PERSON/IMAGE. Classes and images are in alphabetical order.
+
+    Names are held in numpy arrays and not in Python strings: worker processes would copy millions of those one by one
+    as they touch their reference counts.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.classes, labels, names = [], [], []
+        for person in sorted(entry.name for entry in os.scandir(root) if entry.is_dir()):
+            images = sorted(name for name in os.listdir(root / person) if name.lower().endswith(IMAGE_SUFFIXES))
+            if images:
+                labels += [len(self.classes)] * len(images)
+                names += [os.fsencode(name) for name in images]
+                self.classes.append(person)
+        if len(self.classes) < 2:
+            raise DataError(
+                f"{root}: found images in {len(self.classes)} folders, and training needs two people or more; lay them "
+                f"out as {root}/PERSON/IMAGE.jpg"
+            )
+        self.labels = np.array(labels)  # (N,) int64
+        self._names = np.array(names)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> Path:
+        return self.root / self.classes[self.labels[index]] / os.fsdecode(self._names[index])
+
+    def image(self, index: int) -> np.ndarray:
+        """Image `index` as (S, S, 3) RGB uint8. DataError names a file that cannot be used."""
+        path = self.path(index)
+        try:
+            image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR_RGB)
+        except (OSError, cv2.error) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{path}: cannot be read ({reason}); restore it or remove it") from None
+        if image is None:
+            raise DataError(f"{path}: not an image that can be decoded; restore it or remove it")
+        if image.shape[0] != image.shape[1]:
+            raise DataError(
+                f"{path}: {image.shape[1]}x{image.shape[0]} is not square; align the faces to 112x112 first"
+            )
+        return image
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to a training image. `lr_size`: half of the samples are degraded to that size (None: none are)."""
+
+    strong: bool = False
+    lr_size: int | None = None
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """(S, S, 3) RGB uint8 -> (112, 112, 3) RGB uint8."""
+        crop = transform.train_warp(image, rng) if self.strong else transform.train_crop(image, rng)
+        if self.lr_size is not None and rng.random() < 0.5:
+            crop = transform.degrade(crop, self.lr_size)
+        return crop
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Which images make up one batch: positions start, start + 1, ... of the epoch's order."""
+
+    epoch: int
+    start: int
+    indices: np.ndarray  # (B,)
+
+
+class BalancedSampler(Sampler[Batch]):
+    """Draws N images an epoch with replacement, every class as often as any other (weight 1 / class size).
+
+    The order is a pure function of (seed, epoch). The last partial batch is dropped.
+    """
+
+    def __init__(self, labels: np.ndarray, batch_size: int, seed: int):
+        self.epoch = 0
+        self._batch_size, self._seed, self._total = batch_size, seed, len(labels)
+        self._by_class = np.argsort(labels, kind="stable")
+        self._sizes = np.bincount(labels)
+        self._starts = np.cumsum(self._sizes) - self._sizes
+
+    def __len__(self) -> int:
+        return self._total // self._batch_size
+
+    def order(self, epoch: int) -> np.ndarray:
+        """(N,) indices of the images of an epoch."""
+        rng = np.random.default_rng([self._seed, epoch])
+        classes = rng.integers(len(self._sizes), size=self._total)
+        within = (rng.random(self._total) * self._sizes[classes]).astype(np.int64)
+        return self._by_class[self._starts[classes] + within]
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = self.order(self.epoch)
+        for start in range(0, len(self) * self._batch_size, self._batch_size):
+            yield Batch(self.epoch, start, order[start : start + self._batch_size])
+
+
+class BatchDataset(Dataset):
+    """Makes whole batches in the worker, so that one uint8 array and not many small ones passes between processes.
+
+    The random numbers of a sample come from (seed, epoch, position): any sample of any epoch can be made again,
+    whatever the number of workers.
+    """
+
+    def __init__(self, images: ImageFolder, augmentation: Augmentation, seed: int):
+        self._images, self._augmentation, self._seed = images, augmentation, seed
+
+    def __getitem__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor] | DataError:
+        """(B, 112, 112, 3) RGB uint8 and (B,) int64; or the error, which would lose its one line on the way up."""
+        pixels = np.empty((len(batch.indices), transform.SIZE, transform.SIZE, 3), np.uint8)
+        try:
+            for offset, index in enumerate(batch.indices):
+                rng = np.random.default_rng([self._seed, batch.epoch, batch.start + offset])
+                pixels[offset] = self._augmentation(self._images.image(index), rng)
+        except DataError as error:
+            return error
+        return torch.from_numpy(pixels), torch.from_numpy(self._images.labels[batch.indices])
+
+
+class TrainLoader:
+    """Iterates over the batches of an epoch: `for images, labels in loader.epoch(3)`."""
+
+    def __init__(
+        self,
+        images: ImageFolder,
+        batch_size: int,
+        augmentation: Augmentation,
+        seed: int = 1337,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ):
+        self._sampler = BalancedSampler(images.labels, batch_size, seed)
+        self._loader = DataLoader(
+            BatchDataset(images, augmentation, seed),
+            batch_size=None,
+            sampler=self._sampler,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+            prefetch_factor=4 if num_workers else None,
+            worker_init_fn=_start_worker,
+            # The loader's own seed would be drawn from torch's global generator, whose state a resumed run restores.
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Batches of (B, 112, 112, 3) RGB uint8 images and (B,) int64 labels. Raises DataError for a broken image."""
+        self._sampler.epoch = epoch
+        for batch in self._loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+
+def _start_worker(worker: int) -> None:
+    """Workers are the parallelism: OpenCV's own threads would only fight over the cores. Ctrl-C is the main process's
+    business, and its SIGTERM handler, inherited, is not theirs: they must end when it tells them to.
+    """
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,43 @@
+"""Where the networks run: the one place that turns device numbers into devices and wrappers."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from util.errors import UsageError
+
+
+def select_devices(gpu_num: Sequence[int]) -> list[torch.device]:
+    """The devices for --gpu_num (empty: the CPU), the first of which holds the head. Without CUDA, the CPU is taken.
+
+    Raises UsageError, listing the GPUs there are, if one does not exist.
+    """
+    if not gpu_num:
+        return [torch.device("cpu")]
+    if not torch.cuda.is_available():
+        print(f"warning: no CUDA on this machine; --gpu_num={list(gpu_num)} runs on the CPU", flush=True)
+        return [torch.device("cpu")]
+    count = torch.cuda.device_count()
+    for index in gpu_num:
+        if index >= count:
+            names = ", ".join(f"{i} ({torch.cuda.get_device_name(i)})" for i in range(count))
+            raise UsageError(f"--gpu_num={list(gpu_num)}: there is no GPU {index} here; there are: {names}")
+    return [torch.device("cuda", index) for index in gpu_num]
+
+
+def wrap(backbone: nn.Module, devices: Sequence[torch.device], compiled: bool = False) -> nn.Module:
+    """The backbone as it is run: moved to its device, compiled if wanted; several each get a copy at every step.
+
+    Nothing else is wrapped: neither the head's weights nor its logits travel between GPUs. The parameters stay those of
+    `backbone`, which is the one to save.
+    """
+    # The layout in which pixels arrive; without it a CPU spends most of a step on shuffling them.
+    backbone.to(devices[0], memory_format=torch.channels_last)
+    runner = torch.compile(backbone) if compiled else backbone
+    return runner if len(devices) == 1 else nn.DataParallel(runner, device_ids=list(devices))
+
+
+def workers_for(devices: Sequence[torch.device], cores: int) -> int:
+    """Loader processes where --num_workers is not given: on a CPU the network needs the cores, on a GPU it does not."""
+    return max(1, min(4, cores // 4)) if devices[0].type == "cpu" else max(1, min(16, cores - 1))

@@ -1,0 +1,139 @@
+"""What a run says: on the console while it trains, and in its files after each epoch."""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from tqdm import tqdm
+
+from util.checkpoint import Run
+from util.files import replacing
+from util.plot import roc_figure, save_figure, training_curves
+from util.verification import Verification
+
+
+class Progress:
+    """The progress of one epoch: a tqdm bar on a terminal, elsewhere a plain line every tenth of the epoch."""
+
+    def __init__(self, title: str, steps: int, batch_size: int, terminal: bool | None = None):
+        self._title, self._steps, self._batch_size = title, steps, batch_size
+        self._started = time.perf_counter()
+        self._tenths = 0
+        terminal = sys.stderr.isatty() if terminal is None else terminal
+        self._bar = tqdm(total=steps, desc=title, unit="batch", dynamic_ncols=True) if terminal else None
+
+    @property
+    def report_every(self) -> int:
+        """Steps between reports: often enough to look alive, seldom enough not to hold up a GPU."""
+        return max(1, min(100, self._steps // 10))
+
+    def report(self, done: int, averages: Mapping[str, float]) -> None:
+        """Shows the averages after `done` steps of the epoch."""
+        rate = done * self._batch_size / (time.perf_counter() - self._started)
+        text = (
+            f"loss {averages['loss']:.4f}  Prec@1 {averages['prec1']:.2f}  Prec@5 {averages['prec5']:.2f}  "
+            f"lr {averages['lr']:.3g}  {rate:.0f} images/s"
+        )
+        tenths = done * 10 // self._steps
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(done - self._bar.n)
+        elif tenths > self._tenths:
+            left = tqdm.format_interval((self._steps - done) * self._batch_size / rate)
+            print(f"{self._title}  {done}/{self._steps}  {text}  {left} left", flush=True)
+        self._tenths = tenths
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class RunLog:
+    """A run's Evaluation.txt (in its checkpoint folder), and metrics.jsonl, TensorBoard events and plots (in log/).
+
+    `step` is that of the checkpoint a run is resumed from, `epoch` its epoch, both 0 for a new run: what was logged
+    beyond is cut.
+    """
+
+    def __init__(self, run: Run, epoch: int = 0, step: int = 0):
+        from torch.utils.tensorboard import SummaryWriter
+
+        run.log.mkdir(parents=True, exist_ok=True)
+        self._log, self._evaluation = run.log, run.checkpoints / "Evaluation.txt"
+        self._metrics = run.log / "metrics.jsonl"
+        _keep_lines(self._evaluation, lambda line: _epoch_of_evaluation(line) <= epoch)
+        _keep_lines(self._metrics, lambda line: json.loads(line)["epoch"] <= epoch)
+        self._writer = SummaryWriter(str(run.log), purge_step=step + 1 if step else None)
+
+    def samples(self, images: torch.Tensor) -> None:
+        """Shows the first training images as the network gets them: (B, H, W, 3) RGB uint8."""
+        from util.torchvision_import import make_grid
+
+        self._writer.add_image("train/samples", make_grid(images[:32].permute(0, 3, 1, 2), nrow=8), 0)
+
+    def epoch(self, epochs: int, record: Mapping[str, Any], results: Mapping[str, Mapping[str, Verification]]) -> None:
+        """Adds an epoch. `record` has epoch, step, loss, prec1, prec5, lr …; `results` is {view: {set: result}}."""
+        step, lines = record["step"], []
+        for view, sets in results.items():
+            line = evaluation_line({name: result.accuracy for name, result in sets.items()}, " : ")
+            lines.append(f"Epoch {record['epoch']}/{epochs}, Evaluation{'' if view == 'HR' else ' ' + view}: {line}\n")
+            for name, result in sets.items():
+                self._writer.add_scalar(f"{view}/{name}", result.accuracy, step)
+        accuracies = {name: result.accuracy for name, result in labelled(results).items()}
+        if lines:
+            with self._evaluation.open("a") as file:
+                file.writelines(lines)
+            print("".join(lines), end="", flush=True)
+        for name in ("loss", "prec1", "prec5", "lr", "margin"):
+            self._writer.add_scalar(f"train/{name}", record[name], step)
+        with self._metrics.open("a") as file:
+            file.write(json.dumps({**record, "accuracy": accuracies}) + "\n")
+        self._plot(results, step)
+        self._writer.flush()
+
+    def _plot(self, results: Mapping[str, Mapping[str, Verification]], step: int) -> None:
+        named = labelled(results)
+        if named:
+            figure = roc_figure(named)
+            save_figure(figure, self._log / "roc.png")
+            self._writer.add_figure("ROC", figure, step)
+        records = [json.loads(line) for line in self._metrics.read_text().splitlines()]
+        save_figure(training_curves(records), self._log / "curves.png")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def labelled(results: Mapping[str, Mapping[str, Verification]]) -> dict[str, Verification]:
+    """{view: {set: result}} -> {"LFW": …, "LFW LR": …}: the names of curves and table rows."""
+    return {
+        name if view == "HR" else f"{name} {view}": result
+        for view, sets in results.items()
+        for name, result in sets.items()
+    }
+
+
+def evaluation_line(accuracies: Mapping[str, float], separator: str) -> str:
+    """`LFW : 0.9912, …, Avg : 0.95`, the older toolkit's form; validation.py's separator is ` Acc: `."""
+    average = sum(accuracies.values()) / len(accuracies)
+    return ", ".join(f"{name}{separator}{value:.4f}" for name, value in {**accuracies, "Avg": average}.items())
+
+
+def _epoch_of_evaluation(line: str) -> int:
+    match = re.match(r"Epoch (\d+)/", line)
+    return int(match[1]) if match else 0
+
+
+def _keep_lines(path: Path, keep: Callable[[str], bool]) -> None:
+    if path.is_file():
+        lines = [line for line in path.read_text().splitlines(keepends=True) if keep(line)]
+        with replacing(path) as partial:
+            partial.write_text("".join(lines))

@@ -1,0 +1,121 @@
+"""What happens to pixels between the decoder and the network: one definition each, all on RGB uint8 (H, W, 3).
+
+`normalise` is the only place where pixels become floats.
+"""
+
+from functools import cache
+
+import cv2
+import numpy as np
+import torch
+
+SIZE = 112  # what the networks see
+RESIZED = 128  # what crops are cut from
+
+
+def normalise(images: torch.Tensor) -> torch.Tensor:
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 in [-1, 1], in channels_last memory order (no copy of the layout)."""
+    return images.permute(0, 3, 1, 2).float().sub_(127.5).div_(127.5)
+
+
+def train_crop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Resizes a square image to 128x128, cuts a random 112x112 window and flips it every other time."""
+    top, left = rng.integers(0, RESIZED - SIZE + 1, size=2)
+    resized = cv2.resize(image, (RESIZED, RESIZED), interpolation=cv2.INTER_LINEAR)
+    crop = resized[top : top + SIZE, left : left + SIZE]
+    return crop[:, ::-1] if rng.random() < 0.5 else crop
+
+
+def train_warp(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The strong augmentation, for few images: geometry, colour, blur and erasing, all milder than what harms a face.
+
+    Rotation up to 12 degrees, scale 0.95 to 1.25 (1.14 is what the plain crop does), shift up to 8 pixels, flip;
+    brightness, contrast and colour jitter; now and then grey, blurred, or with a rectangle erased. -> (112, 112, 3).
+    """
+    angle, scale = rng.uniform(-12, 12), rng.uniform(0.95, 1.25) * SIZE / image.shape[0]
+    matrix = cv2.getRotationMatrix2D(((image.shape[1] - 1) / 2, (image.shape[0] - 1) / 2), angle, scale)
+    matrix[:, 2] += (SIZE - image.shape[0]) / 2 + rng.uniform(-8, 8, size=2)
+    if rng.random() < 0.5:
+        matrix[0] = [0, 0, SIZE - 1] - matrix[0]
+    warped = cv2.warpAffine(image, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    warped = _jitter_colour(warped, rng)
+    if rng.random() < 0.15:
+        warped = cv2.GaussianBlur(warped, (0, 0), rng.uniform(0.5, 1.8))
+    return _erase(warped, rng) if rng.random() < 0.4 else warped
+
+
+def _jitter_colour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    contrast = rng.uniform(0.7, 1.3) * rng.uniform(0.9, 1.1, size=3)
+    offset = 127.5 * (1 - contrast) + rng.uniform(-30, 30)
+    levels = np.arange(256)[:, None] * contrast + offset  # (256, 3)
+    image = cv2.LUT(image, np.clip(np.rint(levels), 0, 255).astype(np.uint8)[None])
+    colour = 0.0 if rng.random() < 0.15 else rng.uniform(0.6, 1.2)
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(image, colour, grey, 1 - colour, 0)
+
+
+def _erase(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    height, width = rng.integers(SIZE // 6, SIZE // 2, size=2)
+    top, left = rng.integers(0, SIZE - height + 1), rng.integers(0, SIZE - width + 1)
+    image[top : top + height, left : left + width] = rng.integers(0, 256, size=3)
+    return image
+
+
+def eval_crop(images: np.ndarray) -> np.ndarray:
+    """The evaluation crop of face.evoLVe: bilinear to 128x128, then the centre 112x112.
+
+    (H, W, 3) or (N, H, W, 3) uint8 -> the same with H = W = 112.
+    """
+    if images.ndim == 3:
+        return eval_crop(images[None])[0]
+    start = (RESIZED - SIZE) // 2
+    window = slice(start, start + SIZE)
+    out = np.empty((len(images), SIZE, SIZE, 3), np.uint8)
+    for crop, image in zip(out, images, strict=True):
+        crop[:] = cv2.resize(image, (RESIZED, RESIZED), interpolation=cv2.INTER_LINEAR)[window, window]
+    return out
+
+
+def shrink(images: np.ndarray, size: int) -> np.ndarray:
+    """Pillow's bicubic (antialiased) resampling of (H, W, 3) or (N, H, W, 3) uint8 images to size x size."""
+    return _resample(images, size)
+
+
+def degrade(images: np.ndarray, size: int) -> np.ndarray:
+    """Low resolution as it looks at the network's input: bicubic down to size x size and up again, like Pillow's.
+
+    (H, W, 3) or (N, H, W, 3) uint8, H = W -> the same shape and type. Scale s of the command line is size 112 // s.
+    """
+    return _resample(shrink(images, size), images.shape[-2])
+
+
+def _resample(images: np.ndarray, size: int) -> np.ndarray:
+    """Two matrix products an image, rounded to grey levels after each and rows first, because Pillow does so."""
+    *count, height, width, colours = images.shape
+    rows = images.reshape(-1, height, width * colours).astype(np.float32)  # (N, H, 3W)
+    rows = _to_levels(rows @ _colour_weights(width, size, colours))  # (N, H, 3 size)
+    rows = _to_levels(_bicubic_weights(height, size) @ rows)  # (N, size, 3 size)
+    return rows.astype(np.uint8).reshape(*count, size, size, colours)
+
+
+def _to_levels(values: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(values, out=values), 0, 255, out=values)
+
+
+@cache
+def _bicubic_weights(before: int, after: int) -> np.ndarray:
+    """(after, before) float32: Keys' cubic (a = -0.5), widened by the scale when shrinking, as Pillow computes it."""
+    scale = before / after
+    stretch = max(scale, 1.0)
+    centres = (np.arange(after)[:, None] + 0.5) * scale
+    distance = np.abs(np.arange(before)[None] + 0.5 - centres) / stretch
+    near = 1.5 * distance**3 - 2.5 * distance**2 + 1
+    far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+    weights = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+@cache
+def _colour_weights(before: int, after: int, colours: int) -> np.ndarray:
+    """(colours * before, colours * after): the same weights for interleaved colours."""
+    return np.kron(_bicubic_weights(before, after).T, np.eye(colours, dtype=np.float32))
