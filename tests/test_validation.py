@@ -1,0 +1,166 @@
+"""validation.py, run as a user runs it, with networks and sets whose accuracies are known."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import validation
+from model.backbone import build_backbone
+from util.errors import DataError, UsageError
+from util.pairs import write_carray
+
+ROOT = Path(__file__).parents[1]
+PAIRS = 43  # 86 images: the last of batches of 64 has 22, of batches of 7 two
+
+
+class RedAngle(nn.Module):
+    """A unit vector whose angle is the image's mean red: an embedding known beforehand. Blue is not looked at."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        angle = (images[:, 0].mean(dim=(1, 2)) + 1) * math.pi / 4
+        return torch.stack([angle.cos(), angle.sin()], dim=1)
+
+
+def flat(red: int, blue: int) -> np.ndarray:
+    return np.broadcast_to(np.array([red, 90, blue], np.uint8), (112, 112, 3))
+
+
+def coloured_pairs(wrong: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Same pairs have one red and different blues, different pairs the reverse; the last `wrong` pairs lie."""
+    issame = np.arange(PAIRS) % 2 == 0
+    images = []
+    for pair, same in enumerate(issame):
+        lie = pair >= PAIRS - wrong
+        one_red = same != lie
+        images += [flat(40, 40), flat(40, 215)] if one_red else [flat(40, 40), flat(215, 40)]
+    return images, issame
+
+
+@pytest.fixture
+def known_sets(tmp_path) -> Path:
+    """LFW without a lie, CFP_FF with 4 lies in 43 pairs, AgeDB as LFW but stored with its channels swapped."""
+    for place, wrong in (("lfw_align_112/lfw", 0), ("cfp_align_112/cfp_ff", 4), ("agedb_30", 0)):
+        images, issame = coloured_pairs(wrong)
+        if place == "agedb_30":
+            images = [image[:, :, ::-1] for image in images]
+        write_carray(tmp_path / place, images, issame)
+    return tmp_path
+
+
+@pytest.fixture
+def known_backbone(monkeypatch):
+    monkeypatch.setattr(validation, "load_backbone", lambda file, expected: ("RedAngle", RedAngle()))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A best folder with two runs of real backbone files; the newer one has the name that sorts first."""
+    best = tmp_path_factory.mktemp("best")
+    for name, backbone in (
+        ("LRTRAIN_LRx4_2022-07-28-19-15", "iresnet18"),
+        ("HRTRAIN_2022-08-01-00-00", "MobileFaceNet"),
+    ):
+        (best / name).mkdir()
+        network = build_backbone(backbone, embedding_size=32)
+        torch.save(
+            {f"module.{key}": value for key, value in network.state_dict().items()}, best / name / "Backbone_Best.pth"
+        )
+    torch.save({"weight": torch.zeros(3, 32)}, best / "HRTRAIN_2022-08-01-00-00" / "Head_Best.pth")
+    return best
+
+
+@pytest.mark.parametrize("batch_size", [64, 7, 1])
+def test_known_accuracies_whatever_the_batch(known_sets, known_backbone, tmp_path, batch_size, capsys):
+    (tmp_path / "Backbone.pth").touch()
+    validation.main(
+        [
+            f"--data_dir={known_sets}",
+            "--gpu_num=cpu",
+            f"--batch_size={batch_size}",
+            f"--json={tmp_path}/out/r.json",
+            f"--resume_dir={tmp_path}/Backbone.pth",
+            f"--plot={tmp_path}/out/roc.png",
+        ]
+    )
+    sets = json.loads((tmp_path / "out" / "r.json").read_text())["views"]["HR"]["sets"]
+    assert sets["LFW"]["accuracy"] == 1.0 and sets["LFW"]["eer"] == 0.0 and sets["LFW"]["tar_at_far"]["1e-3"] == 1.0
+    # The last fold has four pairs, which all lie; the other nine, where none does, choose the threshold.
+    assert sets["CFP_FF"]["fold_accuracies"] == [1.0] * 9 + [0.0]
+    # With red and blue swapped every pair lies, and the best that a threshold can do is to take or refuse all.
+    assert sets["AgeDB"]["accuracy"] < 0.6 and sets["AgeDB"]["auc"] == 0.0
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"^Evaluation: LFW Acc: 1\.0000, CFP_FF Acc: 0\.9000, AgeDB Acc: 0\.\d{4}, Avg Acc: 0\.\d{4}$", printed, re.M
+    )
+    assert "left out: CFP_FP" in printed
+    assert (tmp_path / "out" / "roc.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_table_names_what_it_shows(known_sets, known_backbone, tmp_path, capsys):
+    (tmp_path / "Backbone.pth").touch()
+    validation.main([f"--data_dir={known_sets}", "--gpu_num=cpu", f"--load_dir={tmp_path}/Backbone.pth", "--LR_eval"])
+    lines = capsys.readouterr().out.splitlines()
+    header = next(index for index, line in enumerate(lines) if line.startswith("set "))
+    columns = ["set", "accuracy", "threshold", "AUC", "EER", "TAR@FAR=1e-03", "TAR@FAR=1e-02", "pairs", "images/s"]
+    assert lines[header].split() == columns
+    rows = [line.split("  ")[0] for line in lines[header + 1 :]]
+    assert rows == ["LFW", "CFP_FF", "AgeDB", "LFW LR", "CFP_FF LR", "AgeDB LR"]
+    assert any(
+        line.startswith("Evaluation LR: LFW Acc: 1.0000") for line in lines
+    )  # flat colours have no detail to lose
+    assert any("28x28" in line for line in lines)
+
+
+def test_newest_run_is_taken_and_named(trained, tiny_data, capsys):
+    validation.main([f"--data_dir={tiny_data}", "--gpu_num=cpu", f"--best_checkpoint_dir={trained}"])
+    assert "HRTRAIN_2022-08-01-00-00/Backbone_Best.pth (MobileFaceNet)" in capsys.readouterr().out
+
+
+def test_backbone_is_recognised_from_its_file(trained, tiny_data):
+    name, backbone = validation.load_backbone(trained / "LRTRAIN_LRx4_2022-07-28-19-15" / "Backbone_Best.pth", None)
+    assert name == "iresnet18"
+    assert backbone.eval()(torch.zeros(1, 3, 112, 112)).shape == (1, 32)
+
+
+def test_another_backbone_than_the_files_is_an_error(trained):
+    with pytest.raises(DataError, match="holds MobileFaceNet, not --backbone=IR_50"):
+        validation.load_backbone(trained / "HRTRAIN_2022-08-01-00-00" / "Backbone_Best.pth", "IR_50")
+
+
+def test_a_head_file_is_no_backbone(trained):
+    with pytest.raises(DataError, match=r"Head_Best.pth: not a backbone's state dict .*name a Backbone file"):
+        validation.load_backbone(trained / "HRTRAIN_2022-08-01-00-00" / "Head_Best.pth", None)
+
+
+def test_no_verification_set_is_an_error(trained, tmp_path):
+    with pytest.raises(DataError, match="no verification set in it"):
+        validation.main([f"--data_dir={tmp_path}", "--gpu_num=cpu", f"--best_checkpoint_dir={trained}"])
+
+
+def test_unwritable_results_are_refused_before_the_work(tmp_path):
+    with pytest.raises(UsageError, match="is a folder; name a file"):
+        validation.main(["--gpu_num=cpu", f"--json={tmp_path}"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--best_checkpoint_dir=no/such"], 3, "no/such: no run with a Backbone file in it"),
+        (["--SR_eval=True"], 2, "--SR_eval: super resolution evaluation is not available"),
+        (["--resume_dir=README.md"], 3, "README.md: not a checkpoint"),
+        (["--LR_eval=maybe"], 2, "--LR_eval: 'maybe' is not True or False"),
+    ],
+)
+def test_a_bad_command_line_ends_in_one_line_and_its_exit_code(arguments, code, message):
+    command = [sys.executable, "validation.py", "--gpu_num=cpu", *arguments]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == code
+    assert ended.stderr.count("\n") == 1 and ended.stderr.startswith("error: ") and message in ended.stderr

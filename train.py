@@ -1,0 +1,255 @@
+"""Trains a face recognition model. From the repository root:
+
+python train.py                                                  # the images in data/, on GPU 0
+python train.py --gpu_num=[0,1] --batch_size=256                 # on two GPUs
+python train.py --LR_train=True --LR_scale=4 --LR_eval=True      # half of the images in low resolution
+python train.py --backbone=MobileFaceNet --head=CosFace --m=0.35 --train_data=/sets/faces --gpu_num=cpu
+python train.py --resume_dir=checkpoints/HRTRAIN_2022-07-28-19-15  # go on where a run was stopped
+python train.py --config=run.yaml --print_config                 # the settings as they would be used
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from config import TrainConfig, parse_train
+from util.errors import RunError, UsageError, run_script
+
+# torch takes seconds to import: what needs it is imported in functions, once the command line is known to be right.
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from util.checkpoint import Resumable, Run
+    from util.data import ImageFolder, TrainLoader
+    from util.pairs import PairSet
+    from util.verification import Verification
+
+
+def main(arguments: list[str]) -> None:
+    config = parse_train(arguments, inherit=saved_settings)
+
+    import torch
+
+    from util import checkpoint
+    from util.distributed import select_devices
+
+    devices = select_devices(config.gpu_num)
+    resumed = checkpoint.load_resumable(config.resume_dir) if config.resume_dir else None
+    images, pair_sets = open_data(config)
+    if resumed:
+        checkpoint.check_classes(resumed, images.classes, images.root)
+        print(f"resuming {resumed.files['Backbone']} after epoch {resumed.state['epoch']}")
+        report_changes(resumed.state["settings"], config.as_dict())
+    torch.manual_seed(config.seed)
+    training = Training(config, devices, images, pair_sets, resumed)
+    training.run(open_run(config, resumed))
+
+
+def saved_settings(resume_dir: str) -> dict[str, Any]:
+    """The settings of the run to continue, which hold unless the command line or its file says otherwise."""
+    from util.checkpoint import load_resumable
+
+    return load_resumable(resume_dir).state["settings"]
+
+
+def report_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
+    for name, value in now.items():
+        if name != "resume_dir" and value != before.get(name):
+            print(f"changed setting: --{name} was {before.get(name)}, now {value}")
+
+
+def open_data(config: TrainConfig) -> tuple[ImageFolder, list[PairSet]]:
+    """The training images and the verification sets that there are, both named on the console."""
+    from util.data import ImageFolder, find_train_data
+    from util.pairs import find_pair_sets
+
+    root = find_train_data(config.data_dir, config.train_data)
+    images = ImageFolder(root)
+    print(f"training on {root}: {len(images)} images of {len(images.classes)} people")
+    if len(images) < config.batch_size:
+        raise UsageError(f"--batch_size={config.batch_size}: {root} has only {len(images)} images; give at most that")
+    pair_sets, missing = find_pair_sets(config.data_dir)
+    if pair_sets:
+        print("validating on " + ", ".join(f"{pairs.name} ({len(pairs)} pairs)" for pairs in pair_sets))
+    if missing:
+        print(f"not in {config.data_dir}, so left out of the validation: {', '.join(missing)}")
+    if not pair_sets:
+        print("no verification set: no accuracy is measured, and the best checkpoint is the newest")
+    return images, pair_sets
+
+
+def open_run(config: TrainConfig, resumed: Resumable | None) -> Run:
+    """The folders of a new run, or those of the resumed one, where epochs that it will do again are set aside."""
+    from util import checkpoint
+
+    folders = (config.checkpoint_dir, config.best_checkpoint_dir, config.log_dir)
+    if resumed is None:
+        prefix = f"LRTRAIN_LRx{config.LR_scale}" if config.LR_train else "HRTRAIN"
+        run = checkpoint.new_run(*folders, prefix, datetime.now())
+    else:
+        run = checkpoint.resumed_run(resumed, *folders)
+    print(f"checkpoints go to {run.checkpoints}", flush=True)
+    return run
+
+
+def make_loader(config: TrainConfig, images: ImageFolder, devices: list[torch.device]) -> TrainLoader:
+    from util.data import Augmentation, TrainLoader
+    from util.distributed import workers_for
+    from util.transform import SIZE
+
+    lr_size = SIZE // config.LR_scale if config.LR_train else None
+    workers = workers_for(devices, os.cpu_count() or 1) if config.num_workers is None else config.num_workers
+    return TrainLoader(
+        images,
+        config.batch_size,
+        Augmentation(strong=config.augment == "strong", lr_size=lr_size),
+        seed=config.seed,
+        num_workers=workers,
+        pin_memory=devices[0].type == "cuda",
+    )
+
+
+class Training:
+    """The networks, their optimizer and their data; built from the configuration, then, for a resumed run, restored."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        devices: list[torch.device],
+        images: ImageFolder,
+        pair_sets: list[PairSet],
+        resumed: Resumable | None,
+    ):
+        import torch
+
+        from model.backbone import build_backbone
+        from model.head import build_head
+        from model.loss import build_loss
+        from util.distributed import wrap
+        from util.optim import Schedule, parameter_groups
+
+        self.config, self.device, self.images, self.pair_sets = config, devices[0], images, pair_sets
+        self.backbone = build_backbone(config.backbone, embedding_size=config.embedding_size)
+        self.head = build_head(config.head, config.embedding_size, len(images.classes), s=config.s, m=config.m)
+        self.trained: nn.Module = wrap(self.backbone, devices, config.compile)
+        self.evaluated: nn.Module = wrap(self.backbone, devices)  # compiling it for each shape would not pay
+        self.head.to(self.device)
+        self.criterion = build_loss(config.loss)
+        groups = parameter_groups([self.backbone, self.head], config.weight_decay)
+        self.optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+        self.loader = make_loader(config, images, devices)
+        self.schedule = Schedule(
+            steps_per_epoch=len(self.loader),
+            lr=config.lr,
+            warmup_epochs=config.warmup_epochs,
+            stages=config.stages,
+            margin=config.m,
+            margin_warmup_epochs=config.margin_warmup_epochs,
+        )
+        self.epoch, self.step, self.best_accuracy, self.latest = 0, 0, None, "none yet"
+        if resumed:
+            self._restore(resumed)
+
+    def _restore(self, resumed: Resumable) -> None:
+        from util import checkpoint
+
+        remedy = (
+            f"the run has --backbone={resumed.state['settings']['backbone']}, so leave --backbone out, or start anew"
+        )
+        checkpoint.load_into(self.backbone, resumed.backbone, resumed.files["Backbone"], remedy)
+        checkpoint.load_into(self.head, resumed.head, resumed.files["Head"], remedy)
+        self.optimizer.load_state_dict(resumed.state["optimizer"])
+        self.epoch, self.step = resumed.state["epoch"], resumed.state["step"]
+        self.best_accuracy = resumed.state["best_accuracy"]
+        self.latest = str(resumed.files["Backbone"])
+        checkpoint.set_random_states(resumed.state["random_states"])
+
+    def run(self, run: Run) -> None:
+        """Trains the epochs that are left; after each come validation, log and checkpoint."""
+        from util import checkpoint
+        from util.log import RunLog
+
+        log = RunLog(run, self.epoch, self.step)
+        while self.epoch < self.config.epochs:
+            try:
+                averages = self._train_epoch()
+            except RunError as error:
+                raise RunError(f"{error}. The last good checkpoint is {self.latest}") from None
+            results = self._validate()
+            is_best = self._note_accuracy(results.get("HR"))
+            log.epoch(self.config.epochs, self._record(averages), results)
+            file = checkpoint.save_epoch(run, self.backbone, self.head, self._state())
+            if is_best:
+                checkpoint.save_best(run, file)
+            self.latest = str(file)
+        log.close()
+        print(f"done: {self.latest}, best in {run.best}")
+
+    def _train_epoch(self) -> dict[str, float]:
+        from util.checkpoint import check_finite
+        from util.engine import train_one_epoch
+        from util.log import Progress
+
+        title = f"epoch {self.epoch + 1}/{self.config.epochs}"
+        with Progress(title, len(self.loader), self.config.batch_size) as progress:
+            averages = train_one_epoch(
+                self.trained,
+                self.head,
+                self.criterion,
+                self.optimizer,
+                self.loader.epoch(self.epoch),
+                self.schedule,
+                self.epoch,
+                self.device,
+                progress.report,
+                progress.report_every,
+            )
+        check_finite(self.backbone, "backbone")
+        check_finite(self.head, "head")
+        self.epoch += 1
+        self.step += len(self.loader)
+        return averages
+
+    def _validate(self) -> dict[str, dict[str, Verification]]:
+        from util.evaluate import evaluate
+
+        if not self.pair_sets:
+            return {}
+        views = ("HR", "LR") if self.config.LR_eval else ("HR",)
+        config = self.config
+        return evaluate(self.evaluated, self.pair_sets, self.device, config.batch_size, views, config.LR_scale)
+
+    def _note_accuracy(self, results: dict[str, Verification] | None) -> bool:
+        """Whether this epoch is the best so far; without verification sets, each is."""
+        from util.evaluate import average_accuracy
+
+        if not results:
+            return True
+        accuracy = average_accuracy(results)
+        if self.best_accuracy is not None and accuracy <= self.best_accuracy:
+            return False
+        self.best_accuracy = accuracy
+        return True
+
+    def _record(self, averages: dict[str, float]) -> dict[str, float]:
+        return {"epoch": self.epoch, "step": self.step, **averages, "margin": self.head.m}
+
+    def _state(self) -> dict[str, Any]:
+        from util.checkpoint import random_states
+
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "best_accuracy": self.best_accuracy,
+            "random_states": random_states(),
+            "classes": self.images.classes,
+            "settings": self.config.as_dict(),
+        }
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,163 @@
+"""Judges a trained backbone by ten-fold verification accuracy. From the repository root:
+
+python validation.py                                             # the newest run in checkpoints_best/
+python validation.py --gpu_num=[0,1] --resume_dir=checkpoints_best/HRTRAIN_2022-07-28-19-15
+python validation.py --resume_dir=checkpoints/HRTRAIN_2022-07-28-19-15      # its newest epoch
+python validation.py --load_dir=Backbone_7_4200.pth --LR_eval=True --LR_scale=4
+python validation.py --json results.json --plot roc.png
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from config import ValidationConfig, parse_validation
+from util.errors import DataError, UsageError, run_script
+from util.files import replacing
+
+# torch takes seconds to import: what needs it is imported in functions, once the command line is known to be right.
+if TYPE_CHECKING:
+    from torch import nn
+
+    from util.verification import Verification
+
+Results = Mapping[str, Mapping[str, "Verification"]]  # {view: {set: result}}
+
+
+def main(arguments: list[str]) -> None:
+    config = parse_validation(arguments)
+    for flag, file in (("--json", config.json), ("--plot", config.plot)):
+        check_writable(flag, file)
+
+    from util.checkpoint import find_backbone, newest_run
+    from util.distributed import select_devices, wrap
+    from util.evaluate import evaluate
+    from util.log import labelled
+    from util.plot import roc_figure, save_figure
+    from util.transform import SIZE
+
+    devices = select_devices(config.gpu_num)
+    file = find_backbone(config.resume_dir or newest_run(config.best_checkpoint_dir))
+    name, backbone = load_backbone(file, config.backbone)
+    print(f"validating {file} ({name})")
+    pair_sets = open_pair_sets(config.data_dir)
+    views = ("HR", "LR") if config.LR_eval else ("HR",)
+    if config.LR_eval:
+        print(f"LR: down to {SIZE // config.LR_scale}x{SIZE // config.LR_scale} pixels and up again")
+    results = evaluate(wrap(backbone, devices), pair_sets, devices[0], config.batch_size, views, config.LR_scale)
+    print_results(results)
+    if config.json:
+        write_json(Path(config.json), results, file, name, config)
+    if config.plot:
+        save_figure(roc_figure(labelled(results)), Path(config.plot))
+        print(f"ROC curves: {config.plot}")
+
+
+def check_writable(flag: str, file: str | None) -> None:
+    """A result that cannot be written is noticed before the work, not after it."""
+    if file is None:
+        return
+    if Path(file).is_dir():
+        raise UsageError(f"{flag} {file}: is a folder; name a file")
+    try:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{flag} {file}: its folder cannot be made ({error.strerror}); name another") from None
+
+
+def load_backbone(file: Path, expected: str | None) -> tuple[str, nn.Module]:
+    """The name of the network that the file's keys belong to, and that network with its weights."""
+    from model.backbone import build_backbone, identify_backbone, strip_module_prefix
+    from util.checkpoint import load
+
+    state = strip_module_prefix(load(file))
+    try:
+        name, embedding_size = identify_backbone(state)
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{file}: not a backbone's state dict ({error}); name a Backbone file") from None
+    if expected is not None and expected != name:
+        raise DataError(f"{file}: holds {name}, not --backbone={expected}; leave --backbone out, or name another file")
+    backbone = build_backbone(name, embedding_size=embedding_size)
+    backbone.load_state_dict(state, strict=True)
+    return name, backbone
+
+
+def open_pair_sets(data_dir: str) -> list:
+    from util.pairs import VERIFICATION_SETS, find_pair_sets
+
+    pair_sets, missing = find_pair_sets(data_dir)
+    if not pair_sets:
+        places = ", ".join(places[0] for places in VERIFICATION_SETS.values())
+        raise DataError(f"{data_dir}: no verification set in it ({places}); put one there, or give --data_dir")
+    if missing:
+        print(f"not in {data_dir}, so left out: {', '.join(missing)}")
+    return pair_sets
+
+
+def print_results(results: Results) -> None:
+    from util.log import evaluation_line
+
+    for view, sets in results.items():
+        line = evaluation_line({name: result.accuracy for name, result in sets.items()}, " Acc: ")
+        print(f"Evaluation{'' if view == 'HR' else ' ' + view}: {line}")
+    print()
+    print(table(results))
+
+
+def table(results: Results) -> str:
+    """One row a set and view. TAR@FAR=1e-2 is added where a set has too few pairs for 1e-3 to mean much."""
+    from util.log import labelled
+
+    rows = labelled(results)
+    fars = [1e-3, 1e-2] if any(result.negatives < 1000 for result in rows.values()) else [1e-3]
+    rates = [f"TAR@FAR={far:.0e}" for far in fars]
+    lines = [["set", "accuracy", "threshold", "AUC", "EER", *rates, "pairs", "images/s"]]
+    for name, result in rows.items():
+        lines.append(
+            [
+                name,
+                f"{result.accuracy:.4f} +- {result.accuracy_std:.4f}",
+                f"{result.threshold:.3f}",
+                f"{result.auc:.4f}",
+                f"{result.eer:.4f}",
+                *(f"{result.tar_at_far(far):.4f}" for far in fars),
+                str(result.pairs),
+                f"{result.images_per_second:.0f}",
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def write_json(file: Path, results: Results, checkpoint: Path, backbone: str, config: ValidationConfig) -> None:
+    from util.evaluate import average_accuracy
+
+    content: dict[str, Any] = {"checkpoint": str(checkpoint), "backbone": backbone, "LR_scale": config.LR_scale}
+    content["views"] = {
+        view: {"sets": {name: as_json(result) for name, result in sets.items()}, "average": average_accuracy(sets)}
+        for view, sets in results.items()
+    }
+    with replacing(file) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+    print(f"results: {file}")
+
+
+def as_json(result: Verification) -> dict[str, Any]:
+    return {
+        "accuracy": result.accuracy,
+        "accuracy_std": result.accuracy_std,
+        "fold_accuracies": result.fold_accuracies.tolist(),
+        "threshold": result.threshold,
+        "auc": result.auc,
+        "eer": result.eer,
+        "tar_at_far": {"1e-3": result.tar_at_far(1e-3), "1e-2": result.tar_at_far(1e-2)},
+        "pairs": result.pairs,
+        "images_per_second": result.images_per_second,
+    }
+
+
+if __name__ == "__main__":
+    run_script(main)
