@@ -173,6 +173,8 @@ class Training:
         from util.log import RunLog
 
         log = RunLog(run, self.epoch, self.step)
+        if self.epoch == 0:
+            log.samples(self.loader.first_images())
         while self.epoch < self.config.epochs:
             try:
                 averages = self._train_epoch()

@@ -96,7 +96,8 @@ def test_a_run_leaves_its_files_under_the_names_of_the_older_toolkit(run_trainin
     records = [json.loads(line) for line in (log / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == [1, 2]
     assert set(records[0]["accuracy"]) == {"LFW", "AgeDB", "LFW LR", "AgeDB LR"}
-    assert (log / "roc.png").is_file() and (log / "curves.png").is_file()
+    for plot in ("roc", "curves", "samples"):
+        assert (log / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
     assert any(path.name.startswith("events.out.tfevents") for path in log.iterdir())
 
 
@@ -165,6 +166,14 @@ def test_resuming_the_best_files_goes_on_in_the_runs_own_folder(run_training, tm
     run = run_training("--epochs=1", *SMALL)
     assert run_training("--epochs=2", f"--resume_dir={tmp_path / 'a_best' / run.name}", backbone="") == run
     assert (run / "Backbone_2_6.pth").is_file()
+
+
+def test_a_run_killed_while_saving_resumes_from_its_last_whole_epoch(run_training, capsys):
+    run = run_training("--epochs=2", *SMALL)
+    (run / "Optimizer_2_6.pth").unlink()
+    run_training("--epochs=2", f"--resume_dir={run}", backbone="")
+    assert "Backbone_1_3.pth after epoch 1" in capsys.readouterr().out
+    assert (run / "Optimizer_2_6.pth").is_file()
 
 
 def test_settings_of_a_resumed_run_hold_unless_said_otherwise(run_training, capsys):

@@ -86,8 +86,11 @@ def newest_run(folder: str | Path) -> Path:
     return max(dated)[1]
 
 
-def find_backbone(path: str | Path) -> Path:
-    """The Backbone file meant by `path`: that file, a folder's Backbone_Best.pth, or the newest of its epochs."""
+def find_backbone(path: str | Path, whole: bool = False) -> Path:
+    """The Backbone file meant by `path`: that file, a folder's Backbone_Best.pth, or the newest of its epochs.
+
+    With `whole`, the newest epoch that has its Optimizer file: a run killed while saving may have a newer Backbone.
+    """
     path = Path(path)
     if path.is_file():
         return path
@@ -100,6 +103,7 @@ def find_backbone(path: str | Path) -> Path:
         for file in path.glob("Backbone_*.pth")
         if (match := _EPOCH_FILE.fullmatch(file.name))
     ]
+    epochs = [epoch for epoch in epochs if not whole or _part(epoch[2], "Optimizer").is_file()] or epochs
     if not epochs:
         raise DataError(
             f"--resume_dir={path}: no Backbone_Best.pth or Backbone_EPOCH_BATCH.pth in it; name a run's folder"
@@ -119,7 +123,7 @@ class Resumable:
 
 def load_resumable(path: str | Path) -> Resumable:
     """The epoch meant by `path`, as find_backbone reads it. Raises DataError for a missing file, or one not ours."""
-    backbone_file = find_backbone(path)
+    backbone_file = find_backbone(path, whole=True)
     files = {part: sibling(backbone_file, part) for part in PARTS}
     backbone, head, state = (load(file) for file in files.values())
     wanted = {"optimizer", "epoch", "step", "best_accuracy", "random_states", "classes", "settings"}
@@ -145,13 +149,17 @@ def sibling(backbone: Path, part: str) -> Path:
     """The Head or Optimizer file that belongs to a Backbone file."""
     if not backbone.name.startswith("Backbone"):
         raise DataError(f"{backbone}: resuming needs a Backbone file, with its Head and Optimizer files beside it")
-    path = backbone.with_name(backbone.name.replace("Backbone", part, 1))
+    path = _part(backbone, part)
     if not path.is_file():
         raise DataError(
             f"{path}: missing; a run is resumed from its Backbone, Head and Optimizer files together, so take another "
             f"epoch, or start a new run without --resume_dir"
         )
     return path
+
+
+def _part(backbone: Path, part: str) -> Path:
+    return backbone.with_name(backbone.name.replace("Backbone", part, 1))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -196,7 +204,7 @@ def save_best(run: Run, backbone_file: Path) -> None:
     run.best.mkdir(parents=True, exist_ok=True)
     (run.best / "Optimizer_Best.pth").unlink(missing_ok=True)  # back last: a set of three that has it is one epoch's
     for part in PARTS:
-        source = backbone_file.with_name(backbone_file.name.replace("Backbone", part, 1))
+        source = _part(backbone_file, part)
         with replacing(run.best / f"{part}_Best.pth") as partial:
             partial.unlink(missing_ok=True)
             try:

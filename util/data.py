@@ -174,8 +174,9 @@ class TrainLoader:
         pin_memory: bool = False,
     ):
         self._sampler = BalancedSampler(images.labels, batch_size, seed)
+        self._batches = BatchDataset(images, augmentation, seed)
         self._loader = DataLoader(
-            BatchDataset(images, augmentation, seed),
+            self._batches,
             batch_size=None,
             sampler=self._sampler,
             num_workers=num_workers,
@@ -193,10 +194,18 @@ class TrainLoader:
     def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Batches of (B, 112, 112, 3) RGB uint8 images and (B,) int64 labels. Raises DataError for a broken image."""
         self._sampler.epoch = epoch
-        for batch in self._loader:
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
+        yield from map(_unless_error, self._loader)
+
+    def first_images(self) -> torch.Tensor:
+        """The images of the first batch of all, (B, 112, 112, 3) RGB uint8: something to look at."""
+        self._sampler.epoch = 0
+        return _unless_error(self._batches[next(iter(self._sampler))])[0]
+
+
+def _unless_error(batch: tuple[torch.Tensor, torch.Tensor] | DataError) -> tuple[torch.Tensor, torch.Tensor]:
+    if isinstance(batch, DataError):
+        raise batch
+    return batch
 
 
 def _start_worker(worker: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from util.errors import UsageError
+from util.errors import DataError, UsageError
 from util.pairs import PairSet
 from util.transform import SIZE, degrade, eval_crop, normalise
 from util.verification import Verification, verify
@@ -57,7 +57,7 @@ def evaluate(
             embeddings = _embed_set(backbone, pairs, device, batch_size, chosen)
             rate = 2 * len(pairs) * len(chosen) / (time.perf_counter() - started)
             for view, vectors in embeddings.items():
-                results[view][pairs.name] = replace(verify(vectors, pairs.issame), images_per_second=rate)
+                results[view][pairs.name] = replace(_verify(pairs, vectors), images_per_second=rate)
     finally:
         backbone.train(was_training)
     return results
@@ -65,6 +65,13 @@ def evaluate(
 
 def average_accuracy(results: dict[str, Verification]) -> float:
     return sum(result.accuracy for result in results.values()) / len(results)
+
+
+def _verify(pairs: PairSet, vectors: np.ndarray) -> Verification:
+    try:
+        return verify(vectors, pairs.issame)
+    except DataError as error:
+        raise DataError(f"{pairs.name}: {error}") from None
 
 
 def _embed_set(

@@ -1,6 +1,7 @@
 """What a run says: on the console while it trains, and in its files after each epoch."""
 
 import json
+import math
 import re
 import sys
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import cv2
 import torch
 from tqdm import tqdm
 
@@ -70,14 +72,17 @@ class RunLog:
         self._log, self._evaluation = run.log, run.checkpoints / "Evaluation.txt"
         self._metrics = run.log / "metrics.jsonl"
         _keep_lines(self._evaluation, lambda line: _epoch_of_evaluation(line) <= epoch)
-        _keep_lines(self._metrics, lambda line: json.loads(line)["epoch"] <= epoch)
+        _keep_lines(self._metrics, lambda line: _epoch_of_record(line) <= epoch)
         self._writer = SummaryWriter(str(run.log), purge_step=step + 1 if step else None)
 
     def samples(self, images: torch.Tensor) -> None:
-        """Shows the first training images as the network gets them: (B, H, W, 3) RGB uint8."""
+        """Shows training images as the network gets them, (B, H, W, 3) RGB uint8: wrong colours are seen at once."""
         from util.torchvision_import import make_grid
 
-        self._writer.add_image("train/samples", make_grid(images[:32].permute(0, 3, 1, 2), nrow=8), 0)
+        grid = make_grid(images[:32].permute(0, 3, 1, 2), nrow=8)  # (3, H, W)
+        self._writer.add_image("train/samples", grid, 0)
+        with replacing(self._log / "samples.png") as partial:
+            cv2.imwrite(str(partial), cv2.cvtColor(grid.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2BGR))
 
     def epoch(self, epochs: int, record: Mapping[str, Any], results: Mapping[str, Mapping[str, Verification]]) -> None:
         """Adds an epoch. `record` has epoch, step, loss, prec1, prec5, lr …; `results` is {view: {set: result}}."""
@@ -130,6 +135,14 @@ def evaluation_line(accuracies: Mapping[str, float], separator: str) -> str:
 def _epoch_of_evaluation(line: str) -> int:
     match = re.match(r"Epoch (\d+)/", line)
     return int(match[1]) if match else 0
+
+
+def _epoch_of_record(line: str) -> float:
+    """Of a line of metrics.jsonl; later than any for one that a kill cut short."""
+    try:
+        return json.loads(line)["epoch"]
+    except ValueError:
+        return math.inf
 
 
 def _keep_lines(path: Path, keep: Callable[[str], bool]) -> None:

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from util.errors import DataError
+from util.verification import FOLDS, contiguous_folds
 
 IMAGE_SIZE = 112
 # Where the sets lie under data_dir, in the order in which they are reported.
@@ -90,7 +91,7 @@ def load_pairs(path: str | Path, root: str | Path | None = None) -> PairSet:
 def find_pair_sets(data_dir: str | Path) -> tuple[list[PairSet], list[str]]:
     """Opens the verification sets that lie under data_dir, and names those of VERIFICATION_SETS that do not.
 
-    A set that is there and cannot be read raises DataError: to leave it out quietly would change the average.
+    A set that is there and cannot be read or judged raises DataError: to leave it out quietly would change the average.
     """
     found, missing = [], []
     for name, places in VERIFICATION_SETS.items():
@@ -101,6 +102,10 @@ def find_pair_sets(data_dir: str | Path) -> tuple[list[PairSet], list[str]]:
         else:
             pairs = load_pairs(path)
             pairs.name = name
+            try:
+                contiguous_folds(pairs.issame, FOLDS)
+            except DataError as error:
+                raise DataError(f"{path}: {error}") from None
             found.append(pairs)
     return found, missing
 
@@ -155,7 +160,7 @@ def _check_storage(path: Path, images: int) -> None:
     try:
         storage = json.loads((path / "meta" / "storage").read_text())
         shape = json.loads((path / "meta" / "sizes").read_text())["shape"]
-        dtype, chunklen = storage["dtype"], storage["chunklen"]
+        dtype, chunklen = storage["dtype"], max(1, storage["chunklen"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: meta/ is damaged ({error!r}); make the set anew") from None
     if dtype != "float32":

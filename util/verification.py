@@ -7,6 +7,7 @@ import numpy as np
 from util.errors import DataError, UsageError
 
 BLOCK = 128  # pairs subtracted at once
+FOLDS = 10
 THRESHOLD_GRID = np.arange(0, 4, 0.01)  # (400,) squared distances; between unit vectors they lie in [0, 4]
 
 
@@ -62,7 +63,7 @@ class Verification:
         return float(self.tar[np.searchsorted(self.far, far, side="right") - 1])
 
 
-def verify(embeddings: np.ndarray, issame: np.ndarray, folds: int = 10, pca: int = 0) -> Verification:
+def verify(embeddings: np.ndarray, issame: np.ndarray, folds: int = FOLDS, pca: int = 0) -> Verification:
     """Judges embeddings (2P, D), L2-normalised, rows 2i and 2i + 1 a pair, by the truth `issame` (P,).
 
     The protocol of LFW (Huang et al. 2007, "image-restricted"), as FaceNet, InsightFace and face.evoLVe compute it:
@@ -79,7 +80,7 @@ def verify(embeddings: np.ndarray, issame: np.ndarray, folds: int = 10, pca: int
     embeddings, issame = _checked(embeddings, issame)
     distances = _squared_distances(embeddings)
     _check_finite(embeddings, distances)
-    fold_of = _contiguous_folds(issame, folds)
+    fold_of = contiguous_folds(issame, folds)
     if pca:
         distances, tested, trained = _reduced_by_fold(embeddings, issame, fold_of, pca)
     else:
@@ -148,8 +149,11 @@ def _check_finite(embeddings: np.ndarray, distances: np.ndarray) -> None:
         )
 
 
-def _contiguous_folds(issame: np.ndarray, folds: int) -> np.ndarray:
-    """(P,) the fold of each pair, sized like scikit-learn's KFold: the first P % folds have one pair more."""
+def contiguous_folds(issame: np.ndarray, folds: int) -> np.ndarray:
+    """(P,) the fold of each pair, sized like scikit-learn's KFold: the first P % folds have one pair more.
+
+    DataError if there are fewer pairs than folds, or a fold has no same or no different pairs.
+    """
     total = len(issame)
     if folds < 2:
         raise UsageError(f"folds={folds}: a threshold is chosen on the other folds, so take 2 or more")

@@ -1,11 +1,13 @@
 """What the margin heads share: cosine logits, with a margin in the column of each sample's own class."""
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class MarginHead(nn.Module):
+class MarginHead(nn.Module, ABC):
     """Logits s * cos(embedding, class centre), the margin applied to each sample's own class.
 
     `weight` (out_features, in_features) holds a centre per class, of any length; from scratch Glorot-uniform. `s` and
@@ -36,9 +38,9 @@ class MarginHead(nn.Module):
             rows = torch.arange(len(labels), device=labels.device)
             return logits.index_put_((rows, labels), self.s * self.added(embeddings, centres, labels), accumulate=True)
 
+    @abstractmethod
     def added(self, embeddings: Tensor, centres: Tensor, labels: Tensor) -> Tensor:
         """What the margin adds to the cosine with the own class, (N,); embeddings and centres have unit length."""
-        raise NotImplementedError
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, s={self.s}, m={self.m}"

@@ -1,0 +1,320 @@
+import os
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from util import checkpoint
+from util.checkpoint import PARTS, Run
+from util.errors import DataError, RunError
+
+NOW = datetime(2022, 7, 28, 19, 15, 42)
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+
+def state(epoch: int, step: int, **more) -> dict:
+    return {
+        "optimizer": {"state": {}, "param_groups": []},
+        "epoch": epoch,
+        "step": step,
+        "best_accuracy": 0.5,
+        "random_states": checkpoint.random_states(),
+        "classes": ["Ann", "김연아"],
+        "settings": {"backbone": "IR_50", "stages": (15, 23)},
+        **more,
+    }
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return checkpoint.new_run(*folders(tmp_path), "HRTRAIN", NOW)
+
+
+def folders(root: Path) -> tuple[str, str, str]:
+    return str(root / "checkpoints"), str(root / "best"), str(root / "log")
+
+
+def save(run: Run, epoch: int, step: int, seed: int = 0) -> Path:
+    return checkpoint.save_epoch(run, network(seed), nn.Linear(4, 2, bias=False), state(epoch, step))
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_run_is_named_after_its_minute_and_others_in_it_are_numbered(tmp_path):
+    for expected in ("", "_2", "_3"):
+        run = checkpoint.new_run(*folders(tmp_path), "LRTRAIN_LRx4", NOW)
+        assert run.name == f"LRTRAIN_LRx4_2022-07-28-19-15{expected}"
+        assert run.checkpoints == tmp_path / "checkpoints" / run.name and run.checkpoints.is_dir()
+        assert (run.best, run.log) == (tmp_path / "best" / run.name, tmp_path / "log" / run.name)
+
+
+@pytest.mark.parametrize("taken", ["best", "log"])
+def test_a_name_taken_in_another_folder_is_not_used_again(tmp_path, taken):
+    (tmp_path / taken / "HRTRAIN_2022-07-28-19-15").mkdir(parents=True)
+    assert checkpoint.new_run(*folders(tmp_path), "HRTRAIN", NOW).name == "HRTRAIN_2022-07-28-19-15_2"
+
+
+def test_the_newest_run_is_the_latest_by_date_whatever_it_begins_with(tmp_path):
+    in_order = [
+        "ZTRAIN_2021-12-31-23-59",
+        "LRTRAIN_LRx4_2022-01-01-00-00",
+        "HRTRAIN_2022-01-01-00-01",
+        "HRTRAIN_2022-01-01-00-01_2",
+        "HRTRAIN_2022-01-01-00-01_10",
+        "AAA_2022-01-01-00-02",
+    ]
+    for name in in_order:
+        touch(tmp_path / name / "Backbone_Best.pth")
+        assert checkpoint.newest_run(tmp_path).name == name
+
+
+def test_folders_without_a_backbone_or_a_date_are_no_runs(tmp_path):
+    touch(tmp_path / "HRTRAIN_2021-01-01-00-00" / "Backbone_1_17.pth")
+    touch(tmp_path / "HRTRAIN_2022-01-01-00-00" / "Head_Best.pth", tmp_path / "LATEST" / "Backbone_Best.pth")
+    touch(tmp_path / "HRTRAIN_2023-01-01-00-00")
+    assert checkpoint.newest_run(tmp_path).name == "HRTRAIN_2021-01-01-00-00"
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_no_run_at_all_is_an_error(tmp_path, exists):
+    folder = tmp_path if exists else tmp_path / "none"
+    with pytest.raises(DataError, match=r"no run with a Backbone file in it.*--resume_dir"):
+        checkpoint.newest_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        (["Backbone_9_900.pth", "Backbone_10_1000.pth", "Backbone_2_200.pth"], "Backbone_10_1000.pth"),
+        (["Backbone_10_1000.pth", "Backbone_Best.pth"], "Backbone_Best.pth"),
+        (["Backbone_Epoch_1_Batch_17.pth", "Backbone_Epoch_12_Batch_204.pth"], "Backbone_Epoch_12_Batch_204.pth"),
+        (["Backbone_1_9.pth", "Backbone_1_10.pth", "Head_2_20.pth", "Backbone_x.pth"], "Backbone_1_10.pth"),
+        (
+            [f"Backbone_IR_50_Epoch_{n}_Batch_{9 * n}_Time_2019-07-28-19-15_checkpoint.pth" for n in (9, 11)],
+            "Backbone_IR_50_Epoch_11_Batch_99_Time_2019-07-28-19-15_checkpoint.pth",
+        ),
+    ],
+)
+def test_the_backbone_of_a_folder_is_the_best_or_the_newest_epoch(tmp_path, files, found):
+    touch(*(tmp_path / file for file in files))
+    assert checkpoint.find_backbone(tmp_path) == tmp_path / found
+    for file in files:
+        assert checkpoint.find_backbone(tmp_path / file) == tmp_path / file
+
+
+def test_a_folder_without_a_backbone_and_a_path_that_is_not_there_are_errors(tmp_path):
+    touch(tmp_path / "Head_1_17.pth", tmp_path / "Backbone_old.pth")
+    with pytest.raises(DataError, match=r"no Backbone_Best\.pth or Backbone_EPOCH_BATCH\.pth"):
+        checkpoint.find_backbone(tmp_path)
+    with pytest.raises(DataError, match="gone: no such file or folder"):
+        checkpoint.find_backbone(tmp_path / "gone")
+
+
+def test_an_epoch_leaves_three_files_that_other_projects_can_load(run):
+    file = save(run, 3, 51)
+    assert file == run.checkpoints / "Backbone_3_51.pth"
+    assert names(run.checkpoints) == ["Backbone_3_51.pth", "Head_3_51.pth", "Optimizer_3_51.pth"]
+    backbone, head, rest = (torch.load(run.checkpoints / f"{part}_3_51.pth", weights_only=True) for part in PARTS)
+    assert backbone.keys() == network().state_dict().keys()
+    assert all(torch.equal(value, network().state_dict()[key]) for key, value in backbone.items())
+    assert list(head) == ["weight"]
+    assert (rest["epoch"], rest["step"], rest["classes"]) == (3, 51, ["Ann", "김연아"])
+    assert rest["settings"] == {"backbone": "IR_50", "stages": (15, 23)}
+
+
+def test_wrapped_networks_leave_no_trace_in_the_files(run):
+    backbone = network()
+    nn.DataParallel(backbone)  # what a run puts around it
+    content = checkpoint.load(checkpoint.save_epoch(run, backbone, nn.Linear(4, 2), state(1, 2)))
+    assert not any(key.startswith("module.") for key in content)
+
+
+def test_an_epoch_that_cannot_be_written_leaves_the_earlier_ones_whole(run, monkeypatch):
+    before = checkpoint.load(save(run, 1, 10, seed=1))
+    write = torch.save
+
+    def failing(content, path):
+        write(content, path)
+        if path.name.startswith(".Head"):
+            path.write_bytes(path.read_bytes()[:100])
+            raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", failing)
+    with pytest.raises(OSError, match="No space"):
+        save(run, 1, 10, seed=2)  # over the same names
+    with pytest.raises(OSError, match="No space"):
+        save(run, 2, 20)
+    assert names(run.checkpoints) == [
+        "Backbone_1_10.pth", "Backbone_2_20.pth", "Head_1_10.pth", "Optimizer_1_10.pth"
+    ]  # fmt: skip
+    for part in PARTS:
+        assert checkpoint.load(run.checkpoints / f"{part}_1_10.pth")
+    assert not torch.equal(checkpoint.load(run.checkpoints / "Backbone_1_10.pth")["0.weight"], before["0.weight"])
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_best_files_are_those_of_one_epoch(run, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *names: (_ for _ in ()).throw(OSError("no links here")))
+    for epoch in (1, 2):
+        checkpoint.save_best(run, save(run, epoch, epoch * 10, seed=epoch))
+        assert names(run.best) == ["Backbone_Best.pth", "Head_Best.pth", "Optimizer_Best.pth"]
+        for part in PARTS:
+            source = run.checkpoints / f"{part}_{epoch}_{epoch * 10}.pth"
+            assert (run.best / f"{part}_Best.pth").read_bytes() == source.read_bytes()
+    (run.checkpoints / "Backbone_2_20.pth").unlink()
+    resumable = checkpoint.load_resumable(run.best)
+    assert resumable.state["epoch"] == 2
+    assert torch.equal(resumable.backbone["0.weight"], network(2).state_dict()["0.weight"])
+
+
+def test_what_a_killed_run_left_of_the_best_files_does_no_harm(run):
+    first, second = save(run, 1, 10), save(run, 2, 20, seed=2)
+    before = first.read_bytes()
+    run.best.mkdir(parents=True)
+    os.link(first, run.best / ".Backbone_Best.partial.pth")
+    checkpoint.save_best(run, second)
+    assert first.read_bytes() == before
+    assert (run.best / "Backbone_Best.pth").read_bytes() == second.read_bytes()
+    assert names(run.best) == ["Backbone_Best.pth", "Head_Best.pth", "Optimizer_Best.pth"]
+
+
+def test_best_files_cut_off_midway_are_seen_to_be_incomplete(run, monkeypatch):
+    checkpoint.save_best(run, save(run, 1, 10))
+    second = save(run, 2, 20)
+    (run.checkpoints / "Head_2_20.pth").unlink()
+    with pytest.raises(FileNotFoundError):
+        checkpoint.save_best(run, second)
+    with pytest.raises(DataError, match=r"Optimizer_Best\.pth: missing"):
+        checkpoint.load_resumable(run.best)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_that_would_run_code_are_refused(tmp_path, monkeypatch, zipped):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weight": Evil()}, "Backbone_1_2.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(DataError, match=r"Backbone_1_2\.pth: not a checkpoint that can be loaded safely") as caught:
+        checkpoint.load(Path("Backbone_1_2.pth"))
+    assert "\n" not in str(caught.value)
+    assert not Path("evil").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 10, 500, -30])
+def test_files_cut_short_are_refused(run, kept):
+    file = save(run, 1, 2)
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(DataError, match=r"Backbone_1_2\.pth: not a checkpoint") as caught:
+        checkpoint.load(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_in_torchs_older_form_are_read_and_lists_refused(tmp_path):
+    torch.save(network().state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert torch.equal(checkpoint.load(tmp_path / "old.pth")["0.weight"], network().state_dict()["0.weight"])
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(DataError, match=r"list\.pth: holds a list"):
+        checkpoint.load(tmp_path / "list.pth")
+
+
+def test_a_run_is_resumed_from_three_files(run):
+    file = save(run, 1, 10)
+    resumable = checkpoint.load_resumable(run.checkpoints)
+    assert resumable.files == {part: run.checkpoints / f"{part}_1_10.pth" for part in PARTS}
+    assert resumable.backbone.keys() == network().state_dict().keys() and list(resumable.head) == ["weight"]
+    assert resumable.state["step"] == 10
+    with pytest.raises(DataError, match="resuming needs a Backbone file"):
+        checkpoint.load_resumable(file.with_name("Head_1_10.pth"))
+    file.with_name("Head_1_10.pth").unlink()
+    with pytest.raises(DataError, match=r"Head_1_10\.pth: missing"):
+        checkpoint.load_resumable(file)
+
+
+def test_another_projects_optimizer_file_is_told_apart(run):
+    file = save(run, 1, 10)
+    torch.save({"state": {}, "param_groups": [], "epoch": 1}, run.checkpoints / "Optimizer_1_10.pth")
+    with pytest.raises(DataError, match=r"Optimizer_1_10\.pth: lacks best_accuracy, classes, .*start a new run"):
+        checkpoint.load_resumable(file)
+
+
+def test_a_resumed_run_goes_on_in_its_folder_and_sets_later_epochs_aside(run, tmp_path):
+    for epoch in (1, 2, 10):
+        save(run, epoch, epoch * 10)
+    touch(run.checkpoints / "Evaluation.txt")
+    resumed = checkpoint.resumed_run(
+        checkpoint.load_resumable(run.checkpoints / "Backbone_2_20.pth"), *folders(tmp_path)
+    )
+    assert resumed == run
+    kept = [f"{part}_{epoch}_{epoch}0.pth" for part in PARTS for epoch in (1, 2)]
+    assert names(run.checkpoints) == sorted([*kept, "Evaluation.txt", "superseded"])
+    assert names(run.checkpoints / "superseded") == [f"{part}_10_100.pth" for part in PARTS]
+
+
+def test_a_state_that_does_not_fit_names_a_key_and_the_remedy():
+    good, file = network().state_dict(), Path("Backbone_1_2.pth")
+    other = network(1)
+    checkpoint.load_into(other, good, file, "start anew")
+    assert all(torch.equal(value, good[key]) for key, value in other.state_dict().items())
+    for wrong, message in (
+        ({**good, "0.weight": torch.zeros(4, 5)}, r"0\.weight is \(4, 5\) in the file and \(4, 3\) in the network"),
+        ({**good, "extra": torch.zeros(1)}, r"extra is \(1,\) in the file and absent in the network"),
+        ({key: value for key, value in good.items() if key != "0.bias"}, r"0\.bias is absent in the file and \(4,\)"),
+    ):
+        with pytest.raises(DataError, match=rf"Backbone_1_2\.pth: {message}.*start anew"):
+            checkpoint.load_into(other, wrong, file, "start anew")
+
+
+@pytest.mark.parametrize("key", ["0.weight", "1.running_var"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_named(key, value):
+    module = network()
+    checkpoint.check_finite(module, "backbone")
+    module.state_dict()[key].view(-1)[2] = value
+    with pytest.raises(RunError, match=rf"the backbone's {key} is no longer finite.*--lr"):
+        checkpoint.check_finite(module, "backbone")
+
+
+def test_random_states_make_the_same_numbers_again(run):
+    torch.manual_seed(3)
+    torch.rand(5)
+    file = save(run, 1, 2)  # draws numbers of its own, before the state is taken
+    saved = checkpoint.load_resumable(file).state["random_states"]
+    expected = None
+    for _ in range(2):
+        checkpoint.set_random_states(saved)
+        drawn = nn.functional.dropout(torch.ones(100))
+        assert expected is None or torch.equal(drawn, expected)
+        expected = drawn
+        torch.manual_seed(4)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (["Ann"], "trained on 2 people, and imgs has 1"),
+        (["Ann", "Bob"], "trained on '김연아', where imgs has 'Bob'"),
+    ],
+)
+def test_other_people_than_a_run_was_trained_on_are_an_error(run, found, message):
+    resumable = checkpoint.load_resumable(save(run, 1, 2))
+    checkpoint.check_classes(resumable, ["Ann", "김연아"], Path("imgs"))
+    with pytest.raises(DataError, match=rf"Optimizer_1_2\.pth: {message}; resume with the same data"):
+        checkpoint.check_classes(resumable, found, Path("imgs"))

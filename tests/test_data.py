@@ -1,0 +1,246 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from util import transform
+from util.data import Augmentation, BalancedSampler, ImageFolder, TrainLoader, find_train_data
+from util.errors import DataError
+
+
+def test_the_first_known_folder_is_trained_on(tmp_path):
+    for name in ("imgs", "imgs_train", "ms1m_align_112", "imgs_casia"):  # each goes before the earlier ones
+        (tmp_path / name).mkdir()
+        assert find_train_data(tmp_path, None) == tmp_path / name
+
+
+def test_an_imgs_folder_inside_is_taken(tmp_path):
+    (tmp_path / "imgs_casia" / "imgs").mkdir(parents=True)
+    assert find_train_data(tmp_path, None) == tmp_path / "imgs_casia" / "imgs"
+    assert find_train_data(tmp_path, "imgs_casia") == tmp_path / "imgs_casia" / "imgs"
+
+
+def test_a_named_folder_is_looked_for_under_data_dir_and_then_as_a_path(tmp_path):
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+    (tmp_path / "data" / "imgs").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    assert find_train_data(tmp_path / "data", "mine") == tmp_path / "data" / "mine"
+    assert find_train_data(tmp_path / "data", str(tmp_path / "elsewhere")) == tmp_path / "elsewhere"
+
+
+def test_no_training_folder_is_an_error_that_says_where_to_put_one(tmp_path):
+    with pytest.raises(DataError, match=r"imgs_casia, ms1m_align_112, imgs_train, imgs.*--train_data"):
+        find_train_data(tmp_path, None)
+    with pytest.raises(DataError, match="--train_data=faces: no such folder"):
+        find_train_data(tmp_path, "faces")
+
+
+def test_classes_and_images_are_in_alphabetical_order(write_people):
+    root = write_people(Cid=1, Ann=2, Bob=3)
+    images = ImageFolder(root)
+    assert images.classes == ["Ann", "Bob", "Cid"]
+    assert images.labels.tolist() == [0, 0, 1, 1, 1, 2]
+    names = ["Ann/Ann_0000", "Ann/Ann_0001", "Bob/Bob_0000", "Bob/Bob_0001", "Bob/Bob_0002", "Cid/Cid_0000"]
+    assert [images.path(index) for index in range(len(images))] == [root / f"{name}.jpg" for name in names]
+
+
+def test_other_files_and_people_without_images_are_ignored(people_folder):
+    (people_folder / "Bea").mkdir()
+    (people_folder / "Bea" / "notes.txt").write_text("nobody")
+    (people_folder / "Ann" / "Thumbs.db").write_text("no image")
+    (people_folder / "Ann" / "Ann_0000.jpg").rename(people_folder / "Ann" / "Ann_0000.JPG")
+    (people_folder / "readme.jpg").write_text("not in a person's folder")
+    images = ImageFolder(people_folder)
+    assert images.classes == ["Ann", "Bob", "Cid"]
+    assert images.labels.tolist() == [0, 0, 1, 1, 1, 1, 2]
+
+
+def test_fewer_than_two_people_are_an_error(write_people):
+    root = write_people(Ann=3)
+    (root / "empty").mkdir()
+    with pytest.raises(DataError, match=r"people: found images in 1 folders.*two people"):
+        ImageFolder(root)
+
+
+def test_names_outside_ascii_are_read(write_people):
+    root = write_people(Ann=1, Bob=1)
+    (root / "Ann").rename(root / "김연아")
+    (root / "김연아" / "Ann_0000.jpg").rename(root / "김연아" / "사진 é.jpg")
+    images = ImageFolder(root)
+    assert images.classes == ["Bob", "김연아"]
+    assert images.path(1).name == "사진 é.jpg"
+    assert images.image(1).shape == (112, 112, 3)
+
+
+def test_images_are_rgb_whatever_the_file_holds(write_people):
+    root = write_people(Ann=1, Bob=1)
+    blue = np.zeros((112, 112, 4), np.uint8)
+    blue[:, :, [0, 3]] = 255  # BGRA
+    cv2.imwrite(str(root / "Ann" / "a_rgba.png"), blue)
+    cv2.imwrite(str(root / "Ann" / "b_rgb.png"), blue[:, :, :3])
+    cv2.imwrite(str(root / "Ann" / "c_grey.png"), np.full((112, 112), 77, np.uint8))
+    images = ImageFolder(root)
+    by_name = {images.path(index).name: images.image(index) for index in range(len(images))}
+    assert all(image.shape == (112, 112, 3) and image.dtype == np.uint8 for image in by_name.values())
+    for name, colour in {"a_rgba.png": (0, 0, 255), "b_rgb.png": (0, 0, 255), "c_grey.png": (77, 77, 77)}.items():
+        assert (by_name[name] == colour).all()
+
+
+def spoil_text(file):
+    file.write_text("not an image")
+
+
+def spoil_empty(file):
+    file.write_bytes(b"")
+
+
+def spoil_shape(file):
+    cv2.imwrite(str(file), np.zeros((112, 96, 3), np.uint8))
+
+
+def spoil_missing(file):
+    file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "rule"),
+    [
+        (spoil_text, "not an image"),
+        (spoil_empty, "cannot be read"),
+        (spoil_shape, "96x112 is not square"),
+        (spoil_missing, "cannot be read"),
+    ],
+)
+def test_an_image_that_cannot_be_used_is_named_in_one_line(people_folder, spoil, rule):
+    images = ImageFolder(people_folder)
+    spoil(images.path(3))
+    with pytest.raises(DataError, match=rf"Bob/Bob_0001\.jpg: .*{rule}") as caught:
+        images.image(3)
+    assert "\n" not in str(caught.value)
+    assert images.image(2).shape == (112, 112, 3)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_loader_hands_up_a_broken_image_in_one_line(people_folder, workers):
+    images = ImageFolder(people_folder)
+    for index in range(len(images)):
+        images.path(index).write_text("not an image")
+    loader = TrainLoader(images, 3, Augmentation(), num_workers=workers)
+    with pytest.raises(DataError, match=r"\.jpg: not an image") as caught:
+        list(loader.epoch(0))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_program_ends_although_a_loader_is_in_use(people_folder):
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from util.data import Augmentation, ImageFolder, TrainLoader\n"
+        "loader = TrainLoader(ImageFolder(Path(sys.argv[1])), 2, Augmentation(), num_workers=1)\n"
+        "sys.kept = batches = loader.epoch(0)\n"  # as the traceback of an error would keep it
+        "next(batches)\n"
+    )
+    command = [sys.executable, "-c", program, str(people_folder)]
+    done = subprocess.run(command, timeout=60, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_class_is_drawn_as_often_and_every_image_within_it():
+    labels = np.repeat([0, 1, 2], [2, 8, 90])
+    shuffle = np.random.default_rng(0).permutation(100)
+    labels = labels[shuffle]
+    sampler = BalancedSampler(labels, 30, seed=1)
+    drawn = np.concatenate([sampler.order(epoch) for epoch in range(400)])
+    assert len(sampler.order(0)) == 100
+    assert len(drawn) == 40000
+    counts = np.bincount(drawn, minlength=100)
+    expected = 40000 / 3 / np.bincount(labels)[labels]
+    assert (np.abs(counts - expected) < 5 * np.sqrt(expected)).all()
+
+
+def test_batches_follow_the_order_and_the_last_partial_one_is_dropped():
+    sampler = BalancedSampler(np.repeat([0, 1], [4, 6]), 3, seed=1)
+    sampler.epoch = 2
+    batches = list(sampler)
+    assert len(sampler) == len(batches) == 3
+    assert [batch.start for batch in batches] == [0, 3, 6]
+    assert {batch.epoch for batch in batches} == {2}
+    np.testing.assert_array_equal(np.concatenate([batch.indices for batch in batches]), sampler.order(2)[:9])
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    labels = np.repeat([0, 1], [40, 60])
+    one, same, other = (BalancedSampler(labels, 8, seed) for seed in (1, 1, 2))
+    list(one)  # what was drawn before does not matter
+    np.testing.assert_array_equal(one.order(5), same.order(5))
+    assert (one.order(5) != one.order(6)).any()
+    assert (one.order(5) != other.order(5)).any()
+
+
+def batches_of(loader: TrainLoader, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = zip(*loader.epoch(epoch), strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def test_an_epoch_is_the_same_with_any_number_of_workers_and_each_time(people_folder):
+    images = ImageFolder(people_folder)
+    augmentation = Augmentation(strong=True, lr_size=28)
+    alone = TrainLoader(images, 3, augmentation, seed=3)
+    helped = TrainLoader(images, 3, augmentation, seed=3, num_workers=2)
+    pixels, labels = batches_of(alone, 1)
+    assert pixels.shape == (6, 112, 112, 3) and pixels.dtype == torch.uint8
+    assert labels.dtype == torch.int64
+    for loader, epoch, equal in ((helped, 1, True), (helped, 0, False), (helped, 1, True), (alone, 1, True)):
+        again, labels_again = batches_of(loader, epoch)
+        assert torch.equal(again, pixels) is equal
+        assert torch.equal(labels_again, labels) or not equal
+    assert not torch.equal(batches_of(TrainLoader(images, 3, augmentation, seed=4), 1)[0], pixels)
+
+
+def test_any_sample_can_be_made_again(people_folder):
+    images = ImageFolder(people_folder)
+    pixels, labels = batches_of(TrainLoader(images, 2, Augmentation(), seed=3), 4)
+    index = BalancedSampler(images.labels, 2, seed=3).order(4)[5]
+    expected = transform.train_crop(images.image(index), np.random.default_rng([3, 4, 5]))
+    np.testing.assert_array_equal(pixels[5].numpy(), expected)
+    assert labels[5] == images.labels[index]
+
+
+def test_the_first_images_are_those_of_the_first_batch(people_folder):
+    loader = TrainLoader(ImageFolder(people_folder), 3, Augmentation())
+    batches_of(loader, 5)
+    assert torch.equal(loader.first_images(), batches_of(loader, 0)[0][:3])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_loader_leaves_the_global_random_state_alone(people_folder, workers):
+    loader = TrainLoader(ImageFolder(people_folder), 3, Augmentation(), num_workers=workers)
+    torch.manual_seed(9)
+    before = torch.get_rng_state()
+    batches_of(loader, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_about_half_of_the_samples_are_degraded():
+    image = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+    plain, degraded = Augmentation(), Augmentation(lr_size=28)
+    changed = 0
+    for seed in range(300):
+        crop = plain(image, np.random.default_rng(seed))
+        sample = degraded(image, np.random.default_rng(seed))
+        if (sample != crop).any():
+            changed += 1
+            np.testing.assert_array_equal(sample, transform.degrade(crop, 28))
+    assert 115 < changed < 185
+
+
+def test_the_strong_augmentation_is_chosen_by_its_setting():
+    image = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+    strong = Augmentation(strong=True)(image, np.random.default_rng(1))
+    np.testing.assert_array_equal(strong, transform.train_warp(image, np.random.default_rng(1)))
+    plain = Augmentation()(image, np.random.default_rng(1))
+    np.testing.assert_array_equal(plain, transform.train_crop(image, np.random.default_rng(1)))

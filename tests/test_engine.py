@@ -1,0 +1,176 @@
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from model.head import build_head
+from model.loss import FocalLoss
+from util.engine import precision, train_one_epoch
+from util.errors import RunError
+from util.optim import Schedule, parameter_groups
+
+CPU = torch.device("cpu")
+
+
+class TinyBackbone(nn.Module):
+    """(N, 3, 8, 8) -> (N, 6), with each kind of layer that the real ones have."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.PReLU(4), nn.Flatten())
+        self.out = nn.Linear(4 * 6 * 6, 6)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.out(self.body(images))
+
+
+class Setup:
+    """Networks, optimizer and data of a short epoch of `steps` batches of 6 samples of `classes` classes."""
+
+    def __init__(self, steps: int = 7, classes: int = 9):
+        torch.manual_seed(0)
+        self.backbone = TinyBackbone()
+        self.head = build_head("ArcFace", 6, classes, s=16.0, m=0.3)
+        self.criterion: nn.Module = FocalLoss()
+        self.optimizer = torch.optim.SGD(parameter_groups([self.backbone, self.head], 0.0), lr=1.0, momentum=0.9)
+        self.schedule = Schedule(steps, lr=0.05, warmup_epochs=1, stages=(2,), margin=0.3, margin_warmup_epochs=2)
+        self.batches = [
+            (torch.randint(0, 256, (6, 8, 8, 3), dtype=torch.uint8), torch.randint(0, classes, (6,)))
+            for _ in range(steps)
+        ]
+        self.reports: list[tuple[int, dict[str, float]]] = []
+
+    def train(self, epoch: int = 0, every: int = 3) -> dict[str, float]:
+        return train_one_epoch(
+            self.backbone,
+            self.head,
+            self.criterion,
+            self.optimizer,
+            self.batches,
+            self.schedule,
+            epoch,
+            CPU,
+            lambda done, averages: self.reports.append((done, averages)),
+            every,
+        )
+
+
+class Noting(nn.Module):
+    """A criterion that calls `note(logits)` and may spoil the loss of one step."""
+
+    def __init__(self, note=lambda logits: None, spoilt_step: int | None = None, by: float = math.nan):
+        super().__init__()
+        self.calls, self._note, self._spoilt_step, self._by = 0, note, spoilt_step, by
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self._note(logits)
+        loss = nn.functional.cross_entropy(logits, labels)
+        return loss * self._by if self.calls == self._spoilt_step else loss
+
+
+def test_every_trainable_parameter_of_backbone_and_head_moves_in_one_step():
+    setup = Setup(steps=1)
+    named = {**dict(setup.backbone.named_parameters()), "head": setup.head.weight}
+    before = {name: parameter.detach().clone() for name, parameter in named.items()}
+    setup.train()
+    assert len(before) == 7
+    assert [name for name, parameter in named.items() if torch.equal(parameter, before[name])] == []
+
+
+def test_an_epoch_equals_a_slow_one():
+    setup, slow = Setup(), Setup()
+    images = [(pixels.double() - 127.5) / 127.5 for pixels, _ in slow.batches]
+    losses, hits = [], {1: [], 5: []}
+    slow.backbone.train()
+    optimizer = torch.optim.SGD([*slow.backbone.parameters(), *slow.head.parameters()], lr=0.05, momentum=0.9)
+    for step, (batch, (_, labels)) in enumerate(zip(images, slow.batches, strict=True)):
+        optimizer.param_groups[0]["lr"] = 0.05 * (step + 1) / 7
+        slow.head.m = 0.3 * (step + 1) / 14
+        logits = slow.head(slow.backbone(batch.permute(0, 3, 1, 2).float()), labels)
+        chances = logits.softmax(1)[range(6), labels]
+        loss = -((1 - chances) ** 2 * chances.log()).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        for k, found in hits.items():
+            found += [label in row.argsort(descending=True)[:k] for row, label in zip(logits, labels, strict=True)]
+    averages = setup.train()
+    assert averages["loss"] == pytest.approx(sum(losses) / 7, rel=1e-5)
+    assert averages["prec1"] == pytest.approx(100 * sum(hits[1]) / 42)
+    assert averages["prec5"] == pytest.approx(100 * sum(hits[5]) / 42)
+    assert 0 < averages["prec5"] < 100
+    assert averages["lr"] == pytest.approx(0.05)
+    for ours, theirs in zip(setup.backbone.parameters(), slow.backbone.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(setup.head.weight, slow.head.weight, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("every", "expected"), [(3, [3, 6, 7]), (1, [1, 2, 3, 4, 5, 6, 7]), (7, [7]), (100, [7])])
+def test_reports_come_at_the_interval_and_at_the_end(every, expected):
+    setup = Setup()
+    averages = setup.train(every=every)
+    assert [done for done, _ in setup.reports] == expected
+    assert setup.reports[-1][1] == averages
+    assert set(averages) == {"loss", "prec1", "prec5", "lr"}
+
+
+def test_reports_are_averages_from_the_start_of_the_epoch():
+    losses = []
+
+    def note(logits: torch.Tensor) -> None:
+        losses.append(nn.functional.cross_entropy(logits.detach(), setup.batches[len(losses)][1]).item())
+
+    setup = Setup()
+    setup.criterion = Noting(note)
+    setup.train(every=3)
+    for done, averages in setup.reports:
+        assert averages["loss"] == pytest.approx(sum(losses[:done]) / done, rel=1e-5)
+
+
+@pytest.mark.parametrize("by", [math.nan, math.inf])
+@pytest.mark.parametrize(("spoilt_step", "seen_at"), [(1, 3), (4, 6), (7, 7)])
+def test_a_loss_that_is_not_finite_stops_the_run_at_the_next_interval(by, spoilt_step, seen_at):
+    setup = Setup()
+    setup.criterion = criterion = Noting(spoilt_step=spoilt_step, by=by)
+    with pytest.raises(RunError, match=rf"the loss became (nan|inf) in epoch 3, between steps .* and {seen_at};"):
+        setup.train(epoch=2, every=3)
+    assert criterion.calls == seen_at
+    assert all(done < seen_at for done, _ in setup.reports)
+
+
+def test_learning_rate_and_margin_follow_the_schedule():
+    seen = []
+    setup = Setup()
+    setup.criterion = Noting(lambda logits: seen.append((setup.optimizer.param_groups[1]["lr"], setup.head.m)))
+    setup.train(epoch=1)
+    setup.train(epoch=2)
+    schedule = setup.schedule
+    assert seen == [(schedule.lr_at(step), schedule.margin_at(step)) for step in range(7, 21)]
+    assert seen[0] == pytest.approx((0.05, 0.3 * 8 / 14))
+    assert seen[-1] == pytest.approx((0.005, 0.3))
+
+
+def test_the_networks_train_even_after_an_evaluation():
+    setup = Setup()
+    setup.backbone.eval()
+    setup.head.eval()
+    running = copy.deepcopy(setup.backbone.body[1].running_mean)
+    setup.train()
+    assert setup.backbone.training and setup.head.training
+    assert not torch.equal(setup.backbone.body[1].running_mean, running)
+
+
+def test_precision_counts_the_label_among_the_highest():
+    logits = torch.tensor([[9.0, 8, 7, 6, 5, 4, 3]]).repeat(4, 1)
+    first, five = precision(logits, torch.tensor([0, 4, 5, 0])).tolist()
+    assert (first, five) == (50, 75)
+
+
+def test_precision_among_fewer_than_five_classes_is_full():
+    first, five = precision(torch.tensor([[3.0, 1.0], [3.0, 1.0]]), torch.tensor([0, 1])).tolist()
+    assert (first, five) == (50, 100)
+    assert Setup(classes=2).train()["prec5"] == 100

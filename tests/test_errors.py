@@ -1,0 +1,102 @@
+import os
+import signal
+import sys
+
+import pytest
+
+from util.errors import DataError, RunError, UsageError, run_script
+from util.files import replacing
+
+
+@pytest.fixture(autouse=True)
+def restored_signals():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def ending(monkeypatch, error: BaseException | None, *arguments: str) -> int:
+    """The exit code of a script whose main raises `error`."""
+    monkeypatch.setattr(sys, "argv", ["script.py", *arguments])
+
+    def main(given: list[str]) -> None:
+        assert given == list(arguments)
+        if error is not None:
+            raise error
+
+    try:
+        run_script(main)
+    except SystemExit as end:
+        return 0 if end.code is None else end.code
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UsageError("--lr=x: not a number; give one"), 2, "error: --lr=x: not a number; give one\n"),
+        (DataError("a.jpg: broken\n  remove it"), 3, "error: a.jpg: broken remove it\n"),
+        (RunError("the loss became nan"), 1, "error: the loss became nan\n"),
+        (KeyError("x"), 1, "error: KeyError: 'x' (run again with --debug for the traceback)\n"),
+        (ValueError("a\nb"), 1, "error: ValueError: a b (run again with --debug for the traceback)\n"),
+        (None, 0, ""),
+    ],
+)
+def test_every_failure_ends_in_one_line_and_its_code(monkeypatch, capsys, error, code, line):
+    assert ending(monkeypatch, error, "--lr", "x") == code
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", line)
+
+
+def test_a_traceback_comes_with_debug_only(monkeypatch):
+    with pytest.raises(DataError, match="broken"):
+        ending(monkeypatch, DataError("broken"), "--debug")
+
+
+def test_an_interrupt_ends_with_130(monkeypatch, capsys):
+    assert ending(monkeypatch, KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "\nInterrupted.\n"
+
+
+def test_sigterm_ends_with_143_after_cleaning_up(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+
+    def main(arguments: list[str]) -> None:
+        with replacing(tmp_path / "file.txt") as partial:
+            partial.write_text("half")
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+
+    with pytest.raises(SystemExit) as end:
+        run_script(main)
+    assert end.value.code == 143
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exit_of_the_command_lines_parser_is_kept(monkeypatch):
+    assert ending(monkeypatch, SystemExit(2)) == 2
+
+
+def test_users_mistakes_are_value_errors():
+    assert issubclass(UsageError, ValueError) and issubclass(DataError, ValueError)
+
+
+def test_a_file_appears_whole(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("old")
+    with replacing(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+        assert (partial.parent, partial.suffix) == (tmp_path, ".json")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_fails_midway_leaves_the_old_one(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("old")
+    with pytest.raises(OSError, match="disk"), replacing(path) as partial:
+        partial.write_text("ne")
+        raise OSError("disk full")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

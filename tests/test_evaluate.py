@@ -1,0 +1,148 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from util.errors import DataError, UsageError
+from util.evaluate import average_accuracy, embed, evaluate
+from util.pairs import load_pairs, write_carray
+from util.transform import degrade, eval_crop
+from util.verification import verify
+
+
+class Projection(nn.Module):
+    """(N, 3, 112, 112) -> (N, 8), a fixed projection of a coarse view, and notes what it has been given."""
+
+    def __init__(self):
+        super().__init__()
+        weight = torch.randn(8, 3 * 7 * 7, generator=torch.Generator().manual_seed(1))
+        self.weight = nn.Parameter(weight)
+        self.seen: list[torch.Tensor] = []
+        self.modes: list[bool] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen.append(images.clone())
+        self.modes.append(self.training)
+        return nn.functional.adaptive_avg_pool2d(images, 7).flatten(1) @ self.weight.T
+
+
+class MadePairs:
+    """A verification set in memory."""
+
+    def __init__(self, images: np.ndarray, issame: np.ndarray, name: str = "made"):
+        self.name, self.issame, self._images = name, issame, images
+
+    def __len__(self) -> int:
+        return len(self.issame)
+
+    def images(self, start: int, stop: int) -> np.ndarray:
+        assert 0 <= start < stop <= len(self._images)
+        return self._images[start:stop]
+
+
+def as_input(images: np.ndarray) -> torch.Tensor:
+    """(n, 112, 112, 3) uint8 -> what the network is to get, the slow way."""
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float64) / 127.5 - 1).float()
+
+
+def test_the_batch_size_makes_no_difference_and_the_last_partial_batch_counts(made_pairs):
+    path, images, issame = made_pairs
+    pairs = load_pairs(path)
+    assert len(images) % 64 and len(images) % 7
+    backbone = Projection()
+    results = {size: evaluate(backbone, [pairs], batch_size=size)["HR"]["made"] for size in (64, 7, 46, 1)}
+    crops = eval_crop(images)
+    vectors = []
+    for crop in crops:
+        both = [as_input(flipped[None])[0] for flipped in (crop, crop[:, ::-1])]
+        summed = sum(backbone(one[None])[0].detach().double() for one in both)
+        vectors.append((summed / summed.norm()).numpy())
+    expected = verify(np.array(vectors), issame)
+    for result in results.values():
+        np.testing.assert_allclose(result.distances, expected.distances, atol=1e-5)
+        assert result.accuracy == expected.accuracy
+        np.testing.assert_array_equal(result.fold_accuracies, expected.fold_accuracies)
+        assert result.images_per_second > 0
+    assert len(expected.distances) == 23
+
+
+def test_embeddings_are_the_normalised_sum_of_image_and_mirror_image():
+    images = np.random.default_rng(0).integers(0, 256, (5, 112, 112, 3), dtype=np.uint8)
+    backbone = Projection()
+    vectors = embed(backbone, images)
+    assert vectors.shape == (5, 8)
+    straight, mirrored = backbone(as_input(images)), backbone(as_input(images[:, :, ::-1]))
+    summed = (straight + mirrored).detach()
+    torch.testing.assert_close(vectors, summed / summed.norm(dim=1, keepdim=True), atol=1e-5, rtol=0)
+    torch.testing.assert_close(embed(backbone, images[:, :, ::-1].copy()), vectors, atol=1e-5, rtol=0)
+    assert (vectors - straight / straight.norm(dim=1, keepdim=True)).abs().max() > 1e-2
+
+
+def test_the_network_sees_rgb_whatever_the_disk_holds(tmp_path):
+    red = np.zeros((40, 112, 112, 3), np.uint8)
+    red[..., 0] = 255
+    write_carray(tmp_path / "red", red, np.arange(20) % 2 == 0)
+    backbone = Projection()
+    evaluate(backbone, [load_pairs(tmp_path / "red")], batch_size=16)
+    assert len(backbone.seen) == 6
+    for seen in backbone.seen:
+        assert (seen[:, 0] == 1).all() and (seen[:, 1:] == -1).all()
+
+
+def test_views_differ_by_what_is_done_to_the_crop(made_pairs):
+    path, images, _ = made_pairs
+    backbone = Projection()
+    results = evaluate(backbone, [load_pairs(path)], batch_size=20, views=("HR", "LR"), lr_scale=8)
+    assert list(results) == ["HR", "LR"]
+    crops = eval_crop(images)
+    seen = [torch.cat(backbone.seen[kind::4]) for kind in range(4)]  # HR, HR mirrored, LR, LR mirrored
+    for found, expected in zip(seen[::2], (crops, degrade(crops, 14)), strict=True):
+        torch.testing.assert_close(found, as_input(expected), atol=1e-6, rtol=0)
+    torch.testing.assert_close(seen[3], seen[2].flip(3))
+    distances = [results[view]["made"].distances for view in ("HR", "LR")]
+    assert np.abs(distances[0] - distances[1]).max() > 1e-4
+
+
+def test_each_set_has_its_result_and_the_average_is_theirs(made_pairs):
+    _, images, issame = made_pairs
+    easy = images.copy()
+    easy[1::2][~issame] = 255 - easy[0::2][~issame]
+    swapped = MadePairs(easy, ~issame, "swapped")  # what is the same is called different
+    results = evaluate(Projection(), [MadePairs(easy, issame), swapped])["HR"]
+    assert list(results) == ["made", "swapped"]
+    assert results["made"].accuracy == 1.0
+    assert results["swapped"].accuracy < 0.7
+    assert average_accuracy(results) == pytest.approx((1.0 + results["swapped"].accuracy) / 2)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_networks_mode_comes_back(made_pairs, training):
+    _, images, issame = made_pairs
+    backbone = Projection().train(training)
+    evaluate(backbone, [MadePairs(images, issame)])
+    assert backbone.training is training
+    assert not any(backbone.modes)
+    with pytest.raises(DataError, match="only same pairs"):
+        evaluate(backbone, [MadePairs(images, np.ones(23, bool))])
+    assert backbone.training is training
+
+
+def test_an_error_of_the_reader_is_raised(made_pairs):
+    _, images, issame = made_pairs
+
+    class Broken(MadePairs):
+        def images(self, start: int, stop: int) -> np.ndarray:
+            raise DataError("chunk cut short")
+
+    with pytest.raises(DataError, match="chunk cut short"):
+        evaluate(Projection(), [Broken(images, issame)])
+
+
+def test_no_gradients_are_kept(made_pairs):
+    backbone = Projection()
+    assert not embed(backbone, made_pairs[1][:2]).requires_grad
+
+
+def test_an_unknown_view_is_a_usage_error():
+    with pytest.raises(UsageError, match=r"view 'XR': unknown; known are HR, LR"):
+        evaluate(Projection(), [], views=("HR", "XR"))

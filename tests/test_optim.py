@@ -1,0 +1,76 @@
+import pytest
+import torch
+from torch import nn
+
+from util.optim import Schedule, lr_at, parameter_groups, ramp_at
+
+
+def networks() -> tuple[nn.Module, nn.Module]:
+    backbone = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.PReLU(4), nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6))
+    )
+    return backbone, nn.Linear(6, 5, bias=False)
+
+
+def test_batch_norm_alone_is_spared_weight_decay_and_nothing_is_lost():
+    backbone, head = networks()
+    decayed, spared = parameter_groups([backbone, head], 5e-4)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (5e-4, 0.0)
+    norms = [backbone[1].weight, backbone[1].bias, backbone[3][1].weight, backbone[3][1].bias]
+    assert [id(p) for p in spared["params"]] == [id(p) for p in norms]
+    everything = {id(p) for p in [*backbone.parameters(), *head.parameters()]}
+    assert {id(p) for p in decayed["params"]} == everything - {id(p) for p in norms}
+    assert len(decayed["params"]) == len(everything) - len(norms)
+
+
+def test_frozen_parameters_are_left_out():
+    backbone, head = networks()
+    backbone[0].weight.requires_grad_(False)
+    backbone[1].bias.requires_grad_(False)
+    given = {id(p) for group in parameter_groups([backbone, head], 0.1) for p in group["params"]}
+    assert given == {id(p) for p in [*backbone.parameters(), *head.parameters()] if p.requires_grad}
+
+
+def test_weight_decay_shrinks_what_it_should_and_nothing_else():
+    backbone, head = networks()
+    optimizer = torch.optim.SGD(parameter_groups([backbone, head], 0.5), lr=0.1)
+    before = {name: p.detach().clone() for name, p in backbone.named_parameters()}
+    for parameter in backbone.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in backbone.named_parameters():
+        factor = 1.0 if name in ("1.weight", "1.bias", "3.1.weight", "3.1.bias") else 0.95
+        torch.testing.assert_close(parameter.detach(), before[name] * factor)
+
+
+def test_the_learning_rate_equals_a_slow_count():
+    steps_per_epoch, epochs, warmup, stages = 7, 12, 2, (4, 6, 11)
+    expected, step = [], 0
+    for epoch in range(epochs):
+        for _ in range(steps_per_epoch):
+            step += 1
+            rate = 0.4
+            if epoch < warmup:
+                rate = 0.4 * step / (warmup * steps_per_epoch)
+            for stage in stages:
+                if epoch >= stage:
+                    rate /= 10
+            expected.append(rate)
+    ours = [lr_at(step, steps_per_epoch, 0.4, warmup, stages) for step in range(steps_per_epoch * epochs)]
+    assert ours == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"),
+    [(0, [1, 1, 1]), (1, [0.25, 0.5, 0.75, 1, 1]), (0.5, [0.5, 1, 1]), (1.5, [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])],
+)
+def test_a_ramp_rises_to_one_and_is_never_zero(epochs, expected):
+    assert [ramp_at(step, 4, epochs) for step in range(len(expected))] == pytest.approx(expected)
+
+
+def test_a_schedule_has_its_own_ramps_for_rate_and_margin():
+    schedule = Schedule(10, lr=0.2, warmup_epochs=1, stages=(3,), margin=0.5, margin_warmup_epochs=2)
+    assert schedule.lr_at(4) == pytest.approx(0.1)
+    assert schedule.lr_at(30) == pytest.approx(0.02)
+    assert schedule.margin_at(4) == pytest.approx(0.125)
+    assert schedule.margin_at(40) == 0.5
