@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from util.verification import Verification
 
+PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 Results = Mapping[str, Mapping[str, "Verification"]]  # {view: {set: result}}
 
 
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> None:
     from util.checkpoint import find_backbone, newest_run
     from util.distributed import select_devices, wrap
     from util.evaluate import evaluate
-    from util.log import labelled
+    from util.log import evaluation_lines, labelled
     from util.plot import roc_figure, save_figure
     from util.transform import SIZE
 
@@ -48,7 +49,8 @@ def main(arguments: list[str]) -> None:
     if config.LR_eval:
         print(f"LR: down to {SIZE // config.LR_scale}x{SIZE // config.LR_scale} pixels and up again")
     results = evaluate(wrap(backbone, devices), pair_sets, devices[0], config.batch_size, views, config.LR_scale)
-    print_results(results)
+    print("\n".join(evaluation_lines(results, " Acc: ")))
+    print(f"\n{table(results)}")
     if config.json:
         write_json(Path(config.json), results, file, name, config)
     if config.plot:
@@ -62,6 +64,8 @@ def check_writable(flag: str, file: str | None) -> None:
         return
     if Path(file).is_dir():
         raise UsageError(f"{flag} {file}: is a folder; name a file")
+    if flag == "--plot" and Path(file).suffix.lower() not in PLOT_SUFFIXES:
+        raise UsageError(f"{flag} {file}: must end in {', '.join(PLOT_SUFFIXES)}; rename it")
     try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -95,16 +99,6 @@ def open_pair_sets(data_dir: str) -> list:
     if missing:
         print(f"not in {data_dir}, so left out: {', '.join(missing)}")
     return pair_sets
-
-
-def print_results(results: Results) -> None:
-    from util.log import evaluation_line
-
-    for view, sets in results.items():
-        line = evaluation_line({name: result.accuracy for name, result in sets.items()}, " Acc: ")
-        print(f"Evaluation{'' if view == 'HR' else ' ' + view}: {line}")
-    print()
-    print(table(results))
 
 
 def table(results: Results) -> str:

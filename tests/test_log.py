@@ -7,7 +7,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from util.checkpoint import Run
-from util.log import Progress, RunLog, evaluation_line, labelled
+from util.log import Progress, RunLog, evaluation_lines, labelled
 from util.verification import Verification, verify
 
 AVERAGES = {"loss": 1.23456, "prec1": 12.345, "prec5": 50.0, "lr": 0.025}
@@ -153,6 +153,9 @@ def test_views_are_told_apart_by_name():
     assert names["LFW LR"].accuracy == pytest.approx(0.8)
 
 
-def test_an_evaluation_line_ends_with_the_average():
-    line = evaluation_line({"LFW": 0.99504, "CFP_FF": 0.9}, " Acc: ")
-    assert line == "LFW Acc: 0.9950, CFP_FF Acc: 0.9000, Avg Acc: 0.9475"
+def test_evaluation_lines_end_with_their_view_s_average():
+    lines = evaluation_lines({"HR": {"LFW": result(0), "CFP_FF": result(1)}, "LR": {"LFW": result(2)}}, " Acc: ")
+    assert lines == [
+        "Evaluation: LFW Acc: 1.0000, CFP_FF Acc: 0.9000, Avg Acc: 0.9500",
+        "Evaluation LR: LFW Acc: 0.8000, Avg Acc: 0.8000",
+    ]

@@ -150,6 +150,11 @@ def test_unwritable_results_are_refused_before_the_work(tmp_path):
         validation.main(["--gpu_num=cpu", f"--json={tmp_path}"])
 
 
+def test_a_plot_of_an_unknown_kind_is_refused_before_the_work():
+    with pytest.raises(UsageError, match=r"--plot roc.xyz: must end in .png"):
+        validation.main(["--gpu_num=cpu", "--plot=roc.xyz"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

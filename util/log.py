@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from util.checkpoint import Run
+from util.evaluate import average_accuracy
 from util.files import replacing
 from util.plot import roc_figure, save_figure, training_curves
 from util.verification import Verification
@@ -86,19 +87,18 @@ class RunLog:
 
     def epoch(self, epochs: int, record: Mapping[str, Any], results: Mapping[str, Mapping[str, Verification]]) -> None:
         """Adds an epoch. `record` has epoch, step, loss, prec1, prec5, lr …; `results` is {view: {set: result}}."""
-        step, lines = record["step"], []
-        for view, sets in results.items():
-            line = evaluation_line({name: result.accuracy for name, result in sets.items()}, " : ")
-            lines.append(f"Epoch {record['epoch']}/{epochs}, Evaluation{'' if view == 'HR' else ' ' + view}: {line}\n")
-            for name, result in sets.items():
-                self._writer.add_scalar(f"{view}/{name}", result.accuracy, step)
-        accuracies = {name: result.accuracy for name, result in labelled(results).items()}
+        step = record["step"]
+        lines = [f"Epoch {record['epoch']}/{epochs}, {line}\n" for line in evaluation_lines(results, " : ")]
         if lines:
             with self._evaluation.open("a") as file:
                 file.writelines(lines)
             print("".join(lines), end="", flush=True)
+        for view, sets in results.items():
+            for name, result in sets.items():
+                self._writer.add_scalar(f"{view}/{name}", result.accuracy, step)
         for name in ("loss", "prec1", "prec5", "lr", "margin"):
             self._writer.add_scalar(f"train/{name}", record[name], step)
+        accuracies = {name: result.accuracy for name, result in labelled(results).items()}
         with self._metrics.open("a") as file:
             file.write(json.dumps({**record, "accuracy": accuracies}) + "\n")
         self._plot(results, step)
@@ -126,10 +126,17 @@ def labelled(results: Mapping[str, Mapping[str, Verification]]) -> dict[str, Ver
     }
 
 
-def evaluation_line(accuracies: Mapping[str, float], separator: str) -> str:
-    """`LFW : 0.9912, …, Avg : 0.95`, the older toolkit's form; validation.py's separator is ` Acc: `."""
-    average = sum(accuracies.values()) / len(accuracies)
-    return ", ".join(f"{name}{separator}{value:.4f}" for name, value in {**accuracies, "Avg": average}.items())
+def evaluation_lines(results: Mapping[str, Mapping[str, Verification]], separator: str) -> list[str]:
+    """A line a view, `Evaluation: LFW : 0.9912, …, Avg : 0.95`: the older toolkit's form.
+
+    The separator is ` : ` in Evaluation.txt and ` Acc: ` on validation.py's console.
+    """
+    lines = []
+    for view, sets in results.items():
+        accuracies = {name: result.accuracy for name, result in sets.items()} | {"Avg": average_accuracy(sets)}
+        text = ", ".join(f"{name}{separator}{value:.4f}" for name, value in accuracies.items())
+        lines.append(f"Evaluation: {text}" if view == "HR" else f"Evaluation {view}: {text}")
+    return lines
 
 
 def _epoch_of_evaluation(line: str) -> int:
