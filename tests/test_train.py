@@ -263,10 +263,16 @@ def test_help_answers_without_importing_torch(script):
         (["--gpu_num=cpu", "--train_data=missing"], 3, "--train_data=missing: no such folder"),
         (["--gpu_num=cpu", "--resume_dir=no/such/run"], 3, "no/such/run: no such file or folder"),
         (["--batch_size=1"], 2, "--batch_size"),
+        (
+            ["--gpu_num=cpu", "--data_dir={data}", "--batch_size=4", "--log_dir=README.md/log"],
+            2,
+            "--log_dir=README.md/log",
+        ),
     ],
 )
-def test_a_bad_command_line_ends_in_one_line_and_its_exit_code(arguments, code, message):
-    ended = subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True)
+def test_a_bad_command_line_ends_in_one_line_and_its_exit_code(arguments, code, message, tiny_data):
+    command = [sys.executable, "train.py", *(argument.format(data=tiny_data) for argument in arguments)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == code
     assert ended.stderr.count("\n") == 1 and ended.stderr.startswith("error: ") and message in ended.stderr
 

@@ -14,6 +14,7 @@ import shutil
 import zipfile
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +45,25 @@ class Run:
 
 
 def new_run(checkpoint_dir: str, best_dir: str, log_dir: str, prefix: str, now: datetime) -> Run:
-    """Makes the folders of a run named PREFIX_{minute}; a second one in the same minute gets `_2`."""
+    """Makes the folder of a run named PREFIX_{minute}; a second one in the same minute gets `_2`.
+
+    Raises UsageError if one of the three places cannot be made: now, and not after the first epoch.
+    """
     stem = f"{prefix}_{now:%Y-%m-%d-%H-%M}"
-    for number in range(1, 1000):
+    for flag, folder in (("checkpoint_dir", checkpoint_dir), ("best_checkpoint_dir", best_dir), ("log_dir", log_dir)):
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--{flag}={folder}: cannot be made ({error.strerror}); name another folder") from None
+    for number in count(1):
         name = stem if number == 1 else f"{stem}_{number}"
         run = Run(Path(checkpoint_dir) / name, Path(best_dir) / name, Path(log_dir) / name)
         if not (run.best.exists() or run.log.exists()):
             try:
-                run.checkpoints.mkdir(parents=True)
+                run.checkpoints.mkdir()
+                return run
             except FileExistsError:
                 continue
-            return run
-    raise UsageError(f"--checkpoint_dir={checkpoint_dir}: no free name for a run left in this minute")
 
 
 def resumed_run(resumed: Resumable, checkpoint_dir: str, best_dir: str, log_dir: str) -> Run:
