@@ -41,7 +41,6 @@ GROUPS = (WHERE, DATA, MODEL, OPTIMISATION, RESOLUTION, MACHINE, OUTPUT, OTHER)
 Convert = Callable[[object], Any]
 Inherit = Callable[[str], Mapping[str, object]]
 
-_NOT_INHERITED = {"gpu_num", "num_workers", "resume_dir"}  # by a resumed run, which may go on on another machine
 _FLAG = re.compile(r"--?[A-Za-z]")
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -169,6 +168,11 @@ class Config:
             if getattr(self, name):
                 raise UsageError(f"--{name}: {reason}")
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """What evaluation looks at: full resolution, and low resolution where it is wanted."""
+        return ("HR", "LR") if self.LR_eval else ("HR",)
+
     def as_dict(self) -> dict[str, str | int | float | bool | list[int] | None]:
         """The settings as plain values that torch.load(weights_only=True) and YAML read back; tuples become lists."""
         values = {setting.name: getattr(self, setting.name) for setting in fields(self)}
@@ -219,6 +223,8 @@ class TrainConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         gpus = max(len(self.gpu_num), 1)
+        if self.compile and gpus > 1:
+            raise UsageError(f"--compile: works on one GPU, and --gpu_num names {gpus}; leave it out, or name one GPU")
         share = -(-self.batch_size // gpus)  # images on each GPU but the last, which gets what is left
         if self.batch_size < 2 * gpus or self.batch_size % share == 1:
             raise UsageError(
@@ -260,7 +266,7 @@ def parse_train(argv: list[str], inherit: Inherit | None = None) -> TrainConfig:
     """The settings of train.py from its arguments (without the script's name).
 
     `inherit(resume_dir)` gives the settings of the run that --resume_dir continues: what neither the command line nor
-    the file says stays as it was there, but for the settings of the machine.
+    the file says stays as it was there.
     Raises UsageError for a mistake; SystemExit(0) after --help and --print_config have printed.
     """
     return _parse(TrainConfig, "train.py", argv, inherit)
@@ -283,7 +289,7 @@ def _parse(kind: type[C], script: str, argv: list[str], inherit: Inherit | None 
     given = from_file | given
     if inherit is not None and given.get("resume_dir") is not None:
         saved = inherit(given["resume_dir"])
-        given = {name: saved[name] for name in saved.keys() & settings.keys() - _NOT_INHERITED} | given
+        given = {name: saved[name] for name in saved.keys() & settings.keys()} | given
     config = kind(**given)
     if request.print_config:
         print(config.as_yaml(), end="")

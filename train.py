@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> None:
     resumed = checkpoint.load_resumable(config.resume_dir) if config.resume_dir else None
     images, pair_sets = open_data(config)
     if resumed:
+        check_network(resumed.state["settings"], config)
         checkpoint.check_classes(resumed, images.classes, images.root)
         print(f"resuming {resumed.files['Backbone']} after epoch {resumed.state['epoch']}")
         report_changes(resumed.state["settings"], config.as_dict())
@@ -50,9 +51,19 @@ def main(arguments: list[str]) -> None:
 
 def saved_settings(resume_dir: str) -> dict[str, Any]:
     """The settings of the run to continue, which hold unless the command line or its file says otherwise."""
-    from util.checkpoint import load_resumable
+    from util.checkpoint import load_state
 
-    return load_resumable(resume_dir).state["settings"]
+    return load_state(resume_dir)["settings"]
+
+
+def check_network(before: dict[str, Any], config: TrainConfig) -> None:
+    """Raises UsageError if a network that the run does not have is asked for."""
+    for name in ("backbone", "embedding_size", "head"):
+        if getattr(config, name) != before[name]:
+            raise UsageError(
+                f"--{name}={getattr(config, name)}: the run to resume has {before[name]}; leave --{name} out, or start "
+                f"a new run without --resume_dir"
+            )
 
 
 def report_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -95,13 +106,18 @@ def open_run(config: TrainConfig, resumed: Resumable | None) -> Run:
     return run
 
 
+def available_cores() -> int:
+    """The cores that this process may use: on a cluster fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def make_loader(config: TrainConfig, images: ImageFolder, devices: list[torch.device]) -> TrainLoader:
     from util.data import Augmentation, TrainLoader
     from util.distributed import workers_for
     from util.transform import SIZE
 
     lr_size = SIZE // config.LR_scale if config.LR_train else None
-    workers = workers_for(devices, os.cpu_count() or 1) if config.num_workers is None else config.num_workers
+    workers = workers_for(devices, available_cores()) if config.num_workers is None else config.num_workers
     return TrainLoader(
         images,
         config.batch_size,
@@ -149,26 +165,27 @@ class Training:
             margin=config.m,
             margin_warmup_epochs=config.margin_warmup_epochs,
         )
-        self.epoch, self.step, self.best_accuracy, self.latest = 0, 0, None, "none yet"
+        self.epoch, self.step, self.latest = 0, 0, "none yet"
+        self.best_accuracy, self.best_epoch = None, 0
         if resumed:
             self._restore(resumed)
 
     def _restore(self, resumed: Resumable) -> None:
         from util import checkpoint
 
-        remedy = (
-            f"the run has --backbone={resumed.state['settings']['backbone']}, so leave --backbone out, or start anew"
-        )
+        remedy = "take another epoch, or start a new run without --resume_dir"
         checkpoint.load_into(self.backbone, resumed.backbone, resumed.files["Backbone"], remedy)
         checkpoint.load_into(self.head, resumed.head, resumed.files["Head"], remedy)
         self.optimizer.load_state_dict(resumed.state["optimizer"])
         self.epoch, self.step = resumed.state["epoch"], resumed.state["step"]
-        self.best_accuracy = resumed.state["best_accuracy"]
+        self.best_accuracy, self.best_epoch = resumed.state["best_accuracy"], resumed.state["best_epoch"]
         self.latest = str(resumed.files["Backbone"])
         checkpoint.set_random_states(resumed.state["random_states"])
 
     def run(self, run: Run) -> None:
         """Trains the epochs that are left; after each come validation, log and checkpoint."""
+        import torch
+
         from util import checkpoint
         from util.log import RunLog
 
@@ -180,6 +197,9 @@ class Training:
                 averages = self._train_epoch()
             except RunError as error:
                 raise RunError(f"{error}. The last good checkpoint is {self.latest}") from None
+            except torch.OutOfMemoryError as error:
+                reason = str(error).split(". ")[0]
+                raise RunError(f"{reason}; lower --batch_size. The last good checkpoint is {self.latest}") from None
             results = self._validate()
             is_best = self._note_accuracy(results.get("HR"))
             log.epoch(self.config.epochs, self._record(averages), results)
@@ -220,20 +240,17 @@ class Training:
 
         if not self.pair_sets:
             return {}
-        views = ("HR", "LR") if self.config.LR_eval else ("HR",)
         config = self.config
-        return evaluate(self.evaluated, self.pair_sets, self.device, config.batch_size, views, config.LR_scale)
+        return evaluate(self.evaluated, self.pair_sets, self.device, config.batch_size, config.views, config.LR_scale)
 
     def _note_accuracy(self, results: dict[str, Verification] | None) -> bool:
         """Whether this epoch is the best so far; without verification sets, each is."""
         from util.evaluate import average_accuracy
 
-        if not results:
-            return True
-        accuracy = average_accuracy(results)
-        if self.best_accuracy is not None and accuracy <= self.best_accuracy:
+        accuracy = average_accuracy(results) if results else None
+        if accuracy is not None and self.best_accuracy is not None and accuracy <= self.best_accuracy:
             return False
-        self.best_accuracy = accuracy
+        self.best_accuracy, self.best_epoch = accuracy, self.epoch
         return True
 
     def _record(self, averages: dict[str, float]) -> dict[str, float]:
@@ -247,6 +264,7 @@ class Training:
             "epoch": self.epoch,
             "step": self.step,
             "best_accuracy": self.best_accuracy,
+            "best_epoch": self.best_epoch,
             "random_states": random_states(),
             "classes": self.images.classes,
             "settings": self.config.as_dict(),

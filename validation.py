@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from config import ValidationConfig, parse_validation
 from util.errors import DataError, UsageError, run_script
-from util.files import replacing
+from util.files import check_file, replacing
 
 # torch takes seconds to import: what needs it is imported in functions, once the command line is known to be right.
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ Results = Mapping[str, Mapping[str, "Verification"]]  # {view: {set: result}}
 
 def main(arguments: list[str]) -> None:
     config = parse_validation(arguments)
-    for flag, file in (("--json", config.json), ("--plot", config.plot)):
-        check_writable(flag, file)
+    check_outputs(config)
 
     from util.checkpoint import find_backbone, newest_run
     from util.distributed import select_devices, wrap
@@ -45,10 +44,9 @@ def main(arguments: list[str]) -> None:
     name, backbone = load_backbone(file, config.backbone)
     print(f"validating {file} ({name})")
     pair_sets = open_pair_sets(config.data_dir)
-    views = ("HR", "LR") if config.LR_eval else ("HR",)
     if config.LR_eval:
         print(f"LR: down to {SIZE // config.LR_scale}x{SIZE // config.LR_scale} pixels and up again")
-    results = evaluate(wrap(backbone, devices), pair_sets, devices[0], config.batch_size, views, config.LR_scale)
+    results = evaluate(wrap(backbone, devices), pair_sets, devices[0], config.batch_size, config.views, config.LR_scale)
     print("\n".join(evaluation_lines(results, " Acc: ")))
     print(f"\n{table(results)}")
     if config.json:
@@ -58,18 +56,13 @@ def main(arguments: list[str]) -> None:
         print(f"ROC curves: {config.plot}")
 
 
-def check_writable(flag: str, file: str | None) -> None:
-    """A result that cannot be written is noticed before the work, not after it."""
-    if file is None:
-        return
-    if Path(file).is_dir():
-        raise UsageError(f"{flag} {file}: is a folder; name a file")
-    if flag == "--plot" and Path(file).suffix.lower() not in PLOT_SUFFIXES:
-        raise UsageError(f"{flag} {file}: must end in {', '.join(PLOT_SUFFIXES)}; rename it")
-    try:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{flag} {file}: its folder cannot be made ({error.strerror}); name another") from None
+def check_outputs(config: ValidationConfig) -> None:
+    """Raises UsageError for a result that could not be written: before the work, not after it."""
+    for flag, file in (("--json", config.json), ("--plot", config.plot)):
+        if file is not None:
+            check_file(flag, file)
+    if config.plot and Path(config.plot).suffix.lower() not in PLOT_SUFFIXES:
+        raise UsageError(f"--plot={config.plot}: must end in {', '.join(PLOT_SUFFIXES)}; rename it")
 
 
 def load_backbone(file: Path, expected: str | None) -> tuple[str, nn.Module]:

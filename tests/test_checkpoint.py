@@ -24,6 +24,7 @@ def state(epoch: int, step: int, **more) -> dict:
         "epoch": epoch,
         "step": step,
         "best_accuracy": 0.5,
+        "best_epoch": epoch,
         "random_states": checkpoint.random_states(),
         "classes": ["Ann", "김연아"],
         "settings": {"backbone": "IR_50", "stages": (15, 23)},
@@ -251,7 +252,7 @@ def test_a_run_is_resumed_from_three_files(run):
 def test_another_projects_optimizer_file_is_told_apart(run):
     file = save(run, 1, 10)
     torch.save({"state": {}, "param_groups": [], "epoch": 1}, run.checkpoints / "Optimizer_1_10.pth")
-    with pytest.raises(DataError, match=r"Optimizer_1_10\.pth: lacks best_accuracy, classes, .*start a new run"):
+    with pytest.raises(DataError, match=r"Optimizer_1_10\.pth: lacks best_accuracy, best_epoch, .*start a new run"):
         checkpoint.load_resumable(file)
 
 

@@ -494,3 +494,27 @@ def test_names_are_those_of_the_registries():
     assert set(config.BACKBONE_NAMES) == set(BACKBONES)
     assert set(config.HEAD_NAMES) == set(HEADS)
     assert set(config.LOSS_NAMES) == set(LOSSES)
+
+
+def test_a_resumed_run_keeps_its_settings_but_for_what_is_given(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("lr: 0.3\n")
+    saved = config.parse_train(["--lr=0.1", "--s=16", "--gpu_num=cpu", "--momentum=0.5"]).as_dict() | {"unknown": 1}
+    asked = []
+
+    def inherit(resume_dir: str) -> dict:
+        asked.append(resume_dir)
+        return saved
+
+    parsed = config.parse_train(["--resume_dir=x/run", "--config", str(file), "--momentum=0.7"], inherit=inherit)
+    assert asked == ["x/run"]
+    assert (parsed.lr, parsed.s, parsed.gpu_num, parsed.momentum, parsed.resume_dir) == (0.3, 16, (), 0.7, "x/run")
+
+
+def test_a_new_run_inherits_nothing():
+    assert config.parse_train([], inherit=lambda path: {"lr": 9.0}).lr == 0.025
+
+
+def test_compiling_for_several_gpus_is_refused():
+    with pytest.raises(UsageError, match="--compile: works on one GPU, and --gpu_num names 2; leave it out"):
+        config.parse_train(["--compile", "--gpu_num=0,1"])

@@ -4,9 +4,11 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +17,7 @@ import torch
 from torch import nn
 
 import train
-from model.backbone import BACKBONES, build_backbone
-from model.head import build_head
+from model.backbone import BACKBONES
 from util import checkpoint
 from util.errors import DataError, RunError, UsageError
 
@@ -137,7 +138,8 @@ def test_real_networks_and_their_dropout_resume_too(run_training, make_people, t
     whole = run_training("--epochs=2", *flags, data=data, backbone=backbone)
     part = run_training("--epochs=1", *flags, name="b", data=data, backbone=backbone)
     torch.rand(7)
-    resumed = run_training("--epochs=2", f"--resume_dir={part}", name="b", data=data, backbone="")
+    more = (f"--resume_dir={part}", "--num_workers=1")
+    resumed = run_training("--epochs=2", *more, name="b", data=data, backbone="")
     assert_equal_states(states(whole, "2_4"), states(resumed, "2_4"))
 
 
@@ -194,7 +196,7 @@ def test_other_people_cannot_be_resumed_with(run_training, make_people, tmp_path
 
 def test_another_backbone_cannot_be_resumed_with(run_training):
     run = run_training("--epochs=1", *SMALL)
-    with pytest.raises(DataError, match=r"Backbone_1_3.pth: .*the run has --backbone=MobileFaceNet"):
+    with pytest.raises(UsageError, match="--backbone=iresnet18: the run to resume has MobileFaceNet; leave"):
         run_training("--epochs=2", f"--resume_dir={run}", backbone="iresnet18")
 
 
@@ -207,7 +209,9 @@ def test_a_run_without_its_optimizer_file_cannot_be_resumed(run_training):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(run_training, tmp_path):
     run = run_training("--epochs=1", *SMALL)
-    with pytest.raises(RunError, match=rf"no longer finite|became.*last good checkpoint is .*{run.name}/Backbone_1_3"):
+    with pytest.raises(
+        RunError, match=rf"(no longer finite|became).*last good checkpoint is .*{run.name}/Backbone_1_3"
+    ):
         run_training("--epochs=3", "--lr=1e30", f"--resume_dir={run}", backbone="")
     assert sorted(path.name for path in run.glob("*.pth")) == [f"{part}_1_3.pth" for part in checkpoint.PARTS]
     assert len((run / "Evaluation.txt").read_text().splitlines()) == 1
@@ -235,14 +239,46 @@ def test_a_broken_image_is_named(run_training, make_people, tmp_path):
         run_training("--epochs=5", *SMALL, data=tmp_path / "data")
 
 
-def test_all_trainable_parameters_move_in_a_run(run_training):
-    run = run_training("--epochs=1", "--weight_decay=0", "--warmup_epochs=0", *SMALL[:-1])
-    torch.manual_seed(1337)
-    fresh = (build_backbone("MobileFaceNet", embedding_size=32), build_head("ArcFace", 32, 3))
-    for module, state in zip(fresh, states(run, "1_3"), strict=True):
-        for name, parameter in module.named_parameters():
-            if parameter.requires_grad:
-                assert not torch.equal(parameter.detach(), state[name]), name
+def test_all_trainable_parameters_move_in_a_run(run_training, monkeypatch):
+    before = []
+    run = train.Training.run
+
+    def spy(training: train.Training, *arguments: object) -> None:
+        before.extend(
+            [deepcopy(module.state_dict()), dict(module.named_parameters())]
+            for module in (training.backbone, training.head)
+        )
+        run(training, *arguments)
+
+    monkeypatch.setattr(train.Training, "run", spy)
+    folder = run_training("--epochs=1", "--weight_decay=0", *SMALL)
+    for (state, parameters), after in zip(before, states(folder, "1_3"), strict=True):
+        trainable = [name for name, parameter in parameters.items() if parameter.requires_grad]
+        assert trainable
+        for name in trainable:
+            assert not torch.equal(state[name], after[name]), name
+
+
+def test_a_moved_run_goes_on_where_it_lies_now(run_training, tmp_path):
+    run = run_training("--epochs=1", *SMALL)
+    moved = tmp_path / "elsewhere" / run.name
+    moved.parent.mkdir()
+    run.rename(moved)
+    (run.parent / run.name).mkdir()  # newest_run looks for a Backbone file, and there is none here
+    with pytest.raises(DataError, match="no run with a Backbone file"):
+        run_training("--epochs=2", f"--resume_dir={moved}", backbone="")
+    assert (moved / "Backbone_2_6.pth").is_file()
+
+
+def test_best_files_follow_a_run_that_is_wound_back(run_training, tmp_path):
+    run = run_training("--epochs=2", *SMALL)
+    best = tmp_path / "a_best" / run.name
+    for part in checkpoint.PARTS:
+        (best / f"{part}_Best.pth").unlink()
+        shutil.copy(run / f"{part}_2_6.pth", best / f"{part}_Best.pth")
+    run_training("--epochs=1", f"--resume_dir={run / 'Backbone_1_3.pth'}", backbone="")
+    assert torch.load(best / "Optimizer_Best.pth", weights_only=True)["epoch"] == 1
+    assert_equal_states([torch.load(best / "Backbone_Best.pth", weights_only=True)], states(run, "1_3")[:1])
 
 
 @pytest.mark.parametrize("script", ["train.py", "validation.py"])

@@ -146,12 +146,12 @@ def test_no_verification_set_is_an_error(trained, tmp_path):
 
 
 def test_unwritable_results_are_refused_before_the_work(tmp_path):
-    with pytest.raises(UsageError, match="is a folder; name a file"):
+    with pytest.raises(UsageError, match="is a folder or a device; name a file"):
         validation.main(["--gpu_num=cpu", f"--json={tmp_path}"])
 
 
 def test_a_plot_of_an_unknown_kind_is_refused_before_the_work():
-    with pytest.raises(UsageError, match=r"--plot roc.xyz: must end in .png"):
+    with pytest.raises(UsageError, match=r"--plot=roc.xyz: must end in .png"):
         validation.main(["--gpu_num=cpu", "--plot=roc.xyz"])
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import zipfile
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -21,13 +20,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from util.errors import DataError, RunError, UsageError
-from util.files import replacing
+from util.errors import DataError, RunError
+from util.files import check_folder, replacing
 
 PARTS = ("Backbone", "Head", "Optimizer")
 # Ours, the older toolkit's Backbone_Epoch_1_Batch_17.pth, and face.evoLVe's
 # Backbone_IR_50_Epoch_1_Batch_17_Time_2019-07-28-19-15_checkpoint.pth.
 _EPOCH_FILE = re.compile(r"Backbone(?:_.+)?_(?:Epoch_)?(?P<epoch>\d+)_(?:Batch_)?(?P<batch>\d+)(?:_Time_.*)?\.pth")
+_SUPERSEDED = "superseded"
 _RUN_DATE = re.compile(r"_(\d{4}-\d\d-\d\d-\d\d-\d\d)(?:_(\d+))?$")
 
 
@@ -47,14 +47,15 @@ class Run:
 def new_run(checkpoint_dir: str, best_dir: str, log_dir: str, prefix: str, now: datetime) -> Run:
     """Makes the folder of a run named PREFIX_{minute}; a second one in the same minute gets `_2`.
 
-    Raises UsageError if one of the three places cannot be made: now, and not after the first epoch.
+    Raises UsageError if one of the three places cannot be written to.
     """
     stem = f"{prefix}_{now:%Y-%m-%d-%H-%M}"
-    for flag, folder in (("checkpoint_dir", checkpoint_dir), ("best_checkpoint_dir", best_dir), ("log_dir", log_dir)):
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--{flag}={folder}: cannot be made ({error.strerror}); name another folder") from None
+    for flag, folder in (
+        ("--checkpoint_dir", checkpoint_dir),
+        ("--best_checkpoint_dir", best_dir),
+        ("--log_dir", log_dir),
+    ):
+        check_folder(flag, folder)
     for number in count(1):
         name = stem if number == 1 else f"{stem}_{number}"
         run = Run(Path(checkpoint_dir) / name, Path(best_dir) / name, Path(log_dir) / name)
@@ -67,16 +68,47 @@ def new_run(checkpoint_dir: str, best_dir: str, log_dir: str, prefix: str, now: 
 
 
 def resumed_run(resumed: Resumable, checkpoint_dir: str, best_dir: str, log_dir: str) -> Run:
-    """The folders in which a resumed run goes on: its own. Files of epochs that it will do again are set aside."""
-    name = resumed.files["Backbone"].absolute().parent.name
-    run = Run(Path(checkpoint_dir) / name, Path(best_dir) / name, Path(log_dir) / name)
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
-    for path in sorted(run.checkpoints.glob("*.pth")):
-        match = _EPOCH_FILE.fullmatch(re.sub("^(Head|Optimizer)_", "Backbone_", path.name))
-        if match and int(match["epoch"]) > resumed.state["epoch"]:
-            (run.checkpoints / "superseded").mkdir(exist_ok=True)
-            path.replace(run.checkpoints / "superseded" / path.name)
+    """The folders in which a resumed run goes on: its own, wherever it has been moved to.
+
+    Files of epochs that it will do again are set aside, and the best files are made those that it knows as the best.
+    """
+    backbone_file = resumed.files["Backbone"].absolute()
+    folder = backbone_file.parent
+    if folder.name.startswith(_SUPERSEDED):
+        folder = folder.parent
+    is_best = backbone_file.name == "Backbone_Best.pth"
+    checkpoints = Path(checkpoint_dir) / folder.name if is_best else folder
+    run = Run(checkpoints, Path(best_dir) / folder.name, Path(log_dir) / folder.name)
+    for place in (run.checkpoints, run.best, run.log):
+        check_folder("--resume_dir", place)
+    _set_aside(run.checkpoints, resumed.state["epoch"])
+    _restore_best(run, resumed.state["best_epoch"])
     return run
+
+
+def _set_aside(checkpoints: Path, epoch: int) -> None:
+    """Moves the files of later epochs into superseded/, or superseded_2/ and so on: nothing is overwritten."""
+    later = [
+        path
+        for path in sorted(checkpoints.glob("*.pth"))
+        if (match := _EPOCH_FILE.fullmatch(re.sub("^(Head|Optimizer)_", "Backbone_", path.name)))
+        and int(match["epoch"]) > epoch
+    ]
+    if later:
+        names = (_SUPERSEDED if number == 1 else f"{_SUPERSEDED}_{number}" for number in count(1))
+        aside = next(checkpoints / name for name in names if not (checkpoints / name).exists())
+        aside.mkdir()
+        for path in later:
+            path.replace(aside / path.name)
+
+
+def _restore_best(run: Run, epoch: int) -> None:
+    """The best files may be those of a later, superseded epoch, or of an earlier one if a kill came before the copy."""
+    optimizer_file = run.best / "Optimizer_Best.pth"
+    if optimizer_file.is_file() and load(optimizer_file)["epoch"] == epoch:
+        return
+    for backbone_file in run.checkpoints.glob(f"Backbone_{epoch}_*.pth"):
+        save_best(run, backbone_file)
 
 
 def newest_run(folder: str | Path) -> Path:
@@ -129,24 +161,30 @@ class Resumable:
     state: dict[str, Any]  # what save_epoch was given
 
 
+def load_state(path: str | Path) -> dict[str, Any]:
+    """What save_epoch was given as `state`, of the epoch meant by `path`. DataError if it is missing or is not ours."""
+    file = sibling(find_backbone(path, whole=True), "Optimizer")
+    state = load(file)
+    wanted = {"optimizer", "epoch", "step", "best_accuracy", "best_epoch", "random_states", "classes", "settings"}
+    if not wanted <= state.keys():
+        raise DataError(
+            f"{file}: lacks {', '.join(sorted(wanted - state.keys()))}; only runs of this toolkit can be resumed, so "
+            f"start a new run without --resume_dir"
+        )
+    return state
+
+
 def load_resumable(path: str | Path) -> Resumable:
     """The epoch meant by `path`, as find_backbone reads it. Raises DataError for a missing file, or one not ours."""
     backbone_file = find_backbone(path, whole=True)
     files = {part: sibling(backbone_file, part) for part in PARTS}
-    backbone, head, state = (load(file) for file in files.values())
-    wanted = {"optimizer", "epoch", "step", "best_accuracy", "random_states", "classes", "settings"}
-    if not wanted <= state.keys():
-        raise DataError(
-            f"{files['Optimizer']}: lacks {', '.join(sorted(wanted - state.keys()))}; only runs of this toolkit can be "
-            f"resumed, so start a new run without --resume_dir"
-        )
-    return Resumable(files, backbone, head, state)
+    return Resumable(files, load(files["Backbone"]), load(files["Head"]), load_state(backbone_file))
 
 
 def load_into(module: nn.Module, state: dict[str, torch.Tensor], file: Path, remedy: str) -> None:
     """Loads a state dict strictly; one that does not fit raises DataError, naming a key that differs."""
     own = module.state_dict()
-    for key in own.keys() | state.keys():
+    for key in [*own, *state]:
         if key not in own or key not in state or own[key].shape != state[key].shape:
             shapes = [tuple(d[key].shape) if key in d else "absent" for d in (state, own)]
             raise DataError(f"{file}: {key} is {shapes[0]} in the file and {shapes[1]} in the network; {remedy}")
@@ -173,7 +211,7 @@ def _part(backbone: Path, part: str) -> Path:
 def load(path: Path) -> dict[str, Any]:
     """A file's dictionary, on the CPU, read without running any code that it may hold."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"{path}: not a checkpoint that can be loaded safely ({reason[:160]}); take another") from None
@@ -185,6 +223,17 @@ def load(path: Path) -> dict[str, Any]:
 def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
     """A state dict on the CPU, so that it loads anywhere."""
     return {key: value.detach().cpu() for key, value in module.state_dict().items()}
+
+
+def _on_cpu(value: Any) -> Any:
+    """`value` with all tensors in its dictionaries and lists on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_on_cpu(item) for item in value)
+    return value
 
 
 def check_finite(module: nn.Module, name: str) -> None:
@@ -199,7 +248,7 @@ def save_epoch(run: Run, backbone: nn.Module, head: nn.Module, state: dict[str, 
 
     The Optimizer file comes last, so an epoch that has one is whole.
     """
-    contents = (state_of(backbone), state_of(head), state)
+    contents = (state_of(backbone), state_of(head), _on_cpu(state))
     paths = [run.checkpoints / f"{part}_{state['epoch']}_{state['step']}.pth" for part in PARTS]
     for path, content in zip(paths, contents, strict=True):
         with replacing(path) as partial:

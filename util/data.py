@@ -16,7 +16,6 @@ from util.errors import DataError
 
 TRAIN_FOLDERS = ("imgs_casia", "ms1m_align_112", "imgs_train", "imgs")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-SECONDS_TO_END = 2  # that the main process has for ending a worker in good order, after SIGTERM has reached them all
 
 
 def find_train_data(data_dir: str | Path, train_data: str | None) -> Path:
@@ -49,8 +48,8 @@ class ImageFolder:
     def __init__(self, root: Path):
         self.root = root
         self.classes, labels, names = [], [], []
-        for person in sorted(entry.name for entry in os.scandir(root) if entry.is_dir()):
-            images = sorted(name for name in os.listdir(root / person) if name.lower().endswith(IMAGE_SUFFIXES))
+        for person in sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != "."):
+            images = sorted(name for name in os.listdir(root / person) if _is_image(name))
             if images:
                 labels += [len(self.classes)] * len(images)
                 names += [os.fsencode(name) for name in images]
@@ -84,6 +83,11 @@ class ImageFolder:
                 f"{path}: {image.shape[1]}x{image.shape[0]} is not square; align the faces to 112x112 first"
             )
         return image
+
+
+def _is_image(name: str) -> bool:
+    """Hidden files are none: macOS leaves `._0001.jpg` beside `0001.jpg`."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ class TrainLoader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
-            prefetch_factor=4 if num_workers else None,
+            prefetch_factor=2 if num_workers else None,
             worker_init_fn=_start_worker,
             # The loader's own seed would be drawn from torch's global generator, whose state a resumed run restores.
             generator=torch.Generator().manual_seed(seed),

@@ -23,6 +23,7 @@ def select_devices(gpu_num: Sequence[int]) -> list[torch.device]:
         if index >= count:
             names = ", ".join(f"{i} ({torch.cuda.get_device_name(i)})" for i in range(count))
             raise UsageError(f"--gpu_num={list(gpu_num)}: there is no GPU {index} here; there are: {names}")
+    torch.cuda.set_device(gpu_num[0])  # what names no device, like pinned memory, then leaves GPU 0 alone
     return [torch.device("cuda", index) for index in gpu_num]
 
 
@@ -40,4 +41,4 @@ def wrap(backbone: nn.Module, devices: Sequence[torch.device], compiled: bool = 
 
 def workers_for(devices: Sequence[torch.device], cores: int) -> int:
     """Loader processes where --num_workers is not given: on a CPU the network needs the cores, on a GPU it does not."""
-    return max(1, min(4, cores // 4)) if devices[0].type == "cpu" else max(1, min(16, cores - 1))
+    return max(1, min(4, cores // 4)) if devices[0].type == "cpu" else max(1, min(8, cores - 1))

@@ -1,8 +1,11 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, in places that were tried beforehand."""
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from util.errors import UsageError
 
 
 @contextmanager
@@ -12,9 +15,28 @@ def replacing(path: Path) -> Iterator[Path]:
     with replacing(path) as partial:
         partial.write_text(...)
     """
+    path = path.resolve()  # a link stays one, and what it points to is replaced
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_folder(flag: str, folder: str | Path) -> None:
+    """Makes the folder and tries to write into it; UsageError if that fails: before the work, not after it."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"{flag}={folder}: cannot be written to ({error.strerror}); name another folder") from None
+
+
+def check_file(flag: str, file: str | Path) -> None:
+    """The same for a file to be written, which may exist already."""
+    path = Path(file)
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{flag}={file}: is a folder or a device; name a file")
+    check_folder(flag, path.parent)

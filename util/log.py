@@ -16,7 +16,7 @@ from tqdm import tqdm
 from util.checkpoint import Run
 from util.evaluate import average_accuracy
 from util.files import replacing
-from util.plot import roc_figure, save_figure, training_curves
+from util.plot import roc_figure, save_figure, score_histogram, training_curves
 from util.verification import Verification
 
 
@@ -82,8 +82,9 @@ class RunLog:
 
         grid = make_grid(images[:32].permute(0, 3, 1, 2), nrow=8)  # (3, H, W)
         self._writer.add_image("train/samples", grid, 0)
+        _, png = cv2.imencode(".png", cv2.cvtColor(grid.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2BGR))
         with replacing(self._log / "samples.png") as partial:
-            cv2.imwrite(str(partial), cv2.cvtColor(grid.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2BGR))
+            partial.write_bytes(png.tobytes())
 
     def epoch(self, epochs: int, record: Mapping[str, Any], results: Mapping[str, Mapping[str, Verification]]) -> None:
         """Adds an epoch. `record` has epoch, step, loss, prec1, prec5, lr …; `results` is {view: {set: result}}."""
@@ -110,6 +111,8 @@ class RunLog:
             figure = roc_figure(named)
             save_figure(figure, self._log / "roc.png")
             self._writer.add_figure("ROC", figure, step)
+        for name, result in named.items():
+            self._writer.add_figure(f"distances/{name}", score_histogram(result), step)
         records = [json.loads(line) for line in self._metrics.read_text().splitlines()]
         save_figure(training_curves(records), self._log / "curves.png")
 
