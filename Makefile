@@ -1,6 +1,8 @@
 # make demo: set up, draw faces, train on them, validate.   make test: set up, run the tests.   make lint: ruff.
 
-PYTHON ?= python3
+# The first Python that bcolz has wheels for.
+PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 
 .PHONY: demo test lint clean
@@ -18,8 +20,8 @@ lint: .venv/ready-dev
 	$(BIN)/ruff format --check .
 
 .venv/ready: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one with make PYTHON=python3.12") if sys.version_info < (3, 11) else 0'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 is needed, and not found; name one: make PYTHON=/path/to/python3.12 ..."; exit 1; }
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 

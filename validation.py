@@ -99,8 +99,8 @@ def table(results: Results) -> str:
     from util.log import labelled
 
     rows = labelled(results)
-    fars = [1e-3, 1e-2] if any(result.negatives < 1000 for result in rows.values()) else [1e-3]
-    rates = [f"TAR@FAR={far:.0e}" for far in fars]
+    fars = ["1e-3", "1e-2"] if any(result.negatives < 1000 for result in rows.values()) else ["1e-3"]
+    rates = [f"TAR@FAR={far}" for far in fars]
     lines = [["set", "accuracy", "threshold", "AUC", "EER", *rates, "pairs", "images/s"]]
     for name, result in rows.items():
         lines.append(
@@ -110,7 +110,7 @@ def table(results: Results) -> str:
                 f"{result.threshold:.3f}",
                 f"{result.auc:.4f}",
                 f"{result.eer:.4f}",
-                *(f"{result.tar_at_far(far):.4f}" for far in fars),
+                *(f"{result.tar_at_far(float(far)):.4f}" for far in fars),
                 str(result.pairs),
                 f"{result.images_per_second:.0f}",
             ]

@@ -8,22 +8,27 @@ or more) and lfw_align_112/lfw (the last fold, same and different pairs alternat
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from util.cli import Parser
 from util.errors import DataError, run_script
 from util.pairs import write_carray
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--people", type=int, help="take the first so many people only")
     parser.add_argument("--pairs", type=int, help="take the first so many pairs only")
     options = parser.parse_args(arguments)
+    for name in ("aligned_112", "train_people.txt", "pairs.txt"):
+        if not (options.source / name).exists():
+            raise DataError(f"{options.source / name}: missing; --source has to have it")
     aligned = options.source / "aligned_112"
     people = (options.source / "train_people.txt").read_text().split()
     pairs = last_fold(options.source / "pairs.txt")[: options.pairs]
@@ -46,15 +51,15 @@ def last_fold(path: Path) -> list[tuple[tuple[str, int], tuple[str, int], bool]]
 
 
 def link_images(aligned: Path, people: list[str], out: Path) -> int:
+    if out.exists():
+        shutil.rmtree(out)  # links of an earlier call, perhaps of more people
     count = 0
     for person in people:
         files = sorted((aligned / person).glob("*.jpg"))
         if len(files) >= 2:
-            (out / person).mkdir(parents=True, exist_ok=True)
+            (out / person).mkdir(parents=True)
             for file in files:
-                link = out / person / file.name
-                link.unlink(missing_ok=True)
-                link.symlink_to(file.resolve())
+                (out / person / file.name).symlink_to(file.resolve())
             count += len(files)
     return count
 

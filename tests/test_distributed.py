@@ -30,7 +30,10 @@ def test_the_cpu_is_taken_silently_where_it_is_asked_for(monkeypatch, capsys, gp
 
 def test_gpus_come_in_the_order_in_which_they_are_listed(monkeypatch, capsys):
     fake_gpus(monkeypatch, 3)
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert select_devices((2, 0)) == [torch.device("cuda", 2), torch.device("cuda", 0)]
+    assert current == [2]  # GPU 0 gets nothing that belongs to the first one
     assert capsys.readouterr() == ("", "")
 
 

@@ -109,7 +109,7 @@ def test_table_names_what_it_shows(known_sets, known_backbone, tmp_path, capsys)
     validation.main([f"--data_dir={known_sets}", "--gpu_num=cpu", f"--load_dir={tmp_path}/Backbone.pth", "--LR_eval"])
     lines = capsys.readouterr().out.splitlines()
     header = next(index for index, line in enumerate(lines) if line.startswith("set "))
-    columns = ["set", "accuracy", "threshold", "AUC", "EER", "TAR@FAR=1e-03", "TAR@FAR=1e-02", "pairs", "images/s"]
+    columns = ["set", "accuracy", "threshold", "AUC", "EER", "TAR@FAR=1e-3", "TAR@FAR=1e-2", "pairs", "images/s"]
     assert lines[header].split() == columns
     rows = [line.split("  ")[0] for line in lines[header + 1 :]]
     assert rows == ["LFW", "CFP_FF", "AgeDB", "LFW LR", "CFP_FF LR", "AgeDB LR"]

@@ -50,7 +50,7 @@ class CarrayPairs:
         self._path = path
         self.issame = _read_truth(path.with_name(f"{path.name}_list.npy"))
         _check_storage(path, images=2 * len(self.issame))
-        self._carray = _bcolz().carray(rootdir=str(path), mode="r")
+        self._carray = import_bcolz().carray(rootdir=str(path), mode="r")
         for index in (0, 2 * len(self.issame) - 1):
             low, high = float(self._carray[index].min()), float(self._carray[index].max())
             if not -1.01 <= low <= high <= 1.01:
@@ -120,7 +120,7 @@ def write_carray(path: str | Path, images: Iterable[np.ndarray], issame: Iterabl
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    bcolz = _bcolz()
+    bcolz = import_bcolz()
     try:
         carray = bcolz.carray(
             np.empty((0, 3, IMAGE_SIZE, IMAGE_SIZE), np.float32),
@@ -186,12 +186,13 @@ def _check_chunk(path: Path) -> None:
         raise DataError(f"{path}: cut short; copy the set again, or make it anew")
 
 
-def _bcolz() -> ModuleType:
+def import_bcolz() -> ModuleType:
+    """The package bcolz. Raises DataError, with the remedy, where it is not installed."""
     try:
         import bcolz
     except ImportError:
         raise DataError(
-            "reading this verification set needs the package bcolz: pip install bcolz-zipline (it has wheels for "
+            "verification sets in bcolz form need the package bcolz: pip install bcolz-zipline (it has wheels for "
             "Python 3.11 and 3.12; use one of those)"
         ) from None
     return bcolz

@@ -14,7 +14,6 @@ number of processes. The layout is the one that train.py and validation.py read:
     OUT/contact_sheet.png, README.txt, demo.json
 """
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -35,11 +34,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from applications.prepare.drawn.person import Condition, Person
 from applications.prepare.drawn.render import draw_face
+from util.cli import Parser
 from util.errors import UsageError, run_script
-from util.pairs import write_carray
+from util.pairs import import_bcolz, write_carray
+from util.verification import FOLDS
 
 DRAWING = 1  # raise it when the drawing changes: a set drawn before is then another one
-FOLDS = 10
 JPEG_QUALITY = 95
 MARKER = "demo.json"  # in every complete set; it holds the Settings
 # Set: (where it lies, conditions of the first and of the second image of a pair)
@@ -146,6 +146,7 @@ def main(arguments: list[str]) -> None:
         print(f"{out}: these drawn faces are there already; nothing to do (--force draws them again)")
     else:
         check_free(out, force)
+        import_bcolz()  # if it is missing, that is said before the drawing
         replace(out, settings, processes)
         print(
             f"{out}: drawn faces: {settings.people} people for training, and {len(VALIDATION_SETS)} verification sets "
@@ -171,10 +172,8 @@ def replace(out: Path, settings: Settings, processes: int) -> None:
 
 def parse(arguments: list[str]) -> tuple[Path, Settings, Path | None, bool, int]:
     """The command line as (out, settings, sheet, force, processes); raises UsageError."""
-    parser = argparse.ArgumentParser(
-        prog="applications.prepare.demo",
-        description="Draws a demo data set of faces: people who do not exist.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = Parser(
+        prog="applications.prepare.demo", description="Draws a demo data set of faces: people who do not exist."
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--seed", type=int, default=1337, help="another seed draws other people")
@@ -184,7 +183,6 @@ def parse(arguments: list[str]) -> tuple[Path, Settings, Path | None, bool, int]
     parser.add_argument("--sheet", type=Path, help="also write the contact sheet there, as PNG")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="they change the time, not the faces")
     parser.add_argument("--force", action="store_true", help="draw again what an earlier run has drawn")
-    parser.add_argument("--debug", action="store_true", help="show a traceback when something fails")
     flags = parser.parse_args(arguments)
     for name, low, high in (("people", 2, 5000), ("images", 1, 1000), ("processes", 1, 256)):
         if not low <= getattr(flags, name) <= high:
@@ -199,7 +197,7 @@ def parse(arguments: list[str]) -> tuple[Path, Settings, Path | None, bool, int]
     if flags.sheet and flags.sheet.suffix.lower() != ".png":
         raise UsageError(f"--sheet {flags.sheet}: the contact sheet is a PNG file; let its name end in .png")
     settings = Settings(flags.seed, flags.people, flags.images, flags.pairs)
-    return flags.out, settings, flags.sheet, flags.force, flags.processes
+    return flags.out.resolve(), settings, flags.sheet, flags.force, flags.processes
 
 
 def is_complete(out: Path, settings: Settings) -> bool:
