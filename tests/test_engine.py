@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from model.backbone import build_backbone
 from model.head import build_head
 from model.loss import FocalLoss
 from util.engine import precision, train_one_epoch
@@ -78,6 +79,24 @@ def test_every_trainable_parameter_of_backbone_and_head_moves_in_one_step():
     setup.train()
     assert len(before) == 7
     assert [name for name, parameter in named.items() if torch.equal(parameter, before[name])] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MobileFaceNet", "IR_SE_50", "iresnet18"])
+def test_every_trainable_parameter_of_the_real_networks_moves_in_one_step(name):
+    torch.manual_seed(0)
+    backbone, head = build_backbone(name), build_head("ArcFace", 512, 9)
+    modules = {"backbone": backbone, "head": head}
+    before = {key: copy.deepcopy(module.state_dict()) for key, module in modules.items()}
+    optimizer = torch.optim.SGD(parameter_groups(modules.values(), 0.0), lr=1.0, momentum=0.9)
+    schedule = Schedule(1, lr=1.0, warmup_epochs=0, stages=(), margin=0.5, margin_warmup_epochs=0)
+    images = torch.randint(0, 256, (4, 112, 112, 3), dtype=torch.uint8)
+    batches = [(images, torch.arange(4))]
+    train_one_epoch(backbone, head, FocalLoss(), optimizer, batches, schedule, 0, CPU, lambda done, averages: None)
+    for key, module in modules.items():
+        for parameter_name, parameter in module.named_parameters():
+            moved = not torch.equal(parameter.detach(), before[key][parameter_name])
+            assert moved == parameter.requires_grad, parameter_name
 
 
 def test_an_epoch_equals_a_slow_one():

@@ -103,7 +103,7 @@ def test_tensorboard_holds_scalars_and_the_roc(run):
     events = EventAccumulator(str(run.log)).Reload()
     train = [f"train/{name}" for name in ("loss", "prec1", "prec5", "lr", "margin")]
     assert set(events.Tags()["scalars"]) == {*train, "HR/LFW", "LR/LFW"}
-    assert set(events.Tags()["images"]) == {"train/samples", "ROC"}
+    assert set(events.Tags()["images"]) == {"train/samples", "ROC", "distances/LFW", "distances/LFW LR"}
     losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
     assert losses == [(10, pytest.approx(1.23456)), (20, 0.5)]
     assert [event.value for event in events.Scalars("HR/LFW")] == pytest.approx([1.0, 0.9])
