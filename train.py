@@ -44,6 +44,8 @@ def main(arguments: list[str]) -> None:
         checkpoint.check_classes(resumed, images.classes, images.root)
         print(f"resuming {resumed.files['Backbone']} after epoch {resumed.state['epoch']}")
         report_changes(resumed.state["settings"], config.as_dict())
+        if resumed.state["epoch"] >= config.epochs:
+            print(f"all of its {config.epochs} epochs are done; raise --epochs to go on")
     torch.manual_seed(config.seed)
     training = Training(config, devices, images, pair_sets, resumed)
     training.run(open_run(config, resumed))

@@ -164,6 +164,12 @@ def test_resuming_an_earlier_epoch_sets_later_files_aside_and_cuts_the_log(run_t
     assert len((tmp_path / "a_log" / run.name / "metrics.jsonl").read_text().splitlines()) == 1
 
 
+def test_resuming_a_finished_run_says_that_nothing_is_left(run_training, capsys):
+    run = run_training("--epochs=1", *SMALL)
+    run_training(f"--resume_dir={run}", backbone="")
+    assert "all of its 1 epochs are done; raise --epochs to go on" in capsys.readouterr().out
+
+
 def test_resuming_the_best_files_goes_on_in_the_runs_own_folder(run_training, tmp_path):
     run = run_training("--epochs=1", *SMALL)
     assert run_training("--epochs=2", f"--resume_dir={tmp_path / 'a_best' / run.name}", backbone="") == run
