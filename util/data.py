@@ -2,9 +2,11 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import cv2
 import numpy as np
@@ -219,3 +221,10 @@ def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.excepthook = _report_but_lost_connections
+
+
+def _report_but_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A thread of the worker hands over the batches, and is cut off when the main process ends: that is no news."""
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
