@@ -6,9 +6,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 from util import transform
-from util.data import Augmentation, BalancedSampler, ImageFolder, TrainLoader, find_train_data
+from util.data import Augmentation, BalancedSampler, ImageFolder, TrainLoader, _start_worker, find_train_data
 from util.errors import DataError
 
 
@@ -244,3 +245,20 @@ def test_the_strong_augmentation_is_chosen_by_its_setting():
     np.testing.assert_array_equal(strong, transform.train_warp(image, np.random.default_rng(1)))
     plain = Augmentation()(image, np.random.default_rng(1))
     np.testing.assert_array_equal(plain, transform.train_crop(image, np.random.default_rng(1)))
+
+
+class ThreadCounts(torch.utils.data.Dataset):
+    """Says how many threads the BLAS libraries of its process may use."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> list[int]:
+        np.ones((64, 64)) @ np.ones((64, 64))
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+def test_loader_processes_compute_on_one_thread():
+    loader = torch.utils.data.DataLoader(ThreadCounts(), batch_size=None, num_workers=1, worker_init_fn=_start_worker)
+    (counts,) = loader
+    assert counts and set(counts) == {1}

@@ -11,6 +11,7 @@ from types import TracebackType
 import cv2
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from util import transform
@@ -215,10 +216,11 @@ def _unless_error(batch: tuple[torch.Tensor, torch.Tensor] | DataError) -> tuple
 
 
 def _start_worker(worker: int) -> None:
-    """Workers are the parallelism: OpenCV's own threads would only fight over the cores. Ctrl-C is the main process's
+    """Workers are the parallelism: own threads of OpenCV and BLAS would only fight over the cores. Ctrl-C is the main process's
     business, and its SIGTERM handler, inherited, is not theirs: they must end when it tells them to.
     """
     cv2.setNumThreads(0)
+    threadpool_limits(limits=1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.excepthook = _report_but_lost_connections
