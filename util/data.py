@@ -216,8 +216,8 @@ def _unless_error(batch: tuple[torch.Tensor, torch.Tensor] | DataError) -> tuple
 
 
 def _start_worker(worker: int) -> None:
-    """Workers are the parallelism: own threads of OpenCV and BLAS would only fight over the cores. Ctrl-C is the main process's
-    business, and its SIGTERM handler, inherited, is not theirs: they must end when it tells them to.
+    """Workers are the parallelism: threads of OpenCV and BLAS in each would only fight over the cores. Ctrl-C is the
+    main process's business, and its SIGTERM handler, inherited, is not theirs: they must end when it tells them to.
     """
     cv2.setNumThreads(0)
     threadpool_limits(limits=1)
