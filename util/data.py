@@ -216,13 +216,15 @@ def _unless_error(batch: tuple[torch.Tensor, torch.Tensor] | DataError) -> tuple
 
 
 def _start_worker(worker: int) -> None:
-    """Workers are the parallelism: threads of OpenCV and BLAS in each would only fight over the cores. Ctrl-C is the
-    main process's business, and its SIGTERM handler, inherited, is not theirs: they must end when it tells them to.
+    """Workers are the parallelism: threads of OpenCV and BLAS in each would only fight over the cores.
+
+    Ctrl-C is the main process's business. SIGTERM is how it ends them, and torch takes any other exit code than 0 for
+    a crash, which it reports on the console.
     """
     cv2.setNumThreads(0)
     threadpool_limits(limits=1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
     sys.excepthook = _report_but_lost_connections
 
 
