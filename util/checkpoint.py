@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -56,8 +57,7 @@ def new_run(checkpoint_dir: str, best_dir: str, log_dir: str, prefix: str, now: 
         ("--log_dir", log_dir),
     ):
         check_folder(flag, folder)
-    for number in count(1):
-        name = stem if number == 1 else f"{stem}_{number}"
+    for name in _numbered(stem):
         run = Run(Path(checkpoint_dir) / name, Path(best_dir) / name, Path(log_dir) / name)
         if not (run.best.exists() or run.log.exists()):
             try:
@@ -65,6 +65,12 @@ def new_run(checkpoint_dir: str, best_dir: str, log_dir: str, prefix: str, now: 
                 return run
             except FileExistsError:
                 continue
+
+
+def _numbered(stem: str) -> Iterator[str]:
+    """`stem`, `stem_2`, `stem_3` …"""
+    yield stem
+    yield from (f"{stem}_{number}" for number in count(2))
 
 
 def resumed_run(resumed: Resumable, checkpoint_dir: str, best_dir: str, log_dir: str) -> Run:
@@ -95,8 +101,7 @@ def _set_aside(checkpoints: Path, epoch: int) -> None:
         and int(match["epoch"]) > epoch
     ]
     if later:
-        names = (_SUPERSEDED if number == 1 else f"{_SUPERSEDED}_{number}" for number in count(1))
-        aside = next(checkpoints / name for name in names if not (checkpoints / name).exists())
+        aside = next(checkpoints / name for name in _numbered(_SUPERSEDED) if not (checkpoints / name).exists())
         aside.mkdir()
         for path in later:
             path.replace(aside / path.name)
@@ -222,7 +227,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
     """A state dict on the CPU, so that it loads anywhere."""
-    return {key: value.detach().cpu() for key, value in module.state_dict().items()}
+    return _on_cpu(module.state_dict())
 
 
 def _on_cpu(value: Any) -> Any:
