@@ -4,6 +4,7 @@ python train.py                                                  # the images in
 python train.py --gpu_num=[0,1] --batch_size=256                 # on two GPUs
 python train.py --LR_train=True --LR_scale=4 --LR_eval=True      # half of the images in low resolution
 python train.py --backbone=MobileFaceNet --head=CosFace --m=0.35 --train_data=/sets/faces --gpu_num=cpu
+python train.py --train_data=/sets/faces_emore/train.rec         # InsightFace's records, as they are published
 python train.py --resume_dir=checkpoints/HRTRAIN_2022-07-28-19-15  # go on where a run was stopped
 python train.py --config=run.yaml --print_config                 # the settings as they would be used
 """
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from util.checkpoint import Resumable, Run
-    from util.data import ImageFolder, TrainLoader
+    from util.data import TrainingImages, TrainLoader
     from util.pairs import PairSet
     from util.verification import Verification
 
@@ -74,17 +75,18 @@ def report_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
             print(f"changed setting: --{name} was {before.get(name)}, now {value}")
 
 
-def open_data(config: TrainConfig) -> tuple[ImageFolder, list[PairSet]]:
+def open_data(config: TrainConfig) -> tuple[TrainingImages, list[PairSet]]:
     """The training images and the verification sets that there are, both named on the console."""
-    from util.data import ImageFolder, find_train_data
+    from util.data import find_train_data, open_training_images
     from util.pairs import find_pair_sets
 
-    root = find_train_data(config.data_dir, config.train_data)
-    images = ImageFolder(root)
-    print(f"training on {root}: {len(images)} images of {len(images.classes)} people")
+    images = open_training_images(find_train_data(config.data_dir, config.train_data))
+    print(f"training on {images.root}: {len(images)} images of {len(images.classes)} people")
     if len(images) < config.batch_size:
-        raise UsageError(f"--batch_size={config.batch_size}: {root} has only {len(images)} images; give at most that")
-    pair_sets, missing = find_pair_sets(config.data_dir)
+        raise UsageError(
+            f"--batch_size={config.batch_size}: {images.root} has only {len(images)} images; give at most that"
+        )
+    pair_sets, missing = find_pair_sets(config.data_dir, config.named_pair_sets)
     if pair_sets:
         print("validating on " + ", ".join(f"{pairs.name} ({len(pairs)} pairs)" for pairs in pair_sets))
     if missing:
@@ -113,7 +115,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def make_loader(config: TrainConfig, images: ImageFolder, devices: list[torch.device]) -> TrainLoader:
+def make_loader(config: TrainConfig, images: TrainingImages, devices: list[torch.device]) -> TrainLoader:
     from util.data import Augmentation, TrainLoader
     from util.distributed import workers_for
     from util.transform import SIZE
@@ -137,7 +139,7 @@ class Training:
         self,
         config: TrainConfig,
         devices: list[torch.device],
-        images: ImageFolder,
+        images: TrainingImages,
         pair_sets: list[PairSet],
         resumed: Resumable | None,
     ):

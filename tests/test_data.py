@@ -9,8 +9,19 @@ import torch
 from threadpoolctl import threadpool_info
 
 from util import transform
-from util.data import Augmentation, BalancedSampler, ImageFolder, TrainLoader, _start_worker, find_train_data
+from util.data import (
+    INSIGHTFACE_FOLDERS,
+    Augmentation,
+    BalancedSampler,
+    ImageFolder,
+    TrainLoader,
+    _start_worker,
+    find_train_data,
+    open_training_images,
+)
 from util.errors import DataError
+from util.record_images import RecordImages
+from util.recordio import write_people
 
 
 def test_the_first_known_folder_is_trained_on(tmp_path):
@@ -36,8 +47,52 @@ def test_a_named_folder_is_looked_for_under_data_dir_and_then_as_a_path(tmp_path
 def test_no_training_folder_is_an_error_that_says_where_to_put_one(tmp_path):
     with pytest.raises(DataError, match=r"imgs_casia, ms1m_align_112, imgs_train, imgs.*--train_data"):
         find_train_data(tmp_path, None)
-    with pytest.raises(DataError, match="--train_data=faces: no such folder"):
+    with pytest.raises(DataError, match=r"--train_data=faces: no such folder or \.rec file"):
         find_train_data(tmp_path, "faces")
+
+
+def test_a_folder_of_records_is_recognised_by_its_train_rec(tmp_path):
+    for name in ("mine", "ms1m_align_112", "faces_emore"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.rec").touch()
+    assert find_train_data(tmp_path, "mine") == tmp_path / "mine" / "train.rec"
+    assert find_train_data(tmp_path, "mine/train.rec") == tmp_path / "mine" / "train.rec"
+    assert find_train_data("elsewhere", str(tmp_path / "mine" / "train.rec")) == tmp_path / "mine" / "train.rec"
+    assert find_train_data(tmp_path, None) == tmp_path / "ms1m_align_112" / "train.rec"
+    (tmp_path / "ms1m_align_112" / "imgs").mkdir()  # what was taken out of it
+    assert find_train_data(tmp_path, None) == tmp_path / "ms1m_align_112" / "imgs"
+
+
+@pytest.mark.parametrize("name", [*INSIGHTFACE_FOLDERS, "."])
+def test_a_set_under_insightfaces_name_or_in_data_dir_itself_is_found(tmp_path, name):
+    (tmp_path / name).mkdir(exist_ok=True)
+    with pytest.raises(DataError, match=r"no training folder .* and no train\.rec; put one there"):
+        find_train_data(tmp_path, None)  # as where only its verification sets were taken along
+    (tmp_path / name / "train.rec").touch()
+    assert find_train_data(tmp_path, None) == tmp_path / name / "train.rec"
+
+
+def test_folders_and_records_are_told_apart(people_folder, tmp_path):
+    folder = open_training_images(people_folder)
+    people = [[folder.encoded(i) for i in np.flatnonzero(folder.labels == label)] for label in range(3)]
+    write_people(tmp_path / "train.rec", people)
+    for path in (tmp_path, str(tmp_path / "train.rec")):
+        records = open_training_images(path)
+        assert isinstance(records, RecordImages) and records.root == tmp_path / "train.rec"
+    assert isinstance(folder, ImageFolder)
+    assert records.labels.tolist() == folder.labels.tolist()
+    for index in range(len(folder)):
+        assert records.encoded(index) == folder.encoded(index) == folder.path(index).read_bytes()
+        np.testing.assert_array_equal(records.image(index), folder.image(index))
+    assert folder.where(0) == str(people_folder / "Ann" / "Ann_0000.jpg")
+    assert records.where(0) == f"{tmp_path / 'train.rec'}: record 1"
+
+
+@pytest.mark.parametrize("name", ["train.idx", "missing"])
+def test_what_is_neither_a_folder_nor_records_is_refused(tmp_path, name):
+    (tmp_path / "train.idx").touch()
+    with pytest.raises(DataError, match=rf"{name}: no training set; name a folder of people, or a \.rec file"):
+        open_training_images(tmp_path / name)
 
 
 def test_classes_and_images_are_in_alphabetical_order(write_people):
@@ -111,7 +166,7 @@ def spoil_missing(file):
     ("spoil", "rule"),
     [
         (spoil_text, "not an image"),
-        (spoil_empty, "cannot be read"),
+        (spoil_empty, "empty"),
         (spoil_shape, "96x112 is not square"),
         (spoil_missing, "cannot be read"),
     ],

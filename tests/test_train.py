@@ -19,7 +19,9 @@ from torch import nn
 import train
 from model.backbone import BACKBONES
 from util import checkpoint
+from util.data import ImageFolder
 from util.errors import DataError, RunError, UsageError
+from util.recordio import write_people
 
 ROOT = Path(__file__).parents[1]
 
@@ -141,6 +143,40 @@ def test_real_networks_and_their_dropout_resume_too(run_training, make_people, t
     more = (f"--resume_dir={part}", "--num_workers=1")
     resumed = run_training("--epochs=2", *more, name="b", data=data, backbone="")
     assert_equal_states(states(whole, "2_4"), states(resumed, "2_4"))
+
+
+@pytest.fixture
+def record_data(tiny_data, tmp_path) -> Path:
+    """A data folder with the tiny training images in faces_emore/train.rec, and no verification set."""
+    images = ImageFolder(tiny_data / "imgs")
+    path = tmp_path / "records" / "faces_emore" / "train.rec"
+    path.parent.mkdir(parents=True)
+    write_people(path, ([images.encoded(4 * person + number) for number in range(4)] for person in range(3)))
+    return tmp_path / "records"
+
+
+def test_a_run_on_records_resumes_exactly_and_learns_what_the_folder_teaches(run_training, record_data, capsys):
+    whole = run_training("--epochs=2", *SMALL, data=record_data)
+    assert "faces_emore/train.rec: 12 images of 3 people" in capsys.readouterr().out
+    part = run_training("--epochs=1", *SMALL, data=record_data, name="b")
+    torch.manual_seed(0)
+    more = (f"--resume_dir={part}", "--num_workers=2")
+    resumed = run_training("--epochs=2", *more, data=record_data, name="b", backbone="")
+    assert_equal_states(states(whole, "2_6"), states(resumed, "2_6"))
+    folder = run_training("--epochs=2", *SMALL, name="c")
+    assert_equal_states(states(whole, "2_6"), states(folder, "2_6"))
+    classes = torch.load(whole / "Optimizer_2_6.pth", weights_only=True)["classes"]
+    assert classes == ["0000000", "0000001", "0000002"]
+
+
+def test_a_broken_record_is_named(run_training, record_data):
+    path = record_data / "faces_emore" / "train.rec"
+    data = bytearray(path.read_bytes())
+    start = data.index(b"\xff\xd8\xff")
+    data[start : start + 400] = bytes(400)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=rf"{re.escape(str(path))}: record 1: not an image that can be decoded"):
+        run_training("--epochs=5", *SMALL, f"--train_data={path}", data=record_data)
 
 
 def test_resume_reads_what_it_is_given(run_training):

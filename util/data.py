@@ -1,4 +1,4 @@
-"""Training data: a folder of people, a sampler balanced by class, and a loader whose every sample can be made again."""
+"""Training data: sets of images, a sampler balanced by class, and a loader whose every sample can be made again."""
 
 import os
 import signal
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -15,30 +16,87 @@ from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from util import transform
+from util.decode import decode_face
 from util.errors import DataError
+from util.record_images import RecordImages
 
+# Looked for in data_dir, in this order: first these folders, then, where they hold images, InsightFace's.
 TRAIN_FOLDERS = ("imgs_casia", "ms1m_align_112", "imgs_train", "imgs")
+INSIGHTFACE_FOLDERS = ("faces_emore", "ms1m-retinaface-t1", "faces_webface_112x112", "glint360k")
+RECORDS = "train.rec"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_REMEDY = "restore it or remove it"
+
+
+class TrainingImages(Protocol):
+    """What training needs of a set of images, whatever its format on the disk.
+
+    It is pickled into worker processes, so what grows with the set lies in numpy arrays.
+    """
+
+    root: Path  # the folder or file, for messages
+    classes: list[str]
+    labels: np.ndarray  # (N,) int64, the position of each image's class in `classes`; every class has an image
+
+    def __len__(self) -> int:
+        """The number of images N."""
+        ...
+
+    def image(self, index: int) -> np.ndarray:
+        """Image `index` as (S, S, 3) RGB uint8. DataError names an image that cannot be used."""
+        ...
+
+    def encoded(self, index: int) -> bytes:
+        """The image file itself (JPEG, PNG ...), as it is stored. DataError names one that cannot be read."""
+        ...
+
+    def where(self, index: int) -> str:
+        """Where image `index` lies, for messages: a path, or a file and the number of a record."""
+        ...
 
 
 def find_train_data(data_dir: str | Path, train_data: str | None) -> Path:
-    """The folder to train on: `train_data` (under data_dir, or a path), or the first of TRAIN_FOLDERS in data_dir.
+    """What to train on, a folder or a .rec file: `train_data`, under data_dir or a path, or what data_dir has.
 
-    An `imgs` folder inside it is taken instead of it. Raises DataError if there is none.
+    That is the first of TRAIN_FOLDERS that there is, else the first of INSIGHTFACE_FOLDERS that holds images, else
+    data_dir itself if it has a train.rec. Of a folder, what _images_in() says is taken. Raises DataError if there is
+    none.
     """
     data_dir = Path(data_dir)
-    candidates = (
-        [data_dir / train_data, Path(train_data)] if train_data else [data_dir / name for name in TRAIN_FOLDERS]
-    )
-    for folder in candidates:
-        if folder.is_dir():
-            return folder / "imgs" if (folder / "imgs").is_dir() else folder
     if train_data:
-        raise DataError(f"--train_data={train_data}: no such folder, neither under {data_dir} nor as a path")
+        for path in (data_dir / train_data, Path(train_data)):
+            if path.exists():
+                return _images_in(path)
+        raise DataError(
+            f"--train_data={train_data}: no such folder or .rec file, neither under {data_dir} nor as a path"
+        )
+    for name in TRAIN_FOLDERS:
+        if (data_dir / name).is_dir():
+            return _images_in(data_dir / name)
+    for folder in [*(data_dir / name for name in INSIGHTFACE_FOLDERS), data_dir]:
+        if _images_in(folder) != folder:
+            return _images_in(folder)
     raise DataError(
-        f"{data_dir}: no training folder ({', '.join(TRAIN_FOLDERS)}); put one there, one folder of aligned faces a "
-        f"person, or name it with --train_data"
+        f"{data_dir}: no training folder ({', '.join(TRAIN_FOLDERS)}) and no {RECORDS}; put one there, one folder of "
+        f"aligned faces a person, or name it with --train_data"
     )
+
+
+def _images_in(path: Path) -> Path:
+    """The `imgs` folder in a folder, or its train.rec, or else the folder (or file) itself."""
+    if (path / "imgs").is_dir():
+        return path / "imgs"
+    return path / RECORDS if (path / RECORDS).is_file() else path
+
+
+def open_training_images(path: str | Path) -> TrainingImages:
+    """Opens a folder of people, or a .rec file, or a folder that holds one. Raises DataError if it cannot be used."""
+    path = _images_in(Path(path))
+    if path.is_dir():
+        return ImageFolder(path)
+    if path.suffix != ".rec":
+        raise DataError(f"{path}: no training set; name a folder of people, or a .rec file")
+    return RecordImages(path)
 
 
 class ImageFolder:
@@ -71,21 +129,20 @@ class ImageFolder:
     def path(self, index: int) -> Path:
         return self.root / self.classes[self.labels[index]] / os.fsdecode(self._names[index])
 
-    def image(self, index: int) -> np.ndarray:
-        """Image `index` as (S, S, 3) RGB uint8. DataError names a file that cannot be used."""
+    def where(self, index: int) -> str:
+        return str(self.path(index))
+
+    def encoded(self, index: int) -> bytes:
+        """The bytes of the file of image `index`. DataError names a file that cannot be read."""
         path = self.path(index)
         try:
-            image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR_RGB)
-        except (OSError, cv2.error) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{path}: cannot be read ({reason}); restore it or remove it") from None
-        if image is None:
-            raise DataError(f"{path}: not an image that can be decoded; restore it or remove it")
-        if image.shape[0] != image.shape[1]:
-            raise DataError(
-                f"{path}: {image.shape[1]}x{image.shape[0]} is not square; align the faces to 112x112 first"
-            )
-        return image
+            return path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
+
+    def image(self, index: int) -> np.ndarray:
+        """Image `index` as (S, S, 3) RGB uint8. DataError names a file that cannot be used."""
+        return decode_face(self.encoded(index), self.where(index), _REMEDY)
 
 
 def _is_image(name: str) -> bool:
@@ -153,7 +210,7 @@ class BatchDataset(Dataset):
     whatever the number of workers.
     """
 
-    def __init__(self, images: ImageFolder, augmentation: Augmentation, seed: int):
+    def __init__(self, images: TrainingImages, augmentation: Augmentation, seed: int):
         self._images, self._augmentation, self._seed = images, augmentation, seed
 
     def __getitem__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor] | DataError:
@@ -173,7 +230,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        images: ImageFolder,
+        images: TrainingImages,
         batch_size: int,
         augmentation: Augmentation,
         seed: int = 1337,
