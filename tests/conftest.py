@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from util.pairs import write_carray
+from util.carray import write_carray
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -3,9 +3,10 @@ import pytest
 import torch
 from torch import nn
 
+from util.carray import write_carray
 from util.errors import DataError, UsageError
 from util.evaluate import average_accuracy, embed, evaluate
-from util.pairs import load_pairs, write_carray
+from util.pairs import load_pairs
 from util.transform import degrade, eval_crop
 from util.verification import verify
 

@@ -104,7 +104,7 @@ def test_bcolz_is_imported_in_one_function():
         places += [f"{file}:{function.name}" for function in functions if "bcolz" in imports(function, (), True)]
         if "bcolz" in imported_tops(file):
             assert any(place.startswith(f"{file}:") for place in places), f"{file} imports bcolz at its top"
-    assert places == ["util/pairs.py:import_bcolz"]
+    assert places == ["util/carray.py:import_bcolz"]
 
 
 def test_pillow_is_imported_by_tests_alone():

@@ -1,165 +1,135 @@
-import json
+"""Verification sets of every format behind one interface, and where they are found."""
+
+import pickle
 import shutil
 from pathlib import Path
 
-import bcolz
 import cv2
 import numpy as np
 import pytest
 
+from util.carray import write_carray
 from util.errors import DataError
-from util.pairs import find_pair_sets, load_pairs, write_carray
+from util.pairs import ChosenPairs, each_image, find_pair_sets, interleaved, load_pairs
+from util.verification import contiguous_folds
 
 
 @pytest.fixture
 def small(tmp_path) -> Path:
-    """A set of two pairs, to be spoilt."""
+    """A set of two pairs, which ten folds cannot judge."""
     path = tmp_path / "lfw"
     write_carray(path, [np.full((112, 112, 3), 10 * index, np.uint8) for index in range(4)], [True, False])
     return path
 
 
-def test_what_is_written_is_read_again_exactly(made_pairs):
-    path, images, issame = made_pairs
-    pairs = load_pairs(path)
-    assert (pairs.name, len(pairs), pairs.issame.dtype) == ("made", 23, bool)
-    np.testing.assert_array_equal(pairs.issame, issame)
-    read = pairs.images(0, 46)
-    assert read.dtype == np.uint8 and read.flags.c_contiguous
-    np.testing.assert_array_equal(read, images)
-    assert set(np.unique(images)) == set(range(256))
+@pytest.fixture(scope="module")
+def formats(tmp_path_factory, made_pairs) -> Path:
+    """The pairs of `made_pairs` as set.bin, LFW's list lfw.txt and the plain list plain.txt with images beside them."""
+    root = tmp_path_factory.mktemp("formats")
+    _, images, issame = made_pairs
+    encoded = [cv2.imencode(".png", image[:, :, ::-1])[1].tobytes() for image in images]
+    (root / "set.bin").write_bytes(pickle.dumps((encoded, issame.tolist())))
+    plain, official = [], []
+    for index, image in enumerate(encoded):
+        person, number = (f"P{index // 2}", index % 2 + 1) if issame[index // 2] else (f"Q{index}", 1)
+        (root / person).mkdir(exist_ok=True)
+        (root / person / f"{person}_{number:04d}.png").write_bytes(image)
+    for pair, same in enumerate(issame):
+        a, b = 2 * pair, 2 * pair + 1
+        names = [f"P{pair}", f"P{pair}"] if same else [f"Q{a}", f"Q{b}"]
+        plain.append(f"{names[0]}/{names[0]}_0001 {names[1]}/{names[1]}_000{2 if same else 1}.png {int(same)}\n")
+        official.append(f"P{pair}\t1\t2\n" if same else f"Q{a}\t1\tQ{b}\t1\n")
+    (root / "plain.txt").write_text("".join(plain))
+    (root / "lfw.txt").write_text("".join(official))
+    return root
 
 
-@pytest.mark.parametrize(("start", "stop"), [(0, 1), (7, 14), (42, 46), (45, 46)])
-def test_any_slice_can_be_read(made_pairs, start, stop):
-    path, images, _ = made_pairs
-    np.testing.assert_array_equal(load_pairs(path).images(start, stop), images[start:stop])
+@pytest.mark.parametrize("file", ["set.bin", "plain.txt", "lfw.txt"])
+def test_every_format_gives_the_same_images(made_pairs, formats, file):
+    expected = load_pairs(made_pairs[0])
+    pairs = load_pairs(formats / file)
+    assert pairs.name == Path(file).stem and len(pairs) == len(expected)
+    np.testing.assert_array_equal(pairs.issame, expected.issame)
+    for start, stop in ((0, 46), (0, 1), (7, 14), (45, 46)):
+        read = pairs.images(start, stop)
+        assert read.flags.c_contiguous and read.dtype == np.uint8
+        np.testing.assert_array_equal(read, expected.images(start, stop))
+    np.testing.assert_array_equal(np.stack(list(each_image(pairs))), made_pairs[1])
 
 
-def test_the_disk_holds_float32_bgr_in_minus_one_to_one(made_pairs):
-    path, images, issame = made_pairs
-    carray = bcolz.carray(rootdir=str(path), mode="r")
-    assert carray.shape == (46, 3, 112, 112) and carray.dtype == np.float32
-    for index in (0, 45):
-        for channel, colour in enumerate((2, 1, 0)):
-            np.testing.assert_allclose(carray[index][channel], images[index, :, :, colour] / 127.5 - 1, atol=1e-6)
-    np.testing.assert_array_equal(np.load(path.with_name("made_list.npy")), issame)
+def test_every_format_of_another_project_gives_the_same_images(shared):
+    folder = shared / "formats"
+    expected = load_pairs(folder / "bin" / "pairs.txt", shared / "lfw" / "aligned_112")
+    images = expected.images(0, 240)
+    for name in ("lfw.bin", "lfw_py2.bin", "lfw_ndarray.bin"):
+        pairs = load_pairs(folder / "bin" / name)
+        np.testing.assert_array_equal(pairs.issame, expected.issame)
+        np.testing.assert_array_equal(pairs.images(0, 240), images)
+    pairs = load_pairs(folder / "bcolz" / "lfw")
+    np.testing.assert_array_equal(pairs.issame, expected.issame[:20])
+    difference = np.abs(pairs.images(0, 40).astype(int) - images[:40])
+    assert difference.mean() < 1  # as decoders may differ
 
 
-def test_a_set_written_by_another_project_is_read(shared):
-    pairs = load_pairs(shared / "formats" / "bcolz" / "lfw")
-    rows = [line.split() for line in (shared / "formats" / "bin" / "pairs.txt").read_text().splitlines()[:20]]
-    assert len(pairs) == 20
-    assert pairs.issame.tolist() == [bool(int(row[2])) for row in rows]
-    names = [name for row in rows for name in row[:2]]
-    for index in (0, 1, 17, 39):
-        file = shared / "lfw" / "aligned_112" / f"{names[index]}.jpg"
-        expected = cv2.imread(str(file), cv2.IMREAD_COLOR_RGB)
-        difference = np.abs(pairs.images(index, index + 1)[0].astype(int) - expected)
-        assert difference.mean() < 1  # as decoders differ; channels the wrong way round differ by tens
+def test_a_set_of_bytes_is_told_from_a_list_by_what_is_in_it(tmp_path, formats):
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        content = pickle.loads((formats / "set.bin").read_bytes())
+        for number, again in enumerate((content, list(content))):
+            (tmp_path / f"{protocol}{number}.txt").write_bytes(pickle.dumps(again, protocol))
+            assert len(load_pairs(tmp_path / f"{protocol}{number}.txt")) == 23
+    shutil.copy(formats / "plain.txt", tmp_path / "list.bin")
+    assert len(load_pairs(tmp_path / "list.bin", formats)) == 23
 
 
-def test_a_set_that_is_not_there_or_is_no_carray_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="lfw: no such verification set"):
-        load_pairs(tmp_path / "lfw")
-    (tmp_path / "lfw").mkdir()
-    with pytest.raises(DataError, match="lfw: not a bcolz carray"):
-        load_pairs(tmp_path / "lfw")
+# --- The order of pairs.
 
 
-def test_a_missing_list_is_named(small):
-    (small.parent / "lfw_list.npy").unlink()
-    with pytest.raises(DataError, match=r"lfw_list\.npy: missing"):
-        load_pairs(small)
+def test_an_order_that_ten_folds_can_judge_is_kept():
+    issame = np.tile(np.arange(60) < 30, 10)
+    np.testing.assert_array_equal(interleaved(issame), np.arange(600))
+
+
+@pytest.mark.parametrize("same", [10, 11, 19, 20, 37, 300])
+@pytest.mark.parametrize("different", [10, 12, 25, 99, 300])
+def test_each_tenth_gets_the_same_share_of_both_kinds(same, different):
+    issame = np.arange(same + different) < same
+    order = interleaved(issame)
+    assert sorted(order) == list(range(same + different))
+    fold_of = contiguous_folds(issame[order], 10)
+    for kind in (True, False):
+        assert np.ptp(np.bincount(fold_of[issame[order] == kind])) <= 1
+        chosen = order[issame[order] == kind]
+        assert (np.diff(chosen) > 0).all()  # pairs of a kind stay in their order
+
+
+def test_five_folds_of_lfws_form_become_ten_halves_of_them():
+    issame = np.tile(np.arange(60) < 30, 5)
+    order = interleaved(issame)
+    assert (order // 30 // 2 == np.arange(300) // 60).all()
+    assert order[:4].tolist() == [0, 30, 1, 31]
 
 
 @pytest.mark.parametrize(
-    ("truth", "rule"),
-    [
-        (np.array([True, False, True]), r"lfw: shape \(4, 3, 112, 112\) does not fit its list of 3 pairs"),
-        (np.array([True]), r"lfw: shape .* does not fit its list of 1 pairs"),
-        (np.array([], bool), r"lfw_list\.npy: must hold one True or False a pair"),
-        (np.array([[True, False]]), r"lfw_list\.npy: must hold one True or False a pair"),
-        (np.array([0, 2]), r"lfw_list\.npy: must hold one True or False a pair"),
-        (np.array([True, None]), r"lfw_list\.npy: not a numpy array of booleans"),  # a pickle, which could run code
-    ],
+    ("same", "different", "rule"),
+    [(9, 50, "9 same and 50 different pairs"), (50, 0, "50 same and 0"), (3, 4, "7 pairs cannot be cut into 10")],
 )
-def test_a_list_that_does_not_fit_is_an_error(small, truth, rule):
-    np.save(small.parent / "lfw_list.npy", truth, allow_pickle=True)
+def test_too_few_of_a_kind_are_an_error(same, different, rule):
     with pytest.raises(DataError, match=rule):
-        load_pairs(small)
+        interleaved(np.arange(same + different) < same)
 
 
-def test_a_list_cut_short_is_an_error(small):
-    file = small.parent / "lfw_list.npy"
-    file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"lfw_list\.npy: not a numpy array"):
-        load_pairs(small)
-
-
-def test_lists_of_zeros_and_ones_are_read(small):
-    np.save(small.parent / "lfw_list.npy", np.array([0, 1]))
-    assert load_pairs(small).issame.tolist() == [False, True]
-
-
-@pytest.mark.parametrize("dtype", ["float64", "object", "uint8"])
-def test_another_type_is_refused(small, dtype):
-    meta = small / "meta" / "storage"
-    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"dtype": dtype}))
-    with pytest.raises(DataError, match=f"lfw: holds '{dtype}'"):
-        load_pairs(small)
-
-
-def test_another_image_size_is_refused(small):
-    shutil.rmtree(small)
-    bcolz.carray(np.zeros((4, 3, 96, 96), np.float32), rootdir=str(small), mode="w").flush()
-    with pytest.raises(DataError, match=r"shape \(4, 3, 96, 96\) does not fit.*\(4, 3, 112, 112\)"):
-        load_pairs(small)
-
-
-@pytest.mark.parametrize("file", ["storage", "sizes"])
-@pytest.mark.parametrize("content", ["{", "{}", "[]"])
-def test_damaged_meta_files_are_an_error(small, file, content):
-    (small / "meta" / file).write_text(content)
-    with pytest.raises(DataError, match="lfw: meta/ is damaged"):
-        load_pairs(small)
-
-
-@pytest.mark.parametrize("length", [0, 10, 31, -1])
-def test_a_chunk_cut_short_is_named(small, length):
-    chunk = small / "data" / "__2.blp"
-    chunk.write_bytes(chunk.read_bytes()[:length])
-    with pytest.raises(DataError, match=r"__2\.blp: cut short"):
-        load_pairs(small)
-
-
-def test_a_missing_chunk_is_named(small):
-    (small / "data" / "__3.blp").unlink()
-    with pytest.raises(DataError, match=r"__3\.blp: missing"):
-        load_pairs(small)
-
-
-@pytest.mark.parametrize("wrong", [255.0, -2.0, np.nan])
-@pytest.mark.parametrize("index", [0, 3])
-def test_values_outside_the_range_are_refused(small, wrong, index):
-    shutil.rmtree(small)
-    values = np.zeros((4, 3, 112, 112), np.float32)
-    values[index, 1, 5, 5] = wrong
-    bcolz.carray(values, rootdir=str(small), mode="w").flush()
-    with pytest.raises(DataError, match=rf"image {index} has values .*must lie in \[-1, 1\]"):
-        load_pairs(small)
-
-
-def test_several_images_a_chunk_are_read(small, made_pairs):
+@pytest.mark.parametrize(("start", "stop"), [(0, 8), (1, 2), (1, 7), (2, 5), (7, 8)])
+def test_chosen_pairs_are_those_of_the_other_set(made_pairs, start, stop):
     path, images, issame = made_pairs
-    values = bcolz.carray(rootdir=str(path), mode="r")[:]
-    bcolz.carray(values, rootdir=str(small), mode="w", chunklen=10).flush()  # four chunks and a partial one
-    np.save(small.parent / "lfw_list.npy", issame)
-    assert len(list((small / "data").glob("__*.blp"))) == 5
-    np.testing.assert_array_equal(load_pairs(small).images(8, 46), images[8:46])
-    (small / "data" / "__4.blp").unlink()
-    with pytest.raises(DataError, match=r"__4\.blp: missing"):
-        load_pairs(small)
+    order = np.array([7, 2, 2, 22])
+    pairs = ChosenPairs(load_pairs(path), order)
+    assert (len(pairs), pairs.name) == (4, "made")
+    np.testing.assert_array_equal(pairs.issame, issame[order])
+    expected = images.reshape(23, 2, 112, 112, 3)[order].reshape(8, 112, 112, 3)
+    np.testing.assert_array_equal(pairs.images(start, stop), expected[start:stop])
+
+
+# --- Where sets are found.
 
 
 def test_sets_are_found_where_the_older_toolkit_lays_them(tmp_path, made_pairs):
@@ -200,32 +170,58 @@ def test_no_sets_are_no_error_but_a_broken_one_is(tmp_path, small):
         find_pair_sets(tmp_path / "data")
 
 
-def running_out(count: int, error: Exception | None = None):
-    for _ in range(count):
-        yield np.full((112, 112, 3), 99, np.uint8)
-    if error:
-        raise error
+def test_bins_of_insightface_are_found_in_the_data_folder(tmp_path, formats):
+    for name in ("lfw", "agedb_30"):
+        shutil.copy(formats / "set.bin", tmp_path / f"{name}.bin")
+    found, missing = find_pair_sets(tmp_path)
+    assert [pairs.name for pairs in found] == ["LFW", "AgeDB"]
+    assert missing == ["CFP_FF", "CFP_FP"]
 
 
-@pytest.mark.parametrize("count", [3, 5])
-def test_a_wrong_number_of_images_leaves_nothing_behind(tmp_path, count):
-    with pytest.raises(DataError, match=rf"new: {count} images for 2 pairs"):
-        write_carray(tmp_path / "new", running_out(count), [True, False])
-    assert list(tmp_path.iterdir()) == []
+def test_named_sets_come_after_those_found_in_their_order(tmp_path, made_pairs, formats):
+    copy_set(made_pairs[0], tmp_path / "agedb_30")
+    named = {"z": (str(formats / "set.bin"), None), "a.b-c": (str(formats / "plain.txt"), None)}
+    found, missing = find_pair_sets(tmp_path, named)
+    assert [pairs.name for pairs in found] == ["AgeDB", "z", "a.b-c"]
+    assert missing == ["LFW", "CFP_FF", "CFP_FP"]
 
 
-def test_images_that_cannot_be_made_leave_nothing_behind_and_the_earlier_set_whole(small):
-    before = sorted(small.parent.iterdir())
-    with pytest.raises(OSError, match="disk"):
-        write_carray(small, running_out(2, OSError("disk")), [True, True])
-    assert sorted(small.parent.iterdir()) == before
-    pairs = load_pairs(small)
-    assert pairs.issame.tolist() == [True, False]
-    assert pairs.images(1, 2)[0, 0, 0].tolist() == [10, 10, 10]
+def test_a_named_set_takes_the_place_of_one_in_the_data_folder(tmp_path, made_pairs, formats):
+    copy_set(made_pairs[0], tmp_path / "lfw_align_112" / "lfw")
+    copy_set(made_pairs[0], tmp_path / "agedb_30")
+    (tmp_path / "lfw_align_112" / "lfw_list.npy").unlink()  # it is not even opened
+    found, missing = find_pair_sets(tmp_path, {"lfw": (str(formats / "set.bin"), None)})
+    assert [pairs.name for pairs in found] == ["AgeDB", "lfw"]
+    assert missing == ["CFP_FF", "CFP_FP"]
 
 
-def test_a_set_is_replaced_by_a_new_one(small):
-    write_carray(small, running_out(6), [True, False, True])
-    pairs = load_pairs(small)
-    assert len(pairs) == 3
-    assert (pairs.images(0, 6) == 99).all()
+def test_nothing_is_missing_where_only_named_sets_are_wanted(tmp_path, formats):
+    found, missing = find_pair_sets(tmp_path / "none", {"own": (str(formats / "lfw.txt"), str(formats))})
+    assert ([pairs.name for pairs in found], missing) == (["own"], [])
+
+
+def test_a_named_set_that_is_not_there_or_cannot_be_judged_is_an_error(tmp_path, small):
+    with pytest.raises(DataError, match="nowhere: no such verification set"):
+        find_pair_sets(tmp_path / "data", {"own": (str(tmp_path / "nowhere"), None)})
+    with pytest.raises(DataError, match="lfw: 2 pairs cannot be cut into 10 folds"):
+        find_pair_sets(tmp_path / "data", {"own": (str(small), None)})
+
+
+@pytest.mark.parametrize("kind", ["carray", "bin", "list"])
+def test_a_set_in_blocks_is_put_in_order_and_this_is_said(tmp_path, formats, made_pairs, capsys, kind):
+    _, images, issame = made_pairs
+    blocks = np.argsort(~issame, kind="stable")  # all same pairs, then all different ones
+    ordered = np.stack(list(each_image(ChosenPairs(load_pairs(formats / "set.bin"), blocks))))
+    if kind == "carray":
+        write_carray(tmp_path / "set", ordered, issame[blocks])
+    elif kind == "bin":
+        (tmp_path / "set").write_bytes(pickle.dumps((list(ordered), issame[blocks].tolist())))
+    else:
+        lines = (formats / "plain.txt").read_text().splitlines(keepends=True)
+        (tmp_path / "set").write_text("".join(lines[pair] for pair in blocks))
+    assert load_pairs(tmp_path / "set", formats).issame.tolist() == issame[blocks].tolist()
+    (pairs,), _ = find_pair_sets(tmp_path / "data", {"own": (str(tmp_path / "set"), str(formats))})
+    assert capsys.readouterr().out.startswith("own: cut in ten as it stands, some parts have only same or only diff")
+    contiguous_folds(pairs.issame, 10)
+    order = blocks[interleaved(issame[blocks])]
+    np.testing.assert_array_equal(pairs.images(0, 46), images.reshape(23, 2, 112, 112, 3)[order].reshape(images.shape))

@@ -14,8 +14,8 @@ from torch import nn
 
 import validation
 from model.backbone import build_backbone
+from util.carray import write_carray
 from util.errors import DataError, UsageError
-from util.pairs import write_carray
 
 ROOT = Path(__file__).parents[1]
 PAIRS = 43  # 86 images: the last of batches of 64 has 22, of batches of 7 two

@@ -1,26 +1,29 @@
 """Verification sets: 2P face images, of which 2i and 2i + 1 are a pair, and a truth for each pair."""
 
-import json
-import shutil
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Protocol
 
 import numpy as np
 
+from util.bin_pairs import BinPairs
+from util.carray import CarrayPairs
 from util.errors import DataError
+from util.pair_list import ListPairs
 from util.verification import FOLDS, contiguous_folds
 
-IMAGE_SIZE = 112
 # Where the sets lie under data_dir, in the order in which they are reported.
 VERIFICATION_SETS = {
-    "LFW": ("lfw_align_112/lfw",),
-    "CFP_FF": ("cfp_align_112/cfp_ff",),
-    "CFP_FP": ("cfp_align_112/cfp_fp",),
-    "AgeDB": ("AgeDB/agedb_30", "agedb_30/agedb_30", "agedb_30"),
+    "LFW": ("lfw_align_112/lfw", "lfw.bin"),
+    "CFP_FF": ("cfp_align_112/cfp_ff", "cfp_ff.bin"),
+    "CFP_FP": ("cfp_align_112/cfp_fp", "cfp_fp.bin"),
+    "AgeDB": ("AgeDB/agedb_30", "agedb_30/agedb_30", "agedb_30", "agedb_30.bin"),
 }
-_BLOSCPACK_HEADER = 16  # bytes before the Blosc frame in each chunk file of a carray
+# How pickles begin: in the binary protocols; two lists in the text protocols; and a call, to be refused by name.
+_PICKLE = re.compile(rb"\x80|\(?(\(l|\]q|c\w[\w.]*\n\w+\n)")
+_BLOCK = 64  # images at a time
 
 
 class PairSet(Protocol):
@@ -38,161 +41,124 @@ class PairSet(Protocol):
         ...
 
 
-class CarrayPairs:
-    """A bcolz carray of float32 BGR NCHW images in [-1, 1] (InsightFace's convention), beside PATH_list.npy.
+class ChosenPairs:
+    """Pairs of another set, in an order of their own: `order` (Q,) holds their numbers in that set."""
 
-    Everything that can be seen without decompressing is checked when the set is opened: a carray that bcolz would
-    crash on, or whose pairs do not match its list, raises DataError here and not after an epoch of training.
-    """
-
-    def __init__(self, path: Path):
-        self.name = path.name
-        self._path = path
-        self.issame = _read_truth(path.with_name(f"{path.name}_list.npy"))
-        _check_storage(path, images=2 * len(self.issame))
-        self._carray = import_bcolz().carray(rootdir=str(path), mode="r")
-        for index in (0, 2 * len(self.issame) - 1):
-            low, high = float(self._carray[index].min()), float(self._carray[index].max())
-            if not -1.01 <= low <= high <= 1.01:
-                raise DataError(
-                    f"{path}: image {index} has values from {low:g} to {high:g}, and they must lie in [-1, 1]; "
-                    f"store (pixel - 127.5) / 127.5"
-                )
+    def __init__(self, pairs: PairSet, order: np.ndarray):
+        self.name, self.issame = pairs.name, pairs.issame[order]
+        self._pairs, self._order = pairs, order
 
     def __len__(self) -> int:
         return len(self.issame)
 
     def images(self, start: int, stop: int) -> np.ndarray:
-        """Images start to stop (counted in images, 0 to 2P) as (n, 112, 112, 3) RGB uint8."""
-        try:
-            bgr = self._carray[start:stop]  # (n, 3, 112, 112) float32 in [-1, 1]
-        except RuntimeError as error:
-            raise DataError(
-                f"{self._path}: images {start} to {stop} cannot be read ({error}); make the set anew"
-            ) from None
-        pixels = np.rint((bgr + 1.0) * 127.5).clip(0, 255).astype(np.uint8)
-        return np.ascontiguousarray(pixels[:, ::-1].transpose(0, 2, 3, 1))
+        """Images start to stop (counted in images, 0 to 2Q) as (n, 112, 112, 3) RGB uint8."""
+        chosen = self._order[start // 2 : -(-stop // 2)].tolist()
+        images = np.concatenate([self._pairs.images(2 * pair, 2 * pair + 2) for pair in chosen])
+        return images[start % 2 :][: stop - start]
 
 
 def load_pairs(path: str | Path, root: str | Path | None = None) -> PairSet:
-    """Opens a verification set: the carray folder `path` with the list `path`_list.npy beside it.
+    """Opens a verification set, whose format is told by what is in it; pairs are in the order of the file.
 
-    `root` is for formats whose images lie elsewhere; a carray holds its own. Raises DataError, naming the file and the
-    remedy, for anything that evaluation could not read later.
+    A folder is a bcolz carray, with the list `path`_list.npy beside it. A file is a .bin of InsightFace, or a list of
+    pairs in text, see util/pair_list.py: its images are in `root`, or else in the list's own folder. The other formats
+    hold their images. Raises DataError, naming the file and the remedy, for anything that evaluation could not read
+    later, but for images in the midst that cannot be decoded.
     """
     path = Path(path)
-    if not path.exists():
+    if path.is_dir():
+        if not (path / "meta" / "storage").is_file():
+            raise DataError(f"{path}: not a bcolz carray (a folder with meta/ and data/ inside)")
+        return CarrayPairs(path)
+    if not path.is_file():
         raise DataError(f"{path}: no such verification set")
-    if not (path / "meta" / "storage").is_file():
-        raise DataError(f"{path}: not a bcolz carray (a folder with meta/ and data/ inside)")
-    return CarrayPairs(path)
+    if _is_pickle(path):
+        return BinPairs(path)
+    return ListPairs(path, None if root is None else Path(root))
 
 
-def find_pair_sets(data_dir: str | Path) -> tuple[list[PairSet], list[str]]:
-    """Opens the verification sets that lie under data_dir, and names those of VERIFICATION_SETS that do not.
+def _is_pickle(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return _PICKLE.match(file.read(256)) is not None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); restore it") from None
 
+
+def find_pair_sets(
+    data_dir: str | Path, named: Mapping[str, tuple[str, str | None]] | None = None
+) -> tuple[list[PairSet], list[str]]:
+    """Opens the verification sets that lie under data_dir, then the named ones; and names those that are not there.
+
+    `named` is {name: (path, root)}, for load_pairs; it takes the place of a set of VERIFICATION_SETS of that name, be
+    it in capitals or not. Where only named sets are wanted, none of the others counts as missing.
     A set that is there and cannot be read or judged raises DataError: to leave it out quietly would change the average.
     """
+    named = named or {}
+    replaced = {name.lower() for name in named}
     found, missing = [], []
     for name, places in VERIFICATION_SETS.items():
         paths = [Path(data_dir) / place for place in places]
-        path = next((path for path in paths if (path / "meta").is_dir()), None)
+        path = next((path for path in paths if (path / "meta").is_dir() or path.is_file()), None)
+        if name.lower() in replaced:
+            continue
         if path is None:
             missing.append(name)
         else:
-            pairs = load_pairs(path)
-            pairs.name = name
-            try:
-                contiguous_folds(pairs.issame, FOLDS)
-            except DataError as error:
-                raise DataError(f"{path}: {error}") from None
-            found.append(pairs)
-    return found, missing
+            found.append(_open(name, path))
+    if named and not found:
+        missing = []
+    return found + [_open(name, path, root) for name, (path, root) in named.items()], missing
 
 
-def write_carray(path: str | Path, images: Iterable[np.ndarray], issame: Iterable[bool]) -> None:
-    """Writes RGB uint8 (112, 112, 3) images, two for each entry of `issame`, as the carray `path` + `path`_list.npy.
+def _open(name: str, path: str | Path, root: str | None = None) -> PairSet:
+    """The set under a name of its own, in an order that ten folds can judge."""
+    pairs = load_pairs(path, root)
+    pairs.name = name
+    try:
+        order = interleaved(pairs.issame)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    if (order[1:] > order[:-1]).all():
+        return pairs
+    print(
+        f"{name}: cut in ten as it stands, some parts have only same or only different pairs, so both are interleaved"
+    )
+    return ChosenPairs(pairs, order)
 
-    The carray is written under a temporary name and renamed, so that a set that exists is a whole one.
+
+def interleaved(issame: np.ndarray, folds: int = FOLDS) -> np.ndarray:
+    """(P,) an order of the pairs in which each of the contiguous folds has both kinds: the given one where it has.
+
+    Otherwise each fold gets the same share of same and of different pairs, to within one, and pairs of one kind stay
+    in their order: so a set whose files hold five folds, same pairs first, becomes ten halves of those folds.
+    DataError if there are fewer of a kind than folds.
     """
-    path = Path(path)
-    truth = np.asarray(list(issame), dtype=bool)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    bcolz = import_bcolz()
-    try:
-        carray = bcolz.carray(
-            np.empty((0, 3, IMAGE_SIZE, IMAGE_SIZE), np.float32),
-            rootdir=str(partial),
-            mode="w",
-            chunklen=1,
-            cparams=bcolz.cparams(clevel=5, cname="lz4"),
-        )
-        for image in images:
-            bgr = image[:, :, ::-1].transpose(2, 0, 1).astype(np.float32)
-            carray.append(((bgr - 127.5) / 127.5)[None])
-        carray.flush()
-        if len(carray) != 2 * len(truth):
-            raise DataError(f"{path}: {len(carray)} images for {len(truth)} pairs; a pair is two images")
-        shutil.rmtree(path, ignore_errors=True)
-        np.save(path.with_name(f"{path.name}_list.npy"), truth)
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _read_truth(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise DataError(f"{path}: missing; the list of same (True) and different (False) pairs belongs beside its set")
-    try:
-        truth = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path}: not a numpy array of booleans ({error})") from None
-    if truth.ndim != 1 or len(truth) == 0 or not np.isin(truth, (0, 1)).all():
+    order = np.arange(len(issame))
+    with suppress(DataError):
+        contiguous_folds(issame, folds)
+        return order
+    same, different = np.flatnonzero(issame), np.flatnonzero(~issame)
+    if min(len(same), len(different)) < folds <= len(issame):
         raise DataError(
-            f"{path}: must hold one True or False a pair, and has shape {truth.shape} and type {truth.dtype}"
+            f"{len(same)} same and {len(different)} different pairs, and each of {folds} folds needs both kinds; add "
+            f"pairs"
         )
-    return truth.astype(bool)
+    all_sizes, same_sizes = ([len(part) for part in np.array_split(part, folds)] for part in (order, same))
+    different_sizes = np.subtract(all_sizes, same_sizes)  # differ by one at most, as those of the others do
+    places = np.concatenate([_places(same_sizes), _places(different_sizes)])
+    order = np.concatenate([same, different])[np.argsort(places, kind="stable")]
+    contiguous_folds(issame[order], folds)  # for what no order helps: fewer pairs than folds
+    return order
 
 
-def _check_storage(path: Path, images: int) -> None:
-    try:
-        storage = json.loads((path / "meta" / "storage").read_text())
-        shape = json.loads((path / "meta" / "sizes").read_text())["shape"]
-        dtype, chunklen = storage["dtype"], max(1, storage["chunklen"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: meta/ is damaged ({error!r}); make the set anew") from None
-    if dtype != "float32":
-        raise DataError(f"{path}: holds {dtype!r}, and a verification set holds 'float32'")
-    if list(shape) != [images, 3, IMAGE_SIZE, IMAGE_SIZE]:
-        raise DataError(
-            f"{path}: shape {tuple(shape)} does not fit its list of {images // 2} pairs, which needs "
-            f"{(images, 3, IMAGE_SIZE, IMAGE_SIZE)}"
-        )
-    for index in range(-(-images // chunklen)):
-        _check_chunk(path / "data" / f"__{index}.blp")
+def _places(sizes: Iterable[int]) -> np.ndarray:
+    """Where so many things for each fold lie, spread evenly over it: fold k is from k to k + 1."""
+    return np.concatenate([fold + (np.arange(size) + 0.5) / size for fold, size in enumerate(sizes)])
 
 
-def _check_chunk(path: Path) -> None:
-    """Compares a chunk's length to the one in its Blosc header: bcolz crashes the process on a chunk cut short."""
-    try:
-        with path.open("rb") as file:
-            header = file.read(_BLOSCPACK_HEADER + 16)
-    except OSError:
-        raise DataError(f"{path}: missing; copy the set again, or make it anew") from None
-    whole = _BLOSCPACK_HEADER + int.from_bytes(header[-4:], "little")
-    if len(header) < _BLOSCPACK_HEADER + 16 or path.stat().st_size != whole:
-        raise DataError(f"{path}: cut short; copy the set again, or make it anew")
-
-
-def import_bcolz() -> ModuleType:
-    """The package bcolz. Raises DataError, with the remedy, where it is not installed."""
-    try:
-        import bcolz
-    except ImportError:
-        raise DataError(
-            "verification sets in bcolz form need the package bcolz: pip install bcolz-zipline (it has wheels for "
-            "Python 3.11 and 3.12; use one of those)"
-        ) from None
-    return bcolz
+def each_image(pairs: PairSet) -> Iterator[np.ndarray]:
+    """The 2P images of a set, (112, 112, 3) RGB uint8, one after the other, for those who write it in another form."""
+    for start in range(0, 2 * len(pairs), _BLOCK):
+        yield from pairs.images(start, min(start + _BLOCK, 2 * len(pairs)))

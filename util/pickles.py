@@ -64,8 +64,9 @@ class SafeUnpickler(pickle._Unpickler):
     or class that is called with what the file gives; ValueError and TypeError in it say that this is no good. Objects
     that take a state (BUILD) derive from StandIn. Text of Python 2 stays bytes with encoding "bytes".
 
-    A subclass may override `read_data`, which reads long byte strings, and any load_… of pickle._Unpickler. Frames are
-    not read ahead: within load_build, `self.read(n)` gives the n bytes of the file that follow.
+    A subclass may override `read_data`, which gets long byte strings, and any load_… of pickle._Unpickler. Frames are
+    not read ahead: within those, `self.read(n)` gives the n bytes of the file that follow, and `self.skip(n)` passes
+    over them.
     """
 
     dispatch = _Operations(
@@ -75,8 +76,8 @@ class SafeUnpickler(pickle._Unpickler):
     )
 
     def __init__(self, file: BinaryIO, source: Path, globals: Globals, encoding: str = "bytes"):
-        super().__init__(_Bounded(file), fix_imports=False, encoding=encoding)
-        self.source, self._globals = source, globals
+        self.source, self._globals, self._file = source, globals, _Bounded(file)
+        super().__init__(self._file, fix_imports=False, encoding=encoding)
 
     def load(self) -> Any:
         """What the file holds. Raises DataError, and nothing else, whatever the file is."""
@@ -93,6 +94,10 @@ class SafeUnpickler(pickle._Unpickler):
     def read_data(self, size: int) -> Any:
         """The next `size` bytes of the file, as they shall stand in the result."""
         return self.read(size)
+
+    def skip(self, size: int) -> int:
+        """Passes over the next `size` bytes of the file without reading them; where they begin."""
+        return self._file.skip(size)
 
     def find_class(self, module: str, name: str) -> object:
         try:
@@ -189,6 +194,13 @@ class _Bounded:
         if len(data) < size:
             raise EOFError("it ends too early")
         return data
+
+    def skip(self, size: int) -> int:
+        start = self._file.tell()
+        if not 0 <= size <= self._end - start:
+            raise EOFError("it ends too early")
+        self._file.seek(start + size)
+        return start
 
     def readline(self) -> bytes:
         line = self._file.readline()

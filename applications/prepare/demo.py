@@ -34,9 +34,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from applications.prepare.drawn.person import Condition, Person
 from applications.prepare.drawn.render import draw_face
+from util.carray import import_bcolz, write_carray
 from util.cli import Parser
 from util.errors import UsageError, run_script
-from util.pairs import import_bcolz, write_carray
 from util.verification import FOLDS
 
 DRAWING = 1  # raise it when the drawing changes: a set drawn before is then another one
