@@ -42,6 +42,10 @@ Convert = Callable[[object], Any]
 Inherit = Callable[[str], Mapping[str, object]]
 
 _FLAG = re.compile(r"--?[A-Za-z]")
+SET_NAMES = "letters, digits, _, - and ."
+_SET_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+# NAME=PATH:ROOT, of which NAME= and :ROOT may be left out. A name has no slash, and C:/sets is one path, not two.
+_PAIR_SET = re.compile(r"(?:([^=/\\]*)=)?((?:[A-Za-z]:(?=[/\\]))?[^:]*)(?::(.+))?")
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -114,15 +118,59 @@ def _gpus(value: object) -> tuple[int, ...]:
     return _gpu_list([value] if type(value) is int else value)  # `gpu_num: 0` in a file
 
 
+def _pair_sets(value: object) -> tuple[str, ...]:
+    """A conversion to a tuple of `NAME=PATH` or `NAME=PATH:ROOT`: from one or more of those, or a mapping of YAML."""
+    rule = "a list like lfw=/sets/lfw.bin cplfw=/sets/pairs.txt:/sets/cplfw, nor the word none"
+    if isinstance(value, Mapping):
+        value = [f"{name}={path}" if isinstance(path, str) else path for name, path in value.items()]
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        raise ValueError(rule)
+    if [item.strip().lower() for item in items] == ["none"]:
+        return ()
+    sets, seen = [], set()
+    for item in items:
+        name, path, root = split_pair_set(item)
+        if not path:
+            raise ValueError(f"{rule} ({item!r} has no path)")
+        if not _SET_NAME.fullmatch(name) or name.lower() == "avg":
+            raise ValueError(f"{rule} ({name!r} is not made of {SET_NAMES}, or is Avg; write NAME={path})")
+        if name.lower() in seen:
+            raise ValueError(f"{rule} ({name!r} is there twice; name one of them, NAME={path})")
+        seen.add(name.lower())
+        sets.append(f"{name}={path}" + (f":{root}" if root else ""))
+    return tuple(sets)
+
+
+def split_pair_set(text: str) -> tuple[str, str, str | None]:
+    """The name, path and root of `NAME=PATH:ROOT`. Without NAME, that of the file or folder without its suffix."""
+    match = _PAIR_SET.fullmatch(text.strip())
+    if match is None:
+        return "", "", None
+    name, path, root = match.groups()
+    path, root = os.path.expanduser(path), os.path.expanduser(root) if root else None
+    return Path(path).stem if name is None else name, path, root
+
+
 # --- The settings.
 
 
 def _setting(
-    default: object, group: str, convert: Convert, metavar: str, text: str, unset: str = "none", aliases: tuple = ()
+    default: object,
+    group: str,
+    convert: Convert,
+    metavar: str,
+    text: str,
+    unset: str = "none",
+    aliases: tuple[str, ...] = (),
+    apart: bool = False,
 ) -> Any:
-    """A dataclass field that knows its flag. `unset` says in the help what a default of None means."""
+    """A dataclass field that knows its flag. `unset` says in the help what a default of None or () means.
+
+    `apart`: the words after the flag are a list as they are, because there may be spaces in one.
+    """
     about = {"group": group, "convert": convert, "metavar": metavar, "text": text, "unset": unset, "aliases": aliases}
-    return field(default=default, metadata=about)
+    return field(default=default, metadata=about | {"apart": apart})
 
 
 def _switch(group: str, text: str) -> Any:
@@ -150,6 +198,18 @@ class Config:
 
     data_dir: str = _setting("./data", WHERE, _path, "DIR", "training and verification sets")
     best_checkpoint_dir: str = _setting("./checkpoints_best", WHERE, _path, "DIR", "runs with their best epoch")
+    val_data: tuple[str, ...] = _setting(
+        (),
+        DATA,
+        _pair_sets,
+        "SET ...",
+        "verification sets besides those in data_dir, each NAME=PATH: a bcolz folder, a .bin of InsightFace, or a list "
+        "of pairs in text, whose images are beside it, or in ROOT with NAME=PATH:ROOT. A name is made of "
+        f"{SET_NAMES}; without NAME= it is the file's. LFW, CFP_FF, CFP_FP and AgeDB, in capitals or not, take the "
+        "place of those in data_dir. none: no such sets",
+        "none",
+        apart=True,
+    )
     resume_dir: str | None = _setting(
         None, WHERE, _path, "DIR", "the run to continue (its newest epoch), or one .pth file of it", "a new run"
     )
@@ -173,7 +233,12 @@ class Config:
         """What evaluation looks at: full resolution, and low resolution where it is wanted."""
         return ("HR", "LR") if self.LR_eval else ("HR",)
 
-    def as_dict(self) -> dict[str, str | int | float | bool | list[int] | None]:
+    @property
+    def named_pair_sets(self) -> dict[str, tuple[str, str | None]]:
+        """{name: (path, folder of the images or None)} of `val_data`, in its order."""
+        return {name: (path, root) for name, path, root in map(split_pair_set, self.val_data)}
+
+    def as_dict(self) -> dict[str, str | int | float | bool | list[int] | list[str] | None]:
         """The settings as plain values that torch.load(weights_only=True) and YAML read back; tuples become lists."""
         values = {setting.name: getattr(self, setting.name) for setting in fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
@@ -192,7 +257,12 @@ class TrainConfig(Config):
     checkpoint_dir: str = _setting("./checkpoints", WHERE, _path, "DIR", "runs with the files of each epoch")
     log_dir: str = _setting("./log", WHERE, _path, "DIR", "TensorBoard files")
     train_data: str | None = _setting(
-        None, DATA, _path, "DIR", "a folder under data_dir, or a path", "imgs_casia, ms1m_align_112, imgs_train or imgs"
+        None,
+        DATA,
+        _path,
+        "DIR",
+        "a folder of people under data_dir, or a path; or a train.rec, InsightFace's RecordIO",
+        "imgs_casia, ms1m_align_112, imgs_train or imgs",
     )
     augment: str = _named(
         "standard", DATA, AUGMENTATIONS, text="standard: crop, flip; strong: rotation, scale, colour, erasing too"
@@ -313,7 +383,8 @@ def _read_flags(argv: list[str], settings: Mapping[str, Field]) -> dict[str, obj
             raise UsageError(f"{values[1]!r}: unexpected after {flag} {values[0]}, which takes one value; leave it out")
         if not values and setting.type is not bool:
             raise UsageError(f"{flag}: a value is missing; write {flag} {setting.metadata['metavar']}")
-        given[flag[2:]] = _convert(setting, " ".join(values) if values else True, flag)
+        value = values if setting.metadata["apart"] else " ".join(values)
+        given[flag[2:]] = _convert(setting, value if values else True, flag)
     return _merge_aliases(given, settings, prefix="--")
 
 
@@ -393,7 +464,7 @@ def _default_text(setting: Field) -> str:
     if setting.default is None:
         return setting.metadata["unset"]
     if isinstance(setting.default, tuple):
-        return " ".join(map(str, setting.default))
+        return " ".join(map(str, setting.default)) or setting.metadata["unset"]
     return f"{setting.default:g}" if isinstance(setting.default, float) else str(setting.default)
 
 

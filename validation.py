@@ -4,6 +4,7 @@ python validation.py                                             # the newest ru
 python validation.py --gpu_num=[0,1] --resume_dir=checkpoints_best/HRTRAIN_2022-07-28-19-15
 python validation.py --resume_dir=checkpoints/HRTRAIN_2022-07-28-19-15      # its newest epoch
 python validation.py --load_dir=Backbone_7_4200.pth --LR_eval=True --LR_scale=4
+python validation.py --val_data cplfw=/sets/cplfw.bin own=/sets/pairs.txt:/sets/faces      # other sets too
 python validation.py --json results.json --plot roc.png
 """
 
@@ -22,6 +23,7 @@ from util.files import check_file, replacing
 if TYPE_CHECKING:
     from torch import nn
 
+    from util.pairs import PairSet
     from util.verification import Verification
 
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
@@ -43,7 +45,7 @@ def main(arguments: list[str]) -> None:
     file = find_backbone(config.resume_dir or newest_run(config.best_checkpoint_dir))
     name, backbone = load_backbone(file, config.backbone)
     print(f"validating {file} ({name})")
-    pair_sets = open_pair_sets(config.data_dir)
+    pair_sets = open_pair_sets(config)
     if config.LR_eval:
         print(f"LR: down to {SIZE // config.LR_scale}x{SIZE // config.LR_scale} pixels and up again")
     results = evaluate(wrap(backbone, devices), pair_sets, devices[0], config.batch_size, config.views, config.LR_scale)
@@ -82,15 +84,19 @@ def load_backbone(file: Path, expected: str | None) -> tuple[str, nn.Module]:
     return name, backbone
 
 
-def open_pair_sets(data_dir: str) -> list:
+def open_pair_sets(config: ValidationConfig) -> list[PairSet]:
+    """The verification sets of data_dir and of --val_data. DataError if there are none."""
     from util.pairs import VERIFICATION_SETS, find_pair_sets
 
-    pair_sets, missing = find_pair_sets(data_dir)
+    pair_sets, missing = find_pair_sets(config.data_dir, config.named_pair_sets)
     if not pair_sets:
         places = ", ".join(places[0] for places in VERIFICATION_SETS.values())
-        raise DataError(f"{data_dir}: no verification set in it ({places}); put one there, or give --data_dir")
+        raise DataError(
+            f"{config.data_dir}: no verification set in it ({places}); put one there, give --data_dir, or name sets "
+            f"with --val_data"
+        )
     if missing:
-        print(f"not in {data_dir}, so left out: {', '.join(missing)}")
+        print(f"not in {config.data_dir}, so left out: {', '.join(missing)}")
     return pair_sets
 
 

@@ -36,6 +36,7 @@ def error_of(parse, argv: list[str]) -> str:
 def test_defaults_of_training_are_the_documented_ones():
     assert parse_train([]).as_dict() == {
         "data_dir": "./data",
+        "val_data": [],
         "checkpoint_dir": "./checkpoints",
         "best_checkpoint_dir": "./checkpoints_best",
         "log_dir": "./log",
@@ -419,6 +420,8 @@ def test_load_dir_in_a_file_of_validation(write):
         (parse_train, []),
         (parse_train, ["--gpu_num=cpu", "--stages=none", "--lr=1e-5", "--LR_train", "--resume_dir=a: b # 사진"]),
         (parse_train, ["--gpu_num=[0,1]", "--stages", "1", "2", "--data_dir", "yes", "--train_data", "007", "--m=0"]),
+        (parse_train, ["--val_data", "a=my sets/a: b.txt", "/sets/b.bin"]),
+        (parse_validation, ["--val_data", "none", "--gpu_num", "1"]),
         (parse_validation, ["--load_dir", "= x", "--json", "out.json", "--backbone", "iresnet18", "--batch_size=3"]),
     ],
 )
@@ -481,9 +484,9 @@ def test_a_configuration_made_in_code_is_checked_too(tmp_path):
 
 
 def test_as_dict_holds_nothing_but_plain_values():
-    for value in parse_train(["--gpu_num=[0,1]"]).as_dict().values():
+    for value in parse_train(["--gpu_num=[0,1]", "--val_data", "a.bin", "b.bin"]).as_dict().values():
         assert type(value) in (str, int, float, bool, list, type(None))
-        assert not isinstance(value, list) or all(type(item) is int for item in value)
+        assert not isinstance(value, list) or all(type(item) in (int, str) for item in value)
 
 
 def test_names_are_those_of_the_registries():
@@ -518,3 +521,79 @@ def test_a_new_run_inherits_nothing():
 def test_compiling_for_several_gpus_is_refused():
     with pytest.raises(UsageError, match="--compile: works on one GPU, and --gpu_num names 2; leave it out"):
         config.parse_train(["--compile", "--gpu_num=0,1"])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["lfw=/sets/lfw.bin"], {"lfw": ("/sets/lfw.bin", None)}),
+        (["/sets/cplfw.bin"], {"cplfw": ("/sets/cplfw.bin", None)}),
+        (["/sets/a=b/cplfw"], {"cplfw": ("/sets/a=b/cplfw", None)}),
+        (["x.y-z_1=a=b.bin"], {"x.y-z_1": ("a=b.bin", None)}),
+        (["own=pairs.txt:/sets/faces"], {"own": ("pairs.txt", "/sets/faces")}),
+        (["../pairs.txt:../faces"], {"pairs": ("../pairs.txt", "../faces")}),
+        (["own=C:/sets/pairs.txt:D:/faces"], {"own": ("C:/sets/pairs.txt", "D:/faces")}),
+        (["z=1", "a=my sets/2", "m=3"], {"z": ("1", None), "a": ("my sets/2", None), "m": ("3", None)}),
+        (["own=~/pairs.txt:~/faces"], {"own": ("/home/someone/pairs.txt", "/home/someone/faces")}),
+        (["none"], {}),
+    ],
+)
+@pytest.mark.parametrize("parse", [parse_train, parse_validation])
+def test_verification_sets_are_named_in_every_form(parse, words, expected, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    for argv in (["--val_data", *words], ["--val_data", "=", *words], [f"--val_data={words[0]}", *words[1:]]):
+        parsed = parse([*argv, "--LR_eval"])
+        assert parsed.named_pair_sets == expected and list(parsed.named_pair_sets) == list(expected)
+        assert parsed.LR_eval
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("val_data: {lfw: /sets/lfw.bin, own: 'pairs.txt:/sets/faces'}", {"lfw": "/sets/lfw.bin", "own": "pairs.txt"}),
+        ("val_data: [lfw=/sets/lfw.bin, /sets/own]", {"lfw": "/sets/lfw.bin", "own": "/sets/own"}),
+        ("val_data: /sets/own", {"own": "/sets/own"}),
+        ("val_data: none", {}),
+        ("val_data: []", {}),
+        ("val_data: {}", {}),
+    ],
+)
+def test_verification_sets_in_a_file_are_a_mapping_or_a_list(write, line, expected):
+    assert {name: path for name, (path, _) in parse_train(write(line)).named_pair_sets.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["lfw="], "'lfw=' has no path"),
+        (["a=y", "=x"], "'' is not made of letters, digits, _, - and ., or is Avg; write NAME=x"),
+        (["my set.bin"], "'my set' is not made of letters, digits, _, - and ."),
+        (["my,set=x"], "'my,set' is not made of"),
+        (["얼굴.bin"], "'얼굴' is not made of"),
+        (["avg=x"], "or is Avg"),
+        (["a=x", "lfw=y", "LFW=z"], "'LFW' is there twice; name one of them, NAME=z"),
+        (["/a/lfw.bin", "/b/lfw.bin"], "'lfw' is there twice; name one of them, NAME=/b/lfw.bin"),
+        (["none", "a=x", "none"], "'none' is there twice"),
+        ([""], "'' has no path"),
+        (["own:"], "'own:' has no path"),
+    ],
+)
+def test_a_verification_set_that_cannot_be_named_is_a_usage_error(words, problem):
+    message = error_of(parse_train, ["--val_data", *words])
+    assert message.startswith("--val_data: ") and problem in message
+
+
+@pytest.mark.parametrize("line", ["{lfw: 3}", "{lfw: {path: x}}", "3", "[3]", "true", "null", "{lfw: null}", "{1: ''}"])
+def test_verification_sets_of_another_form_in_a_file_are_usage_errors(write, line):
+    argv = write(f"val_data: {line}")
+    assert error_of(parse_train, argv).startswith(f"{argv[1]}: val_data: ")
+
+
+def test_a_resumed_run_keeps_its_verification_sets_unless_others_or_none_are_named():
+    saved = parse_train(["--val_data", "own=my pairs.txt:/sets/faces", "/sets/lfw.bin"]).as_dict()
+    assert saved["val_data"] == ["own=my pairs.txt:/sets/faces", "lfw=/sets/lfw.bin"]
+    resumed = parse_train(["--resume_dir=x"], inherit=lambda path: saved)
+    assert resumed.named_pair_sets == {"own": ("my pairs.txt", "/sets/faces"), "lfw": ("/sets/lfw.bin", None)}
+    for words, names in ((["none"], []), (["b=x"], ["b"])):
+        again = parse_train(["--resume_dir=x", "--val_data", *words], inherit=lambda path: saved)
+        assert list(again.named_pair_sets) == names

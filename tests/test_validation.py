@@ -2,11 +2,13 @@
 
 import json
 import math
+import pickle
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -169,3 +171,40 @@ def test_a_bad_command_line_ends_in_one_line_and_its_exit_code(arguments, code, 
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == code
     assert ended.stderr.count("\n") == 1 and ended.stderr.startswith("error: ") and message in ended.stderr
+
+
+@pytest.fixture
+def named_formats(tmp_path) -> list[str]:
+    """The pairs of LFW in `known_sets`, 4 of them lies, as words for --val_data: a .bin, a carray and a list."""
+    images, issame = coloured_pairs(4)
+    encoded = [cv2.imencode(".png", image[:, :, ::-1])[1].tobytes() for image in images]
+    root = tmp_path / "named"
+    (root / "faces").mkdir(parents=True)
+    (root / "own.bin").write_bytes(pickle.dumps((encoded, issame.tolist())))
+    write_carray(root / "array", images, issame)
+    for index, image in enumerate(encoded):
+        (root / "faces" / f"{index}.png").write_bytes(image)
+    lines = [f"{2 * pair} {2 * pair + 1} {int(same)}\n" for pair, same in enumerate(issame)]
+    (root / "pairs.txt").write_text("".join(lines))
+    return [f"{root}/own.bin", f"a.1={root}/array", f"B={root}/pairs.txt:{root}/faces"]
+
+
+def test_named_sets_of_every_format_are_judged_like_those_found(
+    named_formats, known_sets, known_backbone, tmp_path, capsys
+):
+    (tmp_path / "Backbone.pth").touch()
+    arguments = ["--gpu_num=cpu", f"--load_dir={tmp_path}/Backbone.pth", f"--json={tmp_path}/results.json"]
+    validation.main([f"--data_dir={known_sets}", *arguments, "--val_data", *named_formats])
+    assert "own Acc: 0.9000, a.1 Acc: 0.9000, B Acc: 0.9000, Avg Acc: " in capsys.readouterr().out
+    sets = json.loads((tmp_path / "results.json").read_text())["views"]["HR"]["sets"]
+    assert list(sets) == ["LFW", "CFP_FF", "AgeDB", "own", "a.1", "B"]
+    numbers = [{name: value for name, value in sets[key].items() if name != "images_per_second"} for key in sets]
+    assert numbers[3] == numbers[4] == numbers[5] == numbers[1]
+
+
+def test_named_sets_alone_are_enough(named_formats, known_backbone, tmp_path, capsys):
+    (tmp_path / "Backbone.pth").touch()
+    arguments = ["--gpu_num=cpu", f"--load_dir={tmp_path}/Backbone.pth"]
+    validation.main([f"--data_dir={tmp_path}/nothing", *arguments, "--val_data", *named_formats[:1]])
+    out = capsys.readouterr().out
+    assert "Evaluation: own Acc: 0.9000, Avg Acc: 0.9000" in out and "left out" not in out
