@@ -11,12 +11,13 @@ import argparse
 import shutil
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from util.carray import write_carray
 from util.cli import Parser
 from util.errors import DataError, run_script
-from util.pairs import write_carray
+from util.pair_list import read_pair_list
+from util.pairs import ChosenPairs, each_image, interleaved, load_pairs
 
 
 def main(arguments: list[str]) -> None:
@@ -26,28 +27,29 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--people", type=int, help="take the first so many people only")
     parser.add_argument("--pairs", type=int, help="take the first so many pairs only")
     options = parser.parse_args(arguments)
-    for name in ("aligned_112", "train_people.txt", "pairs.txt"):
-        if not (options.source / name).exists():
-            raise DataError(f"{options.source / name}: missing; --source has to have it")
-    aligned = options.source / "aligned_112"
+    aligned, listed = options.source / "aligned_112", options.source / "pairs.txt"
+    for path in (aligned, options.source / "train_people.txt", listed):
+        if not path.exists():
+            raise DataError(f"{path}: missing; --source has to have it")
     people = (options.source / "train_people.txt").read_text().split()
-    pairs = last_fold(options.source / "pairs.txt")[: options.pairs]
-    seen = {name for pair in pairs for name, _ in pair[:2]} & set(people)
+    pairs = load_pairs(listed, aligned)
+    chosen = last_fold(pairs.issame)[: options.pairs]
+    lines = read_pair_list(listed)
+    named = {Path(name).parts[0] for pair in chosen for name in (lines[pair].first, lines[pair].second)}
+    seen = sorted(named & set(people))
     if seen:
-        raise DataError(f"{options.source}: {len(seen)} people are in both parts, {sorted(seen)[0]} among them")
+        raise DataError(f"{options.source}: {len(seen)} people are in both parts, {seen[0]} among them")
     count = link_images(aligned, people[: options.people], options.out / "imgs")
-    images = (read_image(aligned / name / f"{name}_{number:04d}.jpg") for pair in pairs for name, number in pair[:2])
-    write_carray(options.out / "lfw_align_112" / "lfw", images, [same for *_, same in pairs])
-    print(f"{options.out}: {count} training images, {len(pairs)} pairs of people that are not among them")
+    fold = ChosenPairs(pairs, chosen)
+    write_carray(options.out / "lfw_align_112" / "lfw", each_image(fold), fold.issame)
+    print(f"{options.out}: {count} training images, {len(fold)} pairs of people that are not among them")
 
 
-def last_fold(path: Path) -> list[tuple[tuple[str, int], tuple[str, int], bool]]:
-    """((name, number), (name, number), same) for each pair of the last fold, same and different ones in turn."""
-    header, *lines = [line.split("\t") for line in path.read_text().splitlines()]
-    per_kind = int(header[1])
-    same = [((name, int(first)), (name, int(second)), True) for name, first, second in lines[-2 * per_kind : -per_kind]]
-    different = [((a, int(i)), (b, int(j)), False) for a, i, b, j in lines[-per_kind:]]
-    return [pair for both in zip(same, different, strict=True) for pair in both]
+def last_fold(issame: np.ndarray) -> np.ndarray:
+    """The numbers of the pairs of the last fold, same and different ones in turn. A fold begins with its same pairs."""
+    begins = np.flatnonzero(issame & ~np.roll(issame, 1))
+    fold = np.arange(begins[-1], len(issame))
+    return fold[interleaved(issame[fold])]
 
 
 def link_images(aligned: Path, people: list[str], out: Path) -> int:
@@ -62,13 +64,6 @@ def link_images(aligned: Path, people: list[str], out: Path) -> int:
                 (out / person / file.name).symlink_to(file.resolve())
             count += len(files)
     return count
-
-
-def read_image(path: Path) -> np.ndarray:
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-    if image is None:
-        raise DataError(f"{path}: missing or not an image")
-    return image
 
 
 if __name__ == "__main__":
