@@ -235,14 +235,21 @@ def test_the_magic_number_in_an_image_is_read_and_written(tmp_path):
     assert fourth == framed(packed((3,), contents[3], 4))
 
 
-def test_a_magic_number_in_the_header_does_not_hide_the_label(write_records):
-    header = struct.pack("<IfQ", 0, 7, 1) + MAGIC + bytes(4)  # id2
+@pytest.mark.parametrize(
+    ("parts", "labels", "content"),
+    [
+        (framed(packed((7,)) + b"12345", 1) + framed(b"6", 3), [7], b"12345" + MAGIC + b"6"),  # padded in between
+        (framed(packed((7,))[:12], 1) + framed(bytes(8) + b"image", 3), [7], b"image"),
+        (framed(packed((1, 2))[:24], 1) + framed(struct.pack("<f", 5) + b"image", 3), [MAGIC, 5], b"image"),
+    ],
+)
+def test_a_record_is_put_together_wherever_it_was_cut(write_records, parts, labels, content):
     path = write_records(packed((0,), b"x"), packed((0,), b"x"))
-    parts = framed(header[:16], 1) + framed(header[20:] + b"image", 3)
-    path.write_bytes(path.read_bytes()[: len(framed(packed((0,), b"x")))] + parts)
+    path.write_bytes(framed(packed((0,), b"x")) + parts)
     file = RecordFile(path)
-    assert list(file.labels(1)) == [7]
-    assert file.read(1).content == b"image"
+    expected = [struct.unpack("<f", label)[0] if label == MAGIC else label for label in labels]
+    assert list(file.labels(1)) == file.read(1).labels.tolist() == expected
+    assert file.read(1).content == content
 
 
 # --- Writing.
@@ -351,6 +358,7 @@ def test_a_missing_file_is_refused(three_people):
         ("0\t\n1\t40\n", "3 numbers in 2 lines"),
         ("0\t0\n1\t40\n1\t256\n", "two records have the number 1;"),
         ("0\t0\n1\t40\n2\t40\n", "two records have the place 40;"),
+        ("0\t0\n1\t40\n2\t0\n", "two records have the place 0;"),
         ("0\t0\n1\t99999996\n", r"record 1 begins at byte 99999996, which no record of train\.rec \(\d+ bytes\) can"),
         ("0\t0\n1\t99999999999999999999999\n", "record 1 begins at byte 9223372036854775807"),
         ("0\t0\n1\t41\n", "record 1 begins at byte 41"),
@@ -467,6 +475,7 @@ def length(number: int, kind: int = 0) -> bytes:
         (put(4, length(40, kind=2)), "has a part of kind 2 in the wrong place"),
         (put(4, length(40, kind=7)), "has a part of kind 7 in the wrong place"),
         (put(8, struct.pack("<I", 0xFFFFFFFF)), "says that it has 4294967295 labels, and is too short for them"),
+        (put(4, length(32) + struct.pack("<I", 3)), "says that it has 3 labels, and is too short for them"),
         (put(12, struct.pack("<f", 2)), "label 2, and by the rest of the set it is 1; make"),
         (put(12, struct.pack("<f", float("nan"))), "label nan, and by"),
         (put(32, bytes(60)), "not an image that can be decoded"),

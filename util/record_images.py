@@ -128,9 +128,9 @@ def _identity_ranges(file: RecordFile, first: int) -> np.ndarray:
             raise file.error(position, f"an identity record must have two labels, and has {len(labels)}; {_REMEDY}")
         ranges[row] = labels
     begins, ends = ranges.T
-    wrong = np.flatnonzero(~((begins >= 1) & (begins <= ends) & (np.floor(ranges) == ranges).all(1)))
-    if not len(wrong):
-        wrong = np.flatnonzero((ends > first) & (ends <= EXACT) | (ends > np.nextafter(np.float32(first), np.inf)))
+    limit = np.nextafter(np.float32(first), np.float32(np.inf))  # the end of the last range may have been rounded up
+    whole = (np.floor(ranges) == ranges).all(1)
+    wrong = np.flatnonzero(~(whole & (begins >= 1) & (begins <= ends) & (ends <= limit)))
     if len(wrong):
         begin, end = ranges[wrong[0]]
         raise file.error(
