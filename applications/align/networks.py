@@ -1,0 +1,125 @@
+"""MTCNN's three networks (Zhang et al., "Joint Face Detection and Alignment using Multi-task Cascaded Convolutional
+Networks", 2016), for inference alone.
+
+Each takes pixels as `normalise` gives them and returns logits: P-Net of a whole image at once, one answer for every
+window of 12x12 pixels at a stride of 2; R-Net of crops of 24x24, O-Net of crops of 48x48. A face's logit is that of a
+binary softmax, so its sigmoid is the probability of a face.
+"""
+
+import numpy as np
+import torch
+from torch import nn
+
+from applications.align.weights import load_weights
+
+WINDOW, STRIDE = 12, 2  # of P-Net
+
+
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """(N, H, W, 3) RGB uint8 -> (N, 3, H, W) float32, (x - 127.5) / 128, in channels_last memory order."""
+    return pixels.permute(0, 3, 1, 2).float().sub_(127.5).mul_(1 / 128)
+
+
+class ProposalNet(nn.Module):
+    """P-Net: (N, 3, H, W) -> face logit (N, H', W') and box offsets (N, H', W', 4), H' = (H - 10) // 2 for even H."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            *_conv(3, 10, 3), _pool(2, ceil=True), *_conv(10, 16, 3), *_conv(16, 32, 3), nn.Conv2d(32, 6, 1)
+        )
+        arrays = load_weights("pnet")
+        _fill(self.features, arrays[:-4] + _side_by_side(arrays[-4:]))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        out = self.features(x).permute(0, 2, 3, 1)
+        return out[..., 5] - out[..., 4], out[..., :4]
+
+
+class RefinementNet(nn.Module):
+    """R-Net: (N, 3, 24, 24) -> face logit (N,) and box offsets (N, 4)."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            *(*_conv(3, 28, 3), _pool(3, ceil=True), *_conv(28, 48, 3), _pool(3), *_conv(48, 64, 2)),
+            *(_Flatten(), nn.Linear(576, 128), nn.PReLU(128), nn.Linear(128, 6)),
+        )
+        arrays = load_weights("rnet")
+        _fill(self.features, arrays[:-4] + _side_by_side(arrays[-4:]))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        out = self.features(x)
+        return out[:, 5] - out[:, 4], out[:, :4]
+
+
+class OutputNet(nn.Module):
+    """O-Net: (N, 3, 48, 48) -> face logit (N,), box offsets (N, 4) and landmarks (N, 5, 2), x and y as shares of the
+    box's width and height."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            *(*_conv(3, 32, 3), _pool(3, ceil=True), *_conv(32, 64, 3), _pool(3), *_conv(64, 64, 3)),
+            *(_pool(2, ceil=True), *_conv(64, 128, 2)),
+            *(_Flatten(), nn.Linear(1152, 256), nn.PReLU(256), nn.Linear(256, 16)),
+        )
+        arrays = load_weights("onet")
+        _fill(self.features, arrays[:-6] + _side_by_side(arrays[-6:]))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        out = self.features(x)
+        return out[:, 15] - out[:, 14], out[:, :4], out[:, 4:14].unflatten(1, (2, 5)).transpose(1, 2)
+
+
+def _conv(before: int, after: int, size: int) -> tuple[nn.Module, nn.Module]:
+    return nn.Conv2d(before, after, size), nn.PReLU(after)
+
+
+def _pool(size: int, ceil: bool = False) -> nn.Module:
+    return nn.MaxPool2d(size, 2, ceil_mode=ceil)
+
+
+class _Flatten(nn.Module):
+    """(N, C, H, W) -> (N, H * W * C): a view of channels_last memory."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def _side_by_side(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Kernel and bias of several last layers, which read the same, as those of one."""
+    return [np.concatenate(arrays[0::2], axis=-1), np.concatenate(arrays[1::2])]
+
+
+def _fill(layers: nn.Sequential, arrays: list[np.ndarray]) -> None:
+    """Puts Keras' arrays into the layers, in their order; raises ValueError where a shape differs."""
+    remaining, channels = list(arrays), 0
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            kernel = remaining.pop(0).transpose(3, 2, 0, 1)  # (out, in, H, W)
+            _set(layer.weight, kernel)
+            _set(layer.bias, remaining.pop(0))
+            channels = layer.out_channels
+        elif isinstance(layer, nn.Linear):
+            matrix = remaining.pop(0).T  # (out, in)
+            if channels:  # the first dense layer: Keras' networks flatten (W, H, C), ours (H, W, C)
+                side = round((matrix.shape[1] / channels) ** 0.5)
+                matrix = matrix.reshape(-1, side, side, channels).transpose(0, 2, 1, 3).reshape(matrix.shape)
+                channels = 0
+            _set(layer.weight, matrix)
+            _set(layer.bias, remaining.pop(0))
+        elif isinstance(layer, nn.PReLU):
+            _set(layer.weight, remaining.pop(0).reshape(-1))
+    assert not remaining
+
+
+def _set(parameter: nn.Parameter, values: np.ndarray) -> None:
+    if parameter.shape != values.shape:
+        raise ValueError(f"weights of shape {values.shape} for a layer of shape {tuple(parameter.shape)}")
+    parameter.data = torch.tensor(values.copy())
+    parameter.requires_grad_(False)
+
+
+def build(network: type[nn.Module], device: torch.device) -> nn.Module:
+    return network().eval().to(device, memory_format=torch.channels_last)
