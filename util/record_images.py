@@ -154,7 +154,7 @@ def _image_labels(file: RecordFile, positions: np.ndarray) -> np.ndarray:
     order = np.argsort(file.offsets[positions], kind="stable")
     seconds = 1 if sys.stderr.isatty() else 30
     title = f"labels in {file.path.name}"
-    for place in tqdm(order, title, unit="image", unit_scale=True, delay=2, mininterval=seconds):
+    for place in tqdm(order, title, unit=" images", unit_scale=True, delay=2, mininterval=seconds):
         values[place] = file.labels(int(positions[place]))[0]
     wrong = np.flatnonzero(~((values >= 0) & (values < 10**_CLASS_DIGITS) & (np.floor(values) == values)))
     if len(wrong):
