@@ -12,9 +12,10 @@ import pytest
 
 from applications.prepare import demo
 from applications.prepare.drawn.person import Condition, Person
-from applications.prepare.drawn.render import TEMPLATE, draw_face
+from applications.prepare.drawn.render import draw_face
 from util.errors import UsageError
 from util.pairs import load_pairs
+from util.template import TEMPLATE
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--people", "2", "--images", "2", "--pairs", "40", "--processes", "1"]

@@ -1,5 +1,6 @@
 """Where the networks run: the one place that turns device numbers into devices and wrappers."""
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -37,6 +38,11 @@ def wrap(backbone: nn.Module, devices: Sequence[torch.device], compiled: bool = 
     backbone.to(devices[0], memory_format=torch.channels_last)
     runner = torch.compile(backbone) if compiled else backbone
     return runner if len(devices) == 1 else nn.DataParallel(runner, device_ids=list(devices))
+
+
+def available_cores() -> int:
+    """The cores that this process may use: on a cluster fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def workers_for(devices: Sequence[torch.device], cores: int) -> int:

@@ -25,10 +25,11 @@ from applications.align.boxes import distance_to_centre, sizes
 from applications.align.detector import MIN_FACE, THRESHOLDS, Detector, Face
 from applications.align.manifest import ALIGNED, NO_FACE, NOT_AN_IMAGE, UNREADABLE, Manifest, Row
 from applications.align.photos import SUFFIXES, NotAnImage, UnreadableImage, read_photo
-from applications.align.warp import TEMPLATE_SIZE, align
+from applications.align.warp import align
 from util.distributed import available_cores
 from util.errors import RunError, UsageError
 from util.files import check_folder, replacing
+from util.template import TEMPLATE_SIZE
 
 SELECT = ("largest", "central", "best")
 FORMATS = {"jpg": [cv2.IMWRITE_JPEG_QUALITY, 95], "png": []}

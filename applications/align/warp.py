@@ -3,12 +3,7 @@
 import cv2
 import numpy as np
 
-# Where the eyes, the nose and the corners of the mouth lie in an aligned face of 112x112 pixels (x, y), as published
-# with SphereFace (for 112x96) and used by ArcFace: 8 pixels further right.
-TEMPLATE = np.array(
-    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
-)
-TEMPLATE_SIZE = 112
+from util.template import TEMPLATE, TEMPLATE_SIZE
 
 
 def similarity(landmarks: np.ndarray, template: np.ndarray) -> np.ndarray:

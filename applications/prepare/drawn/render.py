@@ -11,12 +11,9 @@ from applications.prepare.drawn.hair import comb
 from applications.prepare.drawn.paint import paint
 from applications.prepare.drawn.person import Condition, Person
 from applications.prepare.drawn.shape import HEIGHTS, STEP, TOP, Head
+from util.template import TEMPLATE, TEMPLATE_SIZE
 
-# Where ArcFace's 112x112 alignment puts eyes, nose and corners of the mouth: x, y in pixels.
-TEMPLATE = np.array(
-    [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
-)
-SIZE = 112
+SIZE = TEMPLATE_SIZE
 SCALE = 2  # supersampling
 VIEW = 120 * SCALE  # the view is a little larger than the image, for the roll at the end
 _PIVOT = 70.0  # y of the point around which the head nods
