@@ -179,6 +179,13 @@ def test_a_wrong_number_of_images_leaves_nothing_behind(tmp_path, count):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_image_of_another_size_is_named_and_leaves_nothing_behind(tmp_path):
+    images = [np.zeros((112, 112, 3), np.uint8), np.zeros((112, 96, 3), np.uint8)]
+    with pytest.raises(DataError, match=r"new: image 1 \(from 0\): 96x112 pixels"):
+        write_carray(tmp_path / "new", images, [True])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_images_that_cannot_be_made_leave_nothing_behind_and_the_earlier_set_whole(small):
     before = sorted(small.parent.iterdir())
     with pytest.raises(OSError, match="disk"):

@@ -131,6 +131,8 @@ def test_pairs_know_their_lines(write):
         ("Ann 1 2\nAnn 1 Bob -1\n", "line 1: must be two images"),
         ("10 300\n" + OFFICIAL, r"its first line \(10 300\) promises 6000 pairs, and 2 follow"),
         ("2\n" + OFFICIAL, r"its first line \(2\) promises 4 pairs, and 2 follow"),
+        ("9" * 5000 + "\n" + OFFICIAL, "line 1: must be `NAME 1 4`"),
+        ("Ann 1 " + "9" * 5000 + "\nAnn 1 Bob 1\n", "line 1: must be `NAME 1 4`"),
         ("0\n" + OFFICIAL, r"its first line \(0\) promises 0 pairs"),
         ("\x1b[2J b c d", r"line 1: must be two images .*'\\x1b\[2J b c d'"),
     ],

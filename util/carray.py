@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 
 from util.errors import DataError
-from util.pair_images import IMAGE_SIZE
+from util.pair_images import IMAGE_SIZE, check_shape
 
 _BLOSCPACK_HEADER = 16  # bytes before the Blosc frame in each chunk file of a carray
 
@@ -69,7 +69,8 @@ def write_carray(path: str | Path, images: Iterable[np.ndarray], issame: Iterabl
             chunklen=1,
             cparams=bcolz.cparams(clevel=5, cname="lz4"),
         )
-        for image in images:
+        for index, image in enumerate(images):
+            check_shape(image.shape, f"{path}: image {index} (from 0)")
             bgr = image[:, :, ::-1].transpose(2, 0, 1).astype(np.float32)
             carray.append(((bgr - 127.5) / 127.5)[None])
         carray.flush()

@@ -7,6 +7,7 @@ by tabs, commas or spaces. Images may be named without their suffix.
 """
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -67,7 +68,7 @@ def read_pair_list(path: Path) -> list[Pair]:
     rows = _rows(path)
     header = [int(word) for word in rows[0][1]] if rows and _is_header(rows[0][1]) else None
     rows = rows[1:] if header else rows
-    official = header or any(len(row) == 4 and row[1].isdecimal() and row[3].isdecimal() for _, row in rows)
+    official = header or any(len(row) == 4 and _are_numbers(row[1], row[3]) for _, row in rows)
     pairs = [(_official_pair if official else _plain_pair)(path, line, row) for line, row in rows]
     if not pairs:
         raise DataError(f"{path}: lists no pairs; write lines like `ann/1.jpg bob/1.jpg 0`")
@@ -99,7 +100,11 @@ def _columns(line: str) -> list[str]:
 
 
 def _is_header(row: list[str]) -> bool:
-    return len(row) in (1, 2) and all(word.isdecimal() for word in row)
+    return len(row) in (1, 2) and _are_numbers(*row)
+
+
+def _are_numbers(*words: str) -> bool:
+    return all(re.fullmatch("[0-9]{1,9}", word) for word in words)
 
 
 def _check_count(path: Path, header: list[int], found: int) -> None:
@@ -113,7 +118,7 @@ def _check_count(path: Path, header: list[int], found: int) -> None:
 
 
 def _official_pair(path: Path, line: int, row: list[str]) -> Pair:
-    if len(row) not in (3, 4) or not all(word.isdecimal() for word in (row[1], row[-1])):
+    if len(row) not in (3, 4) or not _are_numbers(row[1], row[-1]):
         raise DataError(
             f"{path}, line {line}: must be `NAME 1 4` or `NAME 1 OTHER 2`, as in LFW's pairs.txt, and is "
             f"{' '.join(row)[:200]!r}"
@@ -141,7 +146,7 @@ def find_images(path: Path, root: Path, pairs: Iterable[Pair]) -> list[str]:
     DataError counts the images that are not in `root` and names the first, and its line in the list `path`.
     """
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder, and the images of {path} should be in it")
+        raise DataError(f"{root}: no such folder, and the images of {path} should be in it; correct the path")
     files, missing = [], {}
     for pair in pairs:
         for name in (pair.first, pair.second):
@@ -154,8 +159,8 @@ def find_images(path: Path, root: Path, pairs: Iterable[Pair]) -> list[str]:
     if missing:
         name, line = next(iter(missing.items()))
         raise DataError(
-            f"{path}: {len(missing)} of its images are not in {root}, first {name} (line {line}); give the folder of "
-            f"aligned faces that the names in the list begin in, or align those that are missing"
+            f"{path}: {len(missing)} of its images are not in {root}, first {name} (line {line}); name the folder "
+            f"of aligned faces that the names begin in (--val_data takes LIST:FOLDER), or align those that are missing"
         )
     return files
 

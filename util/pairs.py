@@ -72,7 +72,7 @@ def load_pairs(path: str | Path, root: str | Path | None = None) -> PairSet:
             raise DataError(f"{path}: not a bcolz carray (a folder with meta/ and data/ inside)")
         return CarrayPairs(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such verification set")
+        raise DataError(f"{path}: no such verification set; correct the path")
     if _is_pickle(path):
         return BinPairs(path)
     return ListPairs(path, None if root is None else Path(root))
@@ -99,10 +99,10 @@ def find_pair_sets(
     replaced = {name.lower() for name in named}
     found, missing = [], []
     for name, places in VERIFICATION_SETS.items():
-        paths = [Path(data_dir) / place for place in places]
-        path = next((path for path in paths if (path / "meta").is_dir() or path.is_file()), None)
         if name.lower() in replaced:
             continue
+        paths = [Path(data_dir) / place for place in places]
+        path = next((path for path in paths if (path / "meta").is_dir() or path.is_file()), None)
         if path is None:
             missing.append(name)
         else:
