@@ -5,8 +5,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from applications.align.manifest import ALIGNED, NO_FACE, Row, read_manifest
-from applications.align.photos import read_photo
+from applications.align.manifest import ALIGNED, NO_FACE, UNREADABLE, Row, read_manifest
+from applications.align.photos import UnreadableImage, read_photo
 from applications.align.warp import align
 from util.files import replacing
 
@@ -39,7 +39,10 @@ def _spread(rows: list[Row], count: int) -> list[Row]:
 
 def _cell(row: Row, source: Path) -> np.ndarray:
     """(CELL + GAP, 2 * CELL + 3 * GAP, 3): the photograph, and the aligned face made anew from it."""
-    photo = read_photo(source / row.path)
+    try:
+        photo = read_photo(source / row.path)
+    except UnreadableImage:  # it has gone since
+        photo, row = np.full((1, 1, 3), _BACKGROUND, np.uint8), Row(row.path, UNREADABLE)
     before = _fitted(photo)
     after = np.full((_CELL, _CELL, 3), _BACKGROUND, np.uint8)
     if row.face:

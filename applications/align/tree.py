@@ -35,6 +35,7 @@ SELECT = ("largest", "central", "best")
 FORMATS = {"jpg": [cv2.IMWRITE_JPEG_QUALITY, 95], "png": []}
 _FILES_AT_ONCE = 32  # a process takes: enough to fill P-Net's canvases
 _PIXELS_AT_ONCE = 4_000_000  # that it holds decoded
+_FURTHER = re.compile(r"\.face\d+$", re.IGNORECASE)  # ends the name of a photograph's second face, and third …
 _NAMED = 20  # unreadable files that are named on the console; the manifest has all of them
 
 
@@ -167,15 +168,17 @@ def outputs(names: list[str]) -> list[str]:
     """What the faces of a folder's files are called, without a suffix: no two alike, on any file system.
 
     0001.jpg becomes 0001. Where that could be another file's name too, a file keeps its whole name: 0001.jpg and
-    0001.png become 0001.jpg and 0001.png, to which the suffix of the output is added.
+    0001.png become 0001.jpg and 0001.png, to which the suffix of the output is added. Nor does a name look like that of
+    a further face of another photograph.
     """
     stems = [os.path.splitext(name)[0] if os.path.splitext(name)[1].lower() in SUFFIXES else name for name in names]
     claims = Counter(stem.casefold() for stem in stems)
     claims.update(name.casefold() for name, stem in zip(names, stems, strict=True) if stem != name)
-    return [
-        stem if claims[stem.casefold()] == 1 and not re.search(r"\.face\d+$", stem) else name
+    unique = [
+        stem if claims[stem.casefold()] == 1 and not _FURTHER.search(stem) else name
         for name, stem in zip(names, stems, strict=True)
     ]
+    return [f"{name}.face1" if _FURTHER.search(name) else name for name in unique]
 
 
 # --- The work on a chunk of files, in this process or in another.

@@ -1,0 +1,144 @@
+"""The command that aligns a folder, as a user types it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from applications.align import face_align
+from applications.align.manifest import read_manifest
+from applications.prepare.demo import Face, draw
+from util.errors import DataError, UsageError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two people with two drawn photographs each, one of them with nobody in it, and a flat one of two people."""
+    root = tmp_path_factory.mktemp("photos") / "raw"
+    for person in (1, 2):
+        for image in range(2):
+            picture = np.full((220, 260, 3), 120, np.uint8)
+            if (person, image) != (2, 1):
+                picture[50:162, 70:182] = draw(Face(5, person, image, "frontal"))
+            path = root / f"person_{person}" / f"{image}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), picture[:, :, ::-1])
+    return root
+
+
+def run(*arguments: object, module: bool = False) -> subprocess.CompletedProcess:
+    program = ["-m", "applications.align.face_align"] if module else ["applications/align/face_align.py"]
+    command = [sys.executable, *program, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [False, True])
+def test_the_older_toolkits_command_aligns_a_folder(raw, tmp_path, module):
+    dest = tmp_path / "aligned"
+    done = run("-source_root", raw, "-dest_root", dest, "-crop_size", 112, module=module)
+    assert done.returncode == 0, done.stderr
+    assert f"{raw}: 3 aligned, 1 no face" in done.stdout
+    assert "4 files in" in done.stdout and "images/s" in done.stdout and f"{dest / 'manifest.csv'}" in done.stdout
+    faces = sorted(path.relative_to(dest).as_posix() for path in dest.rglob("*.jpg"))
+    assert faces == ["person_1/0.jpg", "person_1/1.jpg", "person_2/0.jpg"]
+    assert cv2.imread(str(dest / faces[0])).shape == (112, 112, 3)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-source_root", "{raw}", "-dest_root", "{dest}"),
+        ("--source_root={raw}", "--dest_root={dest}", "--crop_size=112"),
+        ("-source_root={raw}", "--dest_root", "{dest}", "--gpu_num=cpu", "--processes", "0"),
+    ],
+)
+def test_one_dash_or_two_and_with_or_without_equals(raw, tmp_path, capsys, arguments):
+    face_align.main([part.format(raw=raw, dest=tmp_path / "out") for part in arguments])
+    assert "3 aligned, 1 no face" in capsys.readouterr().out
+
+
+def test_the_contact_sheet_shows_photographs_and_faces(raw, tmp_path, capsys):
+    sheet = tmp_path / "sheets" / "page.png"
+    face_align.main(["-source_root", str(raw), "-dest_root", str(tmp_path / "out"), "--contact_sheet", str(sheet)])
+    page = cv2.imread(str(sheet), cv2.IMREAD_COLOR_RGB)
+    assert page is not None and page.shape[1] > 4 * 2 * 168
+    green = (np.abs(page.astype(int) - (40, 200, 90)).sum(axis=2) < 90).sum()
+    assert green > 3 * 150  # boxes and landmarks of three faces
+    aligned = cv2.resize(cv2.imread(str(tmp_path / "out" / "person_1" / "0.jpg"), cv2.IMREAD_COLOR_RGB), (168, 168))
+    shown = page[8 : 8 + 168, 8 + 168 + 8 : 8 + 168 + 8 + 168]
+    assert np.abs(shown.astype(int) - aligned).mean() < 6
+
+
+def test_a_sheet_is_drawn_from_an_earlier_run_too(raw, tmp_path):
+    arguments = ["-source_root", str(raw), "-dest_root", str(tmp_path / "out")]
+    face_align.main(arguments)
+    face_align.main([*arguments, "--contact_sheet", str(tmp_path / "page.png")])
+    assert cv2.imread(str(tmp_path / "page.png")) is not None
+
+
+def test_a_photograph_gone_since_does_not_stop_the_sheet(raw, tmp_path):
+    copy = tmp_path / "raw"
+    for file in raw.rglob("*.png"):
+        (copy / file.parent.name).mkdir(parents=True, exist_ok=True)
+        (copy / file.parent.name / file.name).write_bytes(file.read_bytes())
+    arguments = ["-source_root", str(copy), "-dest_root", str(tmp_path / "out")]
+    face_align.main(arguments)
+    (copy / "person_1" / "0.png").unlink()
+    face_align.main([*arguments, "--contact_sheet", str(tmp_path / "page.png")])
+    assert cv2.imread(str(tmp_path / "page.png")) is not None
+
+
+def test_settings_reach_the_detector_and_the_manifest(raw, tmp_path):
+    arguments = ["-source_root", str(raw), "-dest_root", str(tmp_path / "out"), "--format", "png", "-crop_size", "64"]
+    face_align.main(
+        [*arguments, "--select", "central", "--keep_all", "--min_face", "40", "--thresholds", "0.7", "0.8", "0.9"]
+    )
+    (row, *_) = read_manifest(tmp_path / "out")
+    assert row.output == "person_1/0.png" and row.face.score > 0.9
+    assert cv2.imread(str(tmp_path / "out" / row.output)).shape == (64, 64, 3)
+
+
+def test_no_face_at_all_is_bad_data(tmp_path):
+    (tmp_path / "raw").mkdir()
+    cv2.imwrite(str(tmp_path / "raw" / "grey.png"), np.full((100, 100, 3), 90, np.uint8))
+    with pytest.raises(DataError, match="no face was aligned; the manifest has the reasons"):
+        face_align.main(["-source_root", str(tmp_path / "raw"), "-dest_root", str(tmp_path / "out")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no face was aligned"):
+        face_align.main(["-source_root", str(tmp_path / "empty"), "-dest_root", str(tmp_path / "out2")])
+
+
+@pytest.mark.parametrize(
+    ("extra", "rule"),
+    [
+        (["--gpu_num", "none"], "--gpu_num none: is no list of GPU numbers"),
+        (["--gpu_num", "[]"], r"--gpu_num \[\]: is no list"),
+        (["--processes", "-1"], "--processes -1: must lie between 0 and 256"),
+        (["--contact_sheet", "sheet.jpg"], r"--contact_sheet sheet\.jpg: .*\.png"),
+        (
+            ["--contact_sheet", "/proc/none/sheet.png"],
+            "--contact_sheet=/proc/none/sheet.png: cannot be written|--contact_sheet=/proc/none",
+        ),
+        (["--crop_size", "two"], "invalid int value"),
+        (["--thresholds", "0.5"], "expected 3 arguments"),
+        (["--min_face", "2"], "min_face 2: must be 12 pixels or more"),
+        (["--selekt", "best"], "unrecognized arguments"),
+    ],
+)
+def test_a_mistake_in_the_command_line_is_one_line(raw, tmp_path, extra, rule):
+    with pytest.raises(UsageError, match=rule) as caught:
+        face_align.main(["-source_root", str(raw), "-dest_root", str(tmp_path / "out"), *extra])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("cpu", ()), ("0", (0,)), ("0,1", (0, 1)), ("[0, 1]", (0, 1)), ("[2]", (2,)), ("1,1", (1,))]
+)
+def test_gpus_are_named_as_in_training(text, numbers):
+    assert face_align._gpus(text) == numbers
