@@ -70,9 +70,11 @@ def check_network(before: dict[str, Any], config: TrainConfig) -> None:
 
 
 def report_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Prints the settings that differ; one that is younger than the run had its default then, which changes nothing."""
+    before = TrainConfig().as_dict() | before
     for name, value in now.items():
-        if name != "resume_dir" and value != before.get(name):
-            print(f"changed setting: --{name} was {before.get(name)}, now {value}")
+        if name != "resume_dir" and value != before[name]:
+            print(f"changed setting: --{name} was {before[name]}, now {value}")
 
 
 def open_data(config: TrainConfig) -> tuple[TrainingImages, list[PairSet]]:

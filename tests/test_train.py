@@ -229,6 +229,22 @@ def test_settings_of_a_resumed_run_hold_unless_said_otherwise(run_training, caps
     assert "--s was" not in printed and "--backbone was" not in printed
 
 
+def test_a_setting_younger_than_the_resumed_run_is_a_change_only_if_it_is_given(run_training, capsys):
+    run = run_training("--epochs=1", *SMALL)
+    file = run / "Optimizer_1_3.pth"
+    state = torch.load(file, weights_only=True)
+    for name in ("val_data", "num_workers", "augment"):
+        del state["settings"][name]
+    torch.save(state, file)
+    given_to_every_run_here = "changed setting: --num_workers was None, now 0"
+    for flags, others in ((), []), (("--augment=strong",), ["changed setting: --augment was standard, now strong"]):
+        capsys.readouterr()
+        run_training(f"--resume_dir={run}", *flags, backbone="")
+        printed = capsys.readouterr().out.splitlines()
+        changes = [line for line in printed if line.startswith("changed setting")]
+        assert sorted(changes) == sorted([given_to_every_run_here, *others])
+
+
 def test_other_people_cannot_be_resumed_with(run_training, make_people, tmp_path):
     run = run_training("--epochs=1", *SMALL)
     make_people(tmp_path / "more" / "imgs", people=4, images=4)
