@@ -11,7 +11,6 @@ python train.py --config=run.yaml --print_config                 # the settings 
 
 from __future__ import annotations
 
-import os
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -112,14 +111,9 @@ def open_run(config: TrainConfig, resumed: Resumable | None) -> Run:
     return run
 
 
-def available_cores() -> int:
-    """The cores that this process may use: on a cluster fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def make_loader(config: TrainConfig, images: TrainingImages, devices: list[torch.device]) -> TrainLoader:
     from util.data import Augmentation, TrainLoader
-    from util.distributed import workers_for
+    from util.distributed import available_cores, workers_for
     from util.transform import SIZE
 
     lr_size = SIZE // config.LR_scale if config.LR_train else None

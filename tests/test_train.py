@@ -284,6 +284,15 @@ def test_without_verification_sets_the_best_is_the_newest_and_that_is_said(run_t
     assert not (run / "Evaluation.txt").exists()
 
 
+@pytest.mark.parametrize(("flags", "processes"), [([], 2), (["--num_workers=0"], 0), (["--num_workers=5"], 5)])
+def test_loader_processes_follow_the_cores_unless_their_number_is_given(tiny_data, monkeypatch, flags, processes):
+    monkeypatch.setattr("util.distributed.available_cores", lambda: 8)
+    asked = []
+    monkeypatch.setattr("util.data.TrainLoader", lambda *_, num_workers, **__: asked.append(num_workers))
+    train.make_loader(train.parse_train(flags), ImageFolder(tiny_data / "imgs"), [torch.device("cpu")])
+    assert asked == [processes]
+
+
 def test_fewer_images_than_a_batch_are_a_usage_error(run_training):
     with pytest.raises(UsageError, match=r"--batch_size=64: .*imgs has only 12 images"):
         run_training("--epochs=1")
