@@ -1,0 +1,112 @@
+"""How fast and how well photographs are aligned, compared with a plain MTCNN of the same weights in the same run.
+
+python -m benchmarks.align --images LFW/images
+python -m benchmarks.align --images LFW/images --count 0 --landmarks LFW/landmarks.jsonl --aligned LFW/aligned_112
+
+Times are those of the whole work (reading, finding, warping, writing) and, of ours, of starting its processes too. They
+take turns: ours with a process for each core, and the plain one with all cores for each of its operations, once with
+every network looking at one input at a time and once with the crops of a photograph together. With --landmarks every photograph
+is compared with what a reference detector found (a line of JSON each: name, landmarks [x1 … x5 y1 … y5] of each face,
+central, the index of the one meant); with --aligned the aligned faces are compared with those of another program.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from applications.align.manifest import ALIGNED, read_manifest
+from applications.align.tree import AlignSettings, align_tree
+from benchmarks.plain_mtcnn import PlainDetector, align_image
+from util.cli import Parser
+from util.errors import DataError, run_script
+from util.files import check_file, replacing
+
+ROUNDS = 3
+PLAIN_SHARE = 10  # the plain one gets every tenth photograph of a round: it takes so much longer
+
+
+def main(arguments: list[str]) -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True, help="a folder of photographs")
+    parser.add_argument("--count", type=int, default=3000, help="photographs, chosen at random; 0: all of them (3000)")
+    parser.add_argument("--landmarks", type=Path, help="what a reference detector found")
+    parser.add_argument("--aligned", type=Path, help="the faces as another program aligned them, central ones")
+    parser.add_argument("--device", default="cpu", help="where ours runs: cpu (default), or cuda")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    options = parser.parse_args(arguments)
+    if options.json:
+        check_file("--json", options.json)
+    files = sorted(str(path.relative_to(options.images)) for path in options.images.rglob("*.jpg"))
+    if len(files) < 100:
+        raise DataError(f"{options.images}: {len(files)} JPEG files, and 100 are needed to measure anything")
+    random.Random(0).shuffle(files)
+    files = files[: options.count or None]
+    figures = speed(options.images, files, [torch.device(options.device)])
+    with tempfile.TemporaryDirectory() as folder:
+        if options.landmarks:
+            align_tree(options.images, Path(folder), AlignSettings(select="central"), files=files)
+            figures |= quality(Path(folder), options.landmarks, options.aligned)
+    for name, value in figures.items():
+        print(f"{name:<46}{value:.4g}")
+    if options.json:
+        with replacing(options.json) as partial:
+            partial.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def speed(images: Path, files: list[str], devices: list[torch.device]) -> dict[str, float]:
+    """Milliseconds an image of ours and of the plain ones, in turns, and the ratios: medians over the rounds."""
+    plain = {"one input at a time": PlainDetector(False), "crops together": PlainDetector(True)}
+    ours, theirs = [], {name: [] for name in plain}
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(ROUNDS):
+            part = files[turn::ROUNDS]
+            few = part[::PLAIN_SHARE]
+            for name, detector in plain.items():
+                started = time.perf_counter()
+                for file in few:
+                    align_image(detector, str(images / file), f"{folder}/face.jpg")
+                theirs[name].append((time.perf_counter() - started) / len(few))
+            summary = align_tree(images, Path(folder) / str(turn), AlignSettings(), devices, files=part)
+            ours.append(summary.seconds / len(part))
+    figures = {"ours, ms an image": statistics.median(ours) * 1e3, "ours, images/s": 1 / statistics.median(ours)}
+    for name, seconds in theirs.items():
+        figures[f"plain, {name}, ms an image"] = statistics.median(seconds) * 1e3
+        figures[f"plain, {name} / ours"] = statistics.median(a / b for a, b in zip(seconds, ours, strict=True))
+    return figures
+
+
+def quality(aligned: Path, landmarks: Path, others: Path | None) -> dict[str, float]:
+    """How far our landmarks and faces are from those of the reference."""
+    references = {entry["name"]: entry for entry in map(json.loads, landmarks.read_text().splitlines())}
+    rows = list(read_manifest(aligned))
+    distances, differences = [], []
+    for row in rows:
+        reference = references.get(Path(row.path).stem)
+        if row.status == ALIGNED and reference:
+            points = np.reshape(reference["landmarks"][reference["central"]], (2, 5)).T
+            distances.append(np.linalg.norm(row.face.landmarks - points, axis=1).mean())
+            if others:
+                ours, theirs = (cv2.imread(str(path)) for path in (aligned / row.output, others / row.path))
+                differences.append(np.abs(ours.astype(int) - theirs).mean())
+    if not distances:
+        raise DataError(f"{landmarks}: names none of the photographs")
+    figures = {
+        "photographs": len(rows),
+        "of them with a face, %": 100 * sum(row.status == ALIGNED for row in rows) / len(rows),
+        "landmarks, px from the reference, median": float(np.median(distances)),
+        "landmarks, px from the reference, 99 %": float(np.percentile(distances, 99)),
+        "landmarks, px from the reference, largest": max(distances),
+    }
+    return figures | ({"faces, grey levels from the reference, mean": float(np.mean(differences))} if others else {})
+
+
+if __name__ == "__main__":
+    run_script(main)
