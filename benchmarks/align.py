@@ -5,9 +5,9 @@ python -m benchmarks.align --images LFW/images --count 0 --landmarks LFW/landmar
 
 Times are those of the whole work (reading, finding, warping, writing) and, of ours, of starting its processes too. They
 take turns: ours with a process for each core, and the plain one with all cores for each of its operations, once with
-every network looking at one input at a time and once with the crops of a photograph together. With --landmarks every photograph
-is compared with what a reference detector found (a line of JSON each: name, landmarks [x1 … x5 y1 … y5] of each face,
-central, the index of the one meant); with --aligned the aligned faces are compared with those of another program.
+every network looking at one input at a time and once with the crops of a photograph together. With --landmarks every
+photograph is compared with what a reference detector found (a line of JSON each: name, landmarks [x1 … x5 y1 … y5] of
+each face, central, the index of the one meant); with --aligned the faces are compared with those of another program.
 """
 
 import argparse
