@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from applications.align import detect
 from applications.prepare import demo
 from applications.prepare.drawn.person import Condition, Person
 from applications.prepare.drawn.render import draw_face
@@ -66,6 +67,14 @@ def test_validation_sets_open_and_hold_the_faces_that_were_drawn(folder: Path, n
     assert len(pairs) == 40
     assert pairs.issame.tolist() == issame
     assert np.array_equal(pairs.images(3, 4)[0], demo.draw(expected[3]))
+
+
+def test_unaligned_photographs_show_faces_that_the_detector_finds(folder: Path) -> None:
+    files = sorted((folder / "raw").glob("drawn_*/drawn_*.jpg"))
+    assert [file.parent.name for file in files] == ["drawn_0001"] * 4 + ["drawn_0002"] * 4
+    photographs = [cv2.imread(str(file), cv2.IMREAD_COLOR_RGB) for file in files]
+    assert {photograph.shape for photograph in photographs} == {(300, 400, 3)}
+    assert [len(faces) for faces in detect(photographs)] == [1, 1, 2, 1] * 2
 
 
 @pytest.mark.parametrize("pairs", [40, 60, 600])

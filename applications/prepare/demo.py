@@ -10,6 +10,7 @@ number of processes. The layout is the one that train.py and validation.py read:
     OUT/lfw_align_112/lfw                    light, pose, expression, age and blur all vary
     OUT/cfp_align_112/cfp_ff, cfp_fp         frontal with frontal, frontal with profile
     OUT/AgeDB/agedb_30                       one face young, one about 30 years older
+    OUT/raw/PERSON/PERSON_0001.jpg           some of the training people before alignment, for applications/align
     OUT/people.json                          who is in which set: nobody in two of them
     OUT/contact_sheet.png, README.txt, demo.json
 """
@@ -33,13 +34,14 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from applications.prepare.drawn.person import Condition, Person
+from applications.prepare.drawn.photograph import photograph
 from applications.prepare.drawn.render import draw_face
 from util.carray import import_bcolz, write_carray
 from util.cli import Parser
 from util.errors import UsageError, run_script
 from util.verification import FOLDS
 
-DRAWING = 1  # raise it when the drawing changes: a set drawn before is then another one
+DRAWING = 2  # raise it when the drawing changes: a set drawn before is then another one
 JPEG_QUALITY = 95
 MARKER = "demo.json"  # in every complete set; it holds the Settings
 # Set: (where it lies, conditions of the first and of the second image of a pair)
@@ -52,13 +54,15 @@ VALIDATION_SETS = {
 SHEET = "contact_sheet.png"
 # A training person's images go through these in turn: all that the validation sets ask for.
 TRAINING_KINDS = ("mixed", "profile", "mixed", "young", "frontal", "mixed", "old", "mixed", "profile", "mixed")
+# The unaligned photographs of each of the first people; a tuple of two has another person on it too.
+RAW_PEOPLE, RAW_KINDS = 12, (("frontal",), ("mixed",), ("old", "frontal"), ("young",))
 SHEET_KINDS = ("frontal", "frontal", "mixed", "mixed", "mixed", "profile", "young", "old")
 README = """These faces are drawn, not photographed: nobody in this folder exists.
 
 Made by applications/prepare/demo.py with {settings}.
-imgs/ is for training; lfw_align_112/, cfp_align_112/ and AgeDB/ hold four verification sets, named after the real
-sets whose conditions they imitate. Figures on drawn faces say that a program works. They say nothing about how well
-it recognises people.
+imgs/ is for training, and raw/ has some of its people as they are before alignment. lfw_align_112/, cfp_align_112/ and
+AgeDB/ hold four verification sets, named after the real sets whose conditions they imitate. Figures on drawn faces say
+that a program works. They say nothing about how well it recognises people.
 """
 
 
@@ -226,7 +230,8 @@ def make(folder: Path, settings: Settings, processes: int) -> None:
     sets = {name: validation_faces(settings, name) for name in VALIDATION_SETS}
     training = training_faces(settings)
     sheet_faces = contact_sheet_faces(settings)
-    total = len(training) + len(sheet_faces) + sum(len(faces) for faces, _ in sets.values())
+    raw = raw_faces(settings)
+    total = len(training) + len(sheet_faces) + sum(map(len, raw)) + sum(len(faces) for faces, _ in sets.values())
     folder.mkdir(parents=True)
     with painters(processes) as paint, tqdm(total=total, desc="drawn faces", unit="face", smoothing=0) as bar:
 
@@ -238,6 +243,7 @@ def make(folder: Path, settings: Settings, processes: int) -> None:
         write_folder(folder / "imgs", training, drawn(training))
         for name, (faces, issame) in sets.items():
             write_carray(folder / VALIDATION_SETS[name][0], drawn(faces), issame)
+        write_raw(folder / "raw", raw, drawn([face for faces in raw for face in faces]))
         write_image(folder / SHEET, contact_sheet(list(drawn(sheet_faces))))
     names = {name: [person_name(number) for number in people] for name, people in people_of(settings).items()}
     (folder / "people.json").write_text(json.dumps(names, indent=1) + "\n")
@@ -274,6 +280,29 @@ def write_image(path: Path, image: np.ndarray) -> None:
     whole, data = cv2.imencode(path.suffix.lower(), image[:, :, ::-1], options)
     assert whole, path
     path.write_bytes(data.tobytes())
+
+
+def raw_faces(settings: Settings) -> list[list[Face]]:
+    """The faces on each of the unaligned photographs, the person's own first."""
+    people = people_of(settings)["imgs"][:RAW_PEOPLE]
+    return [
+        [
+            Face(settings.seed, people[(index + other) % len(people)], 20_000 + image, kind)
+            for other, kind in enumerate(kinds)
+        ]
+        for index in range(len(people))
+        for image, kinds in enumerate(RAW_KINDS)
+    ]
+
+
+def write_raw(folder: Path, photographs: list[list[Face]], images: Iterator[np.ndarray]) -> None:
+    """Writes photographs of the drawn faces as folder/PERSON/PERSON_0001.jpg and so on."""
+    for faces in photographs:
+        own = faces[0]
+        rng = np.random.default_rng((own.seed, own.person, own.image))
+        name = person_name(own.person)
+        picture = photograph([next(images) for _ in faces], rng)
+        write_image(folder / name / f"{name}_{own.image - 20_000 + 1:04d}.jpg", picture)
 
 
 def contact_sheet_faces(settings: Settings) -> list[Face]:
