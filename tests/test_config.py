@@ -1,36 +1,22 @@
-"""Command lines and configuration files, good and bad."""
+"""The settings of train.py and validation.py: what they are, and which values they refuse."""
 
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError, fields, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import config
-from config import TrainConfig, ValidationConfig, parse_train, parse_validation
+from config import parse_train, parse_validation
+from tests.test_flags import error_of, write_settings
 from util.errors import UsageError
 
 
 @pytest.fixture
 def write(tmp_path: Path):
     """Writes text to a YAML file and gives the arguments that read it."""
-
-    def write_file(text: str) -> list[str]:
-        path = tmp_path / "settings.yaml"
-        path.write_text(text, encoding="utf-8")
-        return ["--config", str(path)]
-
-    return write_file
-
-
-def error_of(parse, argv: list[str]) -> str:
-    """The message of the usage error that parse(argv) raises; it must be one line."""
-    with pytest.raises(UsageError) as caught:
-        parse(argv)
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
+    return partial(write_settings, tmp_path)
 
 
 def test_defaults_of_training_are_the_documented_ones():
@@ -79,95 +65,6 @@ def test_defaults_of_validation_are_the_documented_ones():
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["--gpu_num=[0,1]"], (0, 1)),
-        (["--gpu_num", "[0,1]"], (0, 1)),
-        (["--gpu_num=[0, 1]"], (0, 1)),
-        (["--gpu_num", "[0,", "1]"], (0, 1)),
-        (["--gpu_num=[0,", "1]"], (0, 1)),
-        (["--gpu_num", "=", "[0,", "1]"], (0, 1)),
-        (["--gpu_num", "0,1"], (0, 1)),
-        (["--gpu_num", "1", "0"], (1, 0)),
-        (["--gpu_num", "3"], (3,)),
-        (["--gpu_num=[ 3 ]"], (3,)),
-        (["--gpu_num", "cpu"], ()),
-        (["--gpu_num=CPU"], ()),
-    ],
-)
-@pytest.mark.parametrize("parse", [parse_train, parse_validation])
-def test_gpu_num_is_read_in_every_form(parse, argv, expected):
-    assert parse(argv).gpu_num == expected
-
-
-@pytest.mark.parametrize(
-    "value", ["0,0", "[0, 0]", "-1", "[-1]", "x", "0,,1", "[0", "0]", "0,", "1.0", "0x1", "[cpu]", "[[0]]", ""]
-)
-def test_gpu_num_that_is_no_list_of_gpus_is_a_usage_error(value):
-    message = error_of(parse_train, ["--gpu_num", value])
-    assert "--gpu_num" in message and "0,1" in message and "cpu" in message
-
-
-@pytest.mark.parametrize("text", ["True", "true", "TRUE", "yes", "Yes", "1"])
-def test_words_for_true(text):
-    assert parse_train(["--LR_train", text]).LR_train is True
-
-
-@pytest.mark.parametrize("text", ["False", "false", "no", "NO", "0"])
-def test_words_for_false(text):
-    assert parse_train([f"--LR_train={text}"]).LR_train is False
-
-
-def test_a_boolean_alone_is_true_wherever_it_stands():
-    parsed = parse_train(["--LR_train", "--LR_scale", "8", "--LR_eval"])
-    assert (parsed.LR_train, parsed.LR_scale, parsed.LR_eval) == (True, 8, True)
-
-
-@pytest.mark.parametrize("text", ["maybe", "2", "on", "t", "", "None"])
-def test_other_words_for_a_boolean_are_usage_errors(text):
-    message = error_of(parse_train, ["--LR_train", text])
-    assert "--LR_train" in message and "True or False" in message
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["--resume_dir", "/a/b"],
-        ["--resume_dir=/a/b"],
-        ["--resume_dir", "=", "/a/b"],
-        ["--resume_dir=", "/a/b"],
-        ["--resume_dir", "=/a/b"],
-    ],
-)
-@pytest.mark.parametrize("rest", [[], ["--LR_eval", "=", "True"]])
-def test_spaces_around_the_equals_sign_make_no_difference(argv, rest):
-    for parsed in (parse_train(argv + rest), parse_validation(argv + rest), parse_train(rest + argv)):
-        assert parsed.resume_dir == "/a/b"
-        assert parsed.LR_eval is bool(rest)
-
-
-def test_several_values_after_a_spaced_equals_sign():
-    assert parse_train(["--stages", "=", "10", "20", "--lr", "=", "0.1"]).stages == (10, 20)
-
-
-@pytest.mark.parametrize("argv", [["--lr="], ["--lr", "="], ["--LR_train="], ["--LR_train", "=", "--lr", "1"]])
-def test_nothing_after_an_equals_sign_is_a_usage_error(argv):
-    message = error_of(parse_train, argv)
-    assert argv[0].rstrip("=") in message and "missing" in message
-
-
-def test_a_value_may_hold_an_equals_sign_a_space_or_a_leading_dash():
-    assert parse_train(["--data_dir=a=b"]).data_dir == "a=b"
-    assert parse_train(["--data_dir", "my faces"]).data_dir == "my faces"
-    assert parse_train(["--data_dir=-x"]).data_dir == "-x"
-
-
-def test_a_home_directory_is_expanded_after_an_equals_sign_too(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert parse_train(["--data_dir=~/faces"]).data_dir == "/home/someone/faces"
-
-
-@pytest.mark.parametrize(
-    ("argv", "expected"),
-    [
         (["--stages", "15", "23", "30"], (15, 23, 30)),
         (["--stages=[15,23,30]"], (15, 23, 30)),
         (["--stages", "15,23,30"], (15, 23, 30)),
@@ -184,13 +81,6 @@ def test_stages_are_read_in_every_form(argv, expected):
 def test_stages_that_do_not_ascend_from_one_are_usage_errors(value):
     message = error_of(parse_train, ["--stages", value])
     assert "--stages" in message and "ascending" in message and "none" in message
-
-
-def test_numbers_become_the_type_of_their_field():
-    parsed = parse_train(["--lr=1e-3", "--epochs=3", "--s=16", "--warmup_epochs=0.5", "--margin_warmup_epochs=2.5"])
-    assert (parsed.lr, parsed.epochs, parsed.s) == (1e-3, 3, 16.0)
-    assert (parsed.warmup_epochs, parsed.margin_warmup_epochs) == (0.5, 2.5)
-    assert type(parsed.epochs) is int and type(parsed.s) is float
 
 
 @pytest.mark.parametrize(
@@ -263,148 +153,9 @@ def test_load_dir_is_another_name_of_resume_dir_in_validation():
     assert "--load_dir" in error_of(parse_train, ["--load_dir", "/a"])
 
 
-@pytest.mark.parametrize(
-    ("flag", "nearest"),
-    [
-        ("--lr_train", "--LR_train"),
-        ("--epoch", "--epochs"),
-        ("--gpu_nums", "--gpu_num"),
-        ("-seed", "--seed"),
-        ("-xlr", "--lr"),
-        ("--LR", "--lr"),
-    ],
-)
-def test_an_unknown_flag_names_the_nearest_known_one(flag, nearest):
-    message = error_of(parse_train, [flag, "1"])
-    assert message.startswith(f"{flag}:") and f"{nearest} " in message
-
-
-def test_flags_are_not_abbreviated():
-    assert "--batch" in error_of(parse_train, ["--batch", "8"])
-    assert "--moment" in error_of(parse_train, ["--moment=0.5"])
-
-
 def test_flags_of_the_other_script_are_unknown():
     assert "--epochs" in error_of(parse_validation, ["--epochs", "3"])
     assert "--json" in error_of(parse_train, ["--json", "x.json"])
-
-
-@pytest.mark.parametrize("argv", [["junk"], ["junk", "--lr", "1"], ["--lr", "1", "junk"], ["--LR_eval", "yes", "junk"]])
-def test_a_stray_argument_is_named(argv):
-    assert "'junk'" in error_of(parse_train, argv)
-
-
-@pytest.mark.parametrize("argv", [["--lr"], ["--gpu_num", "--lr", "1"], ["--stages"], ["--data_dir", "--LR_eval"]])
-def test_a_flag_without_its_value_is_named(argv):
-    message = error_of(parse_train, argv)
-    assert message.startswith(argv[0]) and "missing" in message
-
-
-def test_an_empty_path_is_a_usage_error():
-    assert "--data_dir" in error_of(parse_train, ["--data_dir", ""])
-
-
-def test_a_flag_given_twice_counts_the_last_time():
-    assert parse_train(["--lr", "1", "--lr=2"]).lr == 2.0
-
-
-def test_the_command_line_overrides_the_file_and_the_file_the_default(write):
-    parsed = parse_train([*write("lr: 0.5\nepochs: 7\n"), "--lr", "0.25"])
-    assert (parsed.lr, parsed.epochs, parsed.momentum) == (0.25, 7, 0.9)
-    parsed = parse_train(["--LR_train=no", "--stages", "none", *write("LR_train: yes\nstages: [1, 2]\n")])
-    assert (parsed.LR_train, parsed.stages) == (False, ())
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("gpu_num: [0, 1]", (0, 1)),
-        ("gpu_num: 1", (1,)),
-        ("gpu_num: 0,1", (0, 1)),
-        ("gpu_num: '[0,1]'", (0, 1)),
-        ("gpu_num: cpu", ()),
-        ("gpu_num: []", ()),
-        ("stages: [1, 2]", (1, 2)),
-        ("stages: 1, 2", (1, 2)),
-        ("stages: none", ()),
-        ("LR_train: yes", True),
-        ("LR_train: 'True'", True),
-        ("LR_train: 1", True),
-        ("lr: 1e-3", 1e-3),  # YAML 1.1 reads this as text
-        ("s: 16", 16.0),
-        ("num_workers: null", None),
-        ("data_dir: 사진", "사진"),
-    ],
-)
-def test_values_in_a_file_are_converted_as_on_the_command_line(write, line, expected):
-    value = getattr(parse_train(write(line)), line.partition(":")[0])
-    assert value == expected and type(value) is type(expected)
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        *("lr: fast", "lr: [1]", "lr: true", "lr: null", "lr: .nan", "epochs: 2.5", "epochs: yes", "epochs: .inf"),
-        *("stages: 3", "stages: [2, 1]", "stages: [1, a]", "stages: {1: 2}", "gpu_num: [0, 0]", "gpu_num: [-1]"),
-        *(
-            "gpu_num: yes",
-            "gpu_num: [true]",
-            "LR_train: maybe",
-            "LR_train: null",
-            "data_dir: 2024-01-01",
-            "data_dir: 7",
-        ),
-        *("data_dir: ''", "backbone: 50", "backbone: [IR_50]", "num_workers: many"),
-    ],
-)
-def test_a_wrong_value_in_a_file_names_file_and_key(write, line):
-    argv = write(line)
-    assert error_of(parse_train, argv).startswith(f"{argv[1]}: {line.partition(':')[0]}: ")
-
-
-@pytest.mark.parametrize(
-    ("key", "nearest"),
-    [
-        ("lr_train", "LR_train"),
-        ("epoch", "epochs"),
-        ("learning_rate", "lr"),
-        ("print_config", ""),
-        ("1", ""),
-        ("~", ""),
-    ],
-)
-def test_an_unknown_key_names_the_file_and_the_nearest_known_key(write, key, nearest):
-    argv = write(f"{key}: 1")
-    message = error_of(parse_train, argv)
-    assert message.startswith(argv[1]) and "unknown key" in message and "nearest" in message
-    if key != "learning_rate":
-        assert message.endswith(nearest)
-
-
-@pytest.mark.parametrize(
-    "text", ["lr: [1", "lr: 1\n  x: 2", "a: b: c", "\tlr: 1", "day: 2024-13-41", "lr: !!python/x y"]
-)
-def test_malformed_yaml_names_the_file(write, text):
-    argv = write(text)
-    assert error_of(parse_train, argv).startswith(f"{argv[1]}: not valid YAML")
-
-
-@pytest.mark.parametrize("text", ["- lr", "lr", "3", "false", "[]"])
-def test_a_file_that_is_no_mapping_is_a_usage_error(write, text):
-    argv = write(text)
-    assert "not a mapping" in error_of(parse_train, argv)
-
-
-@pytest.mark.parametrize("text", ["", "# nothing yet\n", "{}"])
-def test_a_file_without_settings_changes_nothing(write, text):
-    assert parse_train(write(text)) == TrainConfig()
-
-
-def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path):
-    assert "nowhere.yaml" in error_of(parse_train, ["--config", str(tmp_path / "nowhere.yaml")])
-    assert str(tmp_path) in error_of(parse_train, ["--config", str(tmp_path)])
-    (tmp_path / "latin.yaml").write_bytes(b"data_dir: caf\xe9")
-    assert "latin.yaml" in error_of(parse_train, ["--config", str(tmp_path / "latin.yaml")])
 
 
 def test_load_dir_in_a_file_of_validation(write):
@@ -412,54 +163,6 @@ def test_load_dir_in_a_file_of_validation(write):
     assert parse_validation([*write("load_dir: /a"), "--resume_dir", "/b"]).resume_dir == "/b"
     message = error_of(parse_validation, write("load_dir: /a\nresume_dir: /b"))
     assert "load_dir" in message and "settings.yaml" in message
-
-
-@pytest.mark.parametrize(
-    ("parse", "argv"),
-    [
-        (parse_train, []),
-        (parse_train, ["--gpu_num=cpu", "--stages=none", "--lr=1e-5", "--LR_train", "--resume_dir=a: b # 사진"]),
-        (parse_train, ["--gpu_num=[0,1]", "--stages", "1", "2", "--data_dir", "yes", "--train_data", "007", "--m=0"]),
-        (parse_train, ["--val_data", "a=my sets/a: b.txt", "/sets/b.bin"]),
-        (parse_validation, ["--val_data", "none", "--gpu_num", "1"]),
-        (parse_validation, ["--load_dir", "= x", "--json", "out.json", "--backbone", "iresnet18", "--batch_size=3"]),
-    ],
-)
-def test_printed_configuration_gives_the_same_configuration(parse, argv, write, capsys):
-    with pytest.raises(SystemExit) as ended:
-        parse([*argv, "--print_config"])
-    assert ended.value.code == 0
-    printed = capsys.readouterr().out
-    assert parse(write(printed)) == parse(argv)
-    assert "사진" in printed or "사진" not in str(argv)
-
-
-def test_print_config_prints_what_file_and_command_line_resolve_to(write, capsys):
-    with pytest.raises(SystemExit):
-        parse_train([*write("lr: 0.5\nseed: 3"), "--seed", "4", "--print_config"])
-    printed = capsys.readouterr().out.splitlines()
-    assert "lr: 0.5" in printed and "seed: 4" in printed and "gpu_num: [0]" in printed
-
-
-def test_print_config_does_not_hide_a_mistake():
-    assert "--lr" in error_of(parse_train, ["--print_config", "--lr", "0"])
-
-
-def test_debug_is_taken_and_is_no_setting_of_a_run():
-    assert parse_train(["--debug", "--lr", "1"]) == parse_train(["--lr", "1"])
-
-
-@pytest.mark.parametrize(("parse", "kind"), [(parse_train, TrainConfig), (parse_validation, ValidationConfig)])
-@pytest.mark.parametrize("argv", [["--help"], ["-h"], ["--nonsense", "--help"]])
-def test_help_lists_every_flag_with_its_default_in_groups(parse, kind, argv, capsys):
-    with pytest.raises(SystemExit) as ended:
-        parse(argv)
-    assert ended.value.code == 0
-    text = capsys.readouterr().out
-    for name in [setting.name for setting in fields(kind)] + ["config", "print_config", "debug"]:
-        assert f"--{name} " in text
-    assert "Where things are:" in text and "Machine:" in text and "(default: ./data)" in text
-    assert max(map(len, text.splitlines())) <= 110
 
 
 def test_help_and_reading_flags_import_neither_torch_nor_numpy():
@@ -470,23 +173,6 @@ def test_help_and_reading_flags_import_neither_torch_nor_numpy():
     root = Path(config.__file__).parent
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
-
-
-def test_a_configuration_made_in_code_is_checked_too(tmp_path):
-    made = TrainConfig(data_dir=tmp_path, stages=[1, 2], s=16)
-    assert (made.data_dir, made.stages, made.s) == (str(tmp_path), (1, 2), 16.0)
-    with pytest.raises(UsageError, match="--lr"):
-        TrainConfig(lr=-1)
-    with pytest.raises(UsageError, match="--epochs"):
-        replace(made, epochs=0)
-    with pytest.raises(FrozenInstanceError):
-        made.lr = 1.0
-
-
-def test_as_dict_holds_nothing_but_plain_values():
-    for value in parse_train(["--gpu_num=[0,1]", "--val_data", "a.bin", "b.bin"]).as_dict().values():
-        assert type(value) in (str, int, float, bool, list, type(None))
-        assert not isinstance(value, list) or all(type(item) in (int, str) for item in value)
 
 
 def test_names_are_those_of_the_registries():

@@ -1,0 +1,87 @@
+"""From what a user wrote to the value that is meant: a word of a command line, or what YAML made of one in a file.
+
+A conversion raises ValueError with its rule, worded so that it follows "… is not", and leaves a converted value as it
+is. number, whole, integers and one_of make conversions; the others are some.
+"""
+
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Convert = Callable[[object], Any]
+
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def to_path(value: object) -> str:
+    """A path, in which a leading ~ has become the home directory."""
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value).strip():
+        raise ValueError("a path (in a file, put text that looks like a number or a date in quotes)")
+    return os.path.expanduser(value)
+
+
+def to_boolean(value: object) -> bool:
+    if str(value).lower() not in _BOOLEANS:
+        raise ValueError("True or False (yes, no, 1 and 0 are understood too)")
+    return _BOOLEANS[str(value).lower()]
+
+
+def number(rule: str, accept: Callable[[float], bool], kind: type = float) -> Convert:
+    """A conversion to a finite float or int for which accept() holds; `rule` says the same in words."""
+
+    def convert(value: object) -> float:
+        try:
+            converted = kind(value)
+            truncated = kind is int and not isinstance(value, str) and converted != value
+            if isinstance(value, bool) or truncated or not math.isfinite(converted) or not accept(converted):
+                raise ValueError
+        except (ValueError, TypeError, OverflowError):
+            raise ValueError(rule) from None
+        return converted
+
+    return convert
+
+
+def whole(low: int, high: int | None = None) -> Convert:
+    """A conversion to an int from `low` to `high`, both included."""
+    rule = f"a whole number, {low} or more" if high is None else f"a whole number from {low} to {high}"
+    return number(rule, lambda value: low <= value <= (value if high is None else high), int)
+
+
+def integers(word: str, rule: str, accept: Callable[[tuple[int, ...]], bool]) -> Convert:
+    """A conversion to a tuple of integers: `[0, 1]`, `0,1`, `0 1`, a list of YAML, or `word` for an empty one."""
+
+    def convert(value: object) -> tuple[int, ...]:
+        if isinstance(value, str):
+            if value.strip().lower() in (word, "[]"):
+                return ()
+            items = re.split(r"\s*,\s*|\s+", re.sub(r"^\[\s*(.*?)\s*\]$", r"\1", value.strip()))
+            value = [int(item) if re.fullmatch("[0-9]{1,9}", item) else item for item in items]
+        if not isinstance(value, list | tuple) or not all(type(item) is int for item in value) or not accept(value):
+            raise ValueError(f"a list of {rule}, nor the word {word}")
+        return tuple(value)
+
+    return convert
+
+
+def one_of(names: Sequence[str]) -> Convert:
+    def convert(value: object) -> str:
+        if value not in names:
+            raise ValueError(f"one of {', '.join(names)}")
+        return value
+
+    return convert
+
+
+_gpu_numbers = integers(
+    "cpu",
+    "different GPU numbers, like 0 or 0,1 or [0,1]",
+    lambda numbers: min(numbers, default=0) >= 0 and len(set(numbers)) == len(numbers),
+)
+
+
+def to_gpus(value: object) -> tuple[int, ...]:
+    """The numbers in `0`, `0,1` or `[0, 1]`; none for `cpu`."""
+    return _gpu_numbers([value] if type(value) is int else value)  # `gpu_num: 0` in a file
