@@ -11,6 +11,7 @@ import pytest
 from applications.align import face_align
 from applications.align.manifest import read_manifest
 from applications.prepare.demo import Face, draw
+from config import parse_train
 from util.errors import DataError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,8 +118,12 @@ def test_no_face_at_all_is_bad_data(tmp_path):
 @pytest.mark.parametrize(
     ("extra", "rule"),
     [
-        (["--gpu_num", "none"], "--gpu_num none: is no list of GPU numbers"),
-        (["--gpu_num", "[]"], r"--gpu_num \[\]: is no list"),
+        (
+            ["--gpu_num", "none"],
+            "--gpu_num none: is not a list of different GPU numbers, like 0 .* the word cpu or auto$",
+        ),
+        (["--gpu_num", "1,1"], "--gpu_num 1,1: is not a list of different GPU numbers"),
+        (["--gpu_num", "0]1["], r"--gpu_num 0\]1\[: is not a list"),
         (["--processes", "-1"], "--processes -1: must lie between 0 and 256"),
         (["--contact_sheet", "sheet.jpg"], r"--contact_sheet sheet\.jpg: .*\.png"),
         (
@@ -138,7 +143,14 @@ def test_a_mistake_in_the_command_line_is_one_line(raw, tmp_path, extra, rule):
 
 
 @pytest.mark.parametrize(
-    ("text", "numbers"), [("cpu", ()), ("0", (0,)), ("0,1", (0, 1)), ("[0, 1]", (0, 1)), ("[2]", (2,)), ("1,1", (1,))]
+    ("text", "numbers"), [("cpu", ()), ("0", (0,)), ("0,1", (0, 1)), ("[0, 1]", (0, 1)), ("[2]", (2,)), ("[]", ())]
 )
 def test_gpus_are_named_as_in_training(text, numbers):
     assert face_align._gpus(text) == numbers
+    assert parse_train([f"--gpu_num={text}"]).gpu_num == numbers
+
+
+@pytest.mark.parametrize(("there_is_one", "numbers"), [(True, (0,)), (False, ())])
+def test_auto_is_the_first_gpu_if_there_is_one(monkeypatch, there_is_one, numbers):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there_is_one)
+    assert face_align._gpus("auto") == face_align._gpus("Auto") == numbers

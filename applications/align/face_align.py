@@ -9,13 +9,13 @@ each file stands in ALIGNED/manifest.csv; the same command, given again, goes on
 """
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from util.cli import Parser
+from util.conversions import to_gpus
 from util.errors import DataError, UsageError, run_script
 from util.files import check_file
 
@@ -83,17 +83,15 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _gpus(text: str) -> tuple[int, ...]:
-    """The numbers in `0`, `0,1` or `[0, 1]`; none for the CPU."""
-    import torch
+    """The numbers of the GPUs, as in training; for `auto` the first, if there is one; none for the CPU."""
+    if text.strip().lower() == "auto":
+        import torch
 
-    if text == "auto":
         return (0,) if torch.cuda.is_available() else ()
-    if text == "cpu":
-        return ()
-    numbers = re.findall(r"[0-9]+", text)
-    if not numbers or not re.fullmatch(r"[\[\]0-9, ]+", text):
-        raise UsageError(f"--gpu_num {text}: is no list of GPU numbers, like 0 or [0,1], nor cpu or auto")
-    return tuple(dict.fromkeys(int(number) for number in numbers))
+    try:
+        return to_gpus(text)
+    except ValueError as rule:
+        raise UsageError(f"--gpu_num {text}: is not {rule} or auto") from None
 
 
 if __name__ == "__main__":
