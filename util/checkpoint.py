@@ -4,6 +4,7 @@ checkpoints/RUN/      Backbone_{epoch}_{batch}.pth, Head_..., Optimizer_...: eve
 checkpoints_best/RUN/ Backbone_Best.pth, Head_Best.pth, Optimizer_Best.pth
 
 Backbone and Head files are plain state dicts. What exact resume needs beyond the optimizer is in the Optimizer file.
+Runs of super resolution have SR files in place of the other two.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -24,10 +25,14 @@ from torch import nn
 from util.errors import DataError, RunError
 from util.files import check_folder, replacing
 
-PARTS = ("Backbone", "Head", "Optimizer")
+PARTS = ("Backbone", "Head", "Optimizer")  # the files of an epoch; the first one stands for them
+SR_PARTS = ("SR", "Optimizer")
+# What a run needs to go on: the keys of its Optimizer files.
+_STATE = {"optimizer", "epoch", "step", "best_epoch", "settings"}
+_STATES = {"Backbone": _STATE | {"best_accuracy", "random_states", "classes"}, "SR": _STATE | {"best_psnr"}}
 # Ours, the older toolkit's Backbone_Epoch_1_Batch_17.pth, and face.evoLVe's
 # Backbone_IR_50_Epoch_1_Batch_17_Time_2019-07-28-19-15_checkpoint.pth.
-_EPOCH_FILE = re.compile(r"Backbone(?:_.+)?_(?:Epoch_)?(?P<epoch>\d+)_(?:Batch_)?(?P<batch>\d+)(?:_Time_.*)?\.pth")
+_EPOCH_FILE = re.compile(r"[A-Za-z]+(?:_.+)?_(?:Epoch_)?(?P<epoch>\d+)_(?:Batch_)?(?P<batch>\d+)(?:_Time_.*)?\.pth")
 _SUPERSEDED = "superseded"
 _RUN_DATE = re.compile(r"_(\d{4}-\d\d-\d\d-\d\d-\d\d)(?:_(\d+))?$")
 
@@ -78,17 +83,17 @@ def resumed_run(resumed: Resumable, checkpoint_dir: str, best_dir: str, log_dir:
 
     Files of epochs that it will do again are set aside, and the best files are made those that it knows as the best.
     """
-    backbone_file = resumed.files["Backbone"].absolute()
-    folder = backbone_file.parent
+    lead, file = next(iter(resumed.files.items()))
+    folder = file.absolute().parent
     if folder.name.startswith(_SUPERSEDED):
         folder = folder.parent
-    is_best = backbone_file.name == "Backbone_Best.pth"
+    is_best = file.name == f"{lead}_Best.pth"
     checkpoints = Path(checkpoint_dir) / folder.name if is_best else folder
     run = Run(checkpoints, Path(best_dir) / folder.name, Path(log_dir) / folder.name)
     for place in (run.checkpoints, run.best, run.log):
         check_folder("--resume_dir", place)
     _set_aside(run.checkpoints, resumed.state["epoch"])
-    _restore_best(run, resumed.state["best_epoch"])
+    _restore_best(run, lead, resumed.state["best_epoch"])
     return run
 
 
@@ -97,8 +102,7 @@ def _set_aside(checkpoints: Path, epoch: int) -> None:
     later = [
         path
         for path in sorted(checkpoints.glob("*.pth"))
-        if (match := _EPOCH_FILE.fullmatch(re.sub("^(Head|Optimizer)_", "Backbone_", path.name)))
-        and int(match["epoch"]) > epoch
+        if (match := _EPOCH_FILE.fullmatch(path.name)) and int(match["epoch"]) > epoch
     ]
     if later:
         aside = next(checkpoints / name for name in _numbered(_SUPERSEDED) if not (checkpoints / name).exists())
@@ -107,70 +111,86 @@ def _set_aside(checkpoints: Path, epoch: int) -> None:
             path.replace(aside / path.name)
 
 
-def _restore_best(run: Run, epoch: int) -> None:
+def _restore_best(run: Run, lead: str, epoch: int) -> None:
     """The best files may be those of a later, superseded epoch, or of an earlier one if a kill came before the copy."""
     optimizer_file = run.best / "Optimizer_Best.pth"
     if optimizer_file.is_file() and load(optimizer_file)["epoch"] == epoch:
         return
-    for backbone_file in run.checkpoints.glob(f"Backbone_{epoch}_*.pth"):
-        save_best(run, backbone_file)
+    for file in run.checkpoints.glob(f"{lead}_{epoch}_*.pth"):
+        save_best(run, file)
 
 
 def newest_run(folder: str | Path) -> Path:
     """The run in `folder` with the latest date in its name, whatever the name begins with."""
+    runs = dated_runs(folder, "Backbone*.pth")
+    if not runs:
+        raise DataError(
+            f"{folder}: no run with a Backbone file in it; train one, or name a checkpoint with --resume_dir"
+        )
+    return runs[-1]
+
+
+def dated_runs(folder: str | Path, pattern: str) -> list[Path]:
+    """The runs in `folder` that have a file like `pattern`, in the order of the dates in their names."""
     folder = Path(folder)
     dated = [
         ((match[1], int(match[2] or 1)), path)
         for path in (folder.iterdir() if folder.is_dir() else ())
-        if (match := _RUN_DATE.search(path.name)) and any(path.glob("Backbone*.pth"))
+        if (match := _RUN_DATE.search(path.name)) and any(path.glob(pattern))
     ]
-    if not dated:
-        raise DataError(
-            f"{folder}: no run with a Backbone file in it; train one, or name a checkpoint with --resume_dir"
-        )
-    return max(dated)[1]
+    return [path for _, path in sorted(dated)]
 
 
 def find_backbone(path: str | Path, whole: bool = False) -> Path:
-    """The Backbone file meant by `path`: that file, a folder's Backbone_Best.pth, or the newest of its epochs.
+    """The Backbone file meant by `path`, as find_network says."""
+    return find_network(path, "Backbone", whole)
 
-    With `whole`, the newest epoch that has its Optimizer file: a run killed while saving may have a newer Backbone.
+
+def find_network(path: str | Path, lead: str, whole: bool = False, flag: str = "--resume_dir") -> Path:
+    """The file of a network, such as Backbone, meant by `path`: that file, a folder's Best one, or its newest epoch.
+
+    With `whole`, the newest epoch that has its Optimizer file: a run killed while saving may have a newer network.
     """
     path = Path(path)
     if path.is_file():
         return path
     if not path.is_dir():
-        raise DataError(f"--resume_dir={path}: no such file or folder")
-    if (path / "Backbone_Best.pth").is_file():
-        return path / "Backbone_Best.pth"
+        raise DataError(f"{flag}={path}: no such file or folder")
+    if (path / f"{lead}_Best.pth").is_file():
+        return path / f"{lead}_Best.pth"
     epochs = [
         (int(match["epoch"]), int(match["batch"]), file)
-        for file in path.glob("Backbone_*.pth")
+        for file in path.glob(f"{lead}_*.pth")
         if (match := _EPOCH_FILE.fullmatch(file.name))
     ]
     epochs = [epoch for epoch in epochs if not whole or _part(epoch[2], "Optimizer").is_file()] or epochs
     if not epochs:
-        raise DataError(
-            f"--resume_dir={path}: no Backbone_Best.pth or Backbone_EPOCH_BATCH.pth in it; name a run's folder"
-        )
+        raise DataError(f"{flag}={path}: no {lead}_Best.pth or {lead}_EPOCH_BATCH.pth in it; name a run's folder")
     return max(epochs)[2]
 
 
 @dataclass(frozen=True)
 class Resumable:
-    """What a run is continued from: an epoch's three files."""
+    """What a run is continued from: an epoch's files, and what is in them."""
 
-    files: dict[str, Path]
-    backbone: dict[str, torch.Tensor]
-    head: dict[str, torch.Tensor]
+    files: dict[str, Path]  # by part, the leading one first
+    networks: dict[str, dict[str, torch.Tensor]]  # a state dict for every part but the Optimizer
     state: dict[str, Any]  # what save_epoch was given
 
+    @property
+    def backbone(self) -> dict[str, torch.Tensor]:
+        return self.networks["Backbone"]
 
-def load_state(path: str | Path) -> dict[str, Any]:
+    @property
+    def head(self) -> dict[str, torch.Tensor]:
+        return self.networks["Head"]
+
+
+def load_state(path: str | Path, parts: tuple[str, ...] = PARTS) -> dict[str, Any]:
     """What save_epoch was given as `state`, of the epoch meant by `path`. DataError if it is missing or is not ours."""
-    file = sibling(find_backbone(path, whole=True), "Optimizer")
+    file = _siblings(find_network(path, parts[0], whole=True), parts)["Optimizer"]
     state = load(file)
-    wanted = {"optimizer", "epoch", "step", "best_accuracy", "best_epoch", "random_states", "classes", "settings"}
+    wanted = _STATES[parts[0]]
     if not wanted <= state.keys():
         raise DataError(
             f"{file}: lacks {', '.join(sorted(wanted - state.keys()))}; only runs of this toolkit can be resumed, so "
@@ -179,11 +199,11 @@ def load_state(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def load_resumable(path: str | Path) -> Resumable:
-    """The epoch meant by `path`, as find_backbone reads it. Raises DataError for a missing file, or one not ours."""
-    backbone_file = find_backbone(path, whole=True)
-    files = {part: sibling(backbone_file, part) for part in PARTS}
-    return Resumable(files, load(files["Backbone"]), load(files["Head"]), load_state(backbone_file))
+def load_resumable(path: str | Path, parts: tuple[str, ...] = PARTS) -> Resumable:
+    """The epoch meant by `path`, as find_network reads it. Raises DataError for a missing file, or one not ours."""
+    lead = find_network(path, parts[0], whole=True)
+    files = _siblings(lead, parts)
+    return Resumable(files, {part: load(files[part]) for part in parts[:-1]}, load_state(lead, parts))
 
 
 def load_into(module: nn.Module, state: dict[str, torch.Tensor], file: Path, remedy: str) -> None:
@@ -196,21 +216,25 @@ def load_into(module: nn.Module, state: dict[str, torch.Tensor], file: Path, rem
     module.load_state_dict(state, strict=True)
 
 
-def sibling(backbone: Path, part: str) -> Path:
-    """The Head or Optimizer file that belongs to a Backbone file."""
-    if not backbone.name.startswith("Backbone"):
-        raise DataError(f"{backbone}: resuming needs a Backbone file, with its Head and Optimizer files beside it")
-    path = _part(backbone, part)
-    if not path.is_file():
-        raise DataError(
-            f"{path}: missing; a run is resumed from its Backbone, Head and Optimizer files together, so take another "
-            f"epoch, or start a new run without --resume_dir"
-        )
-    return path
+def _siblings(lead: Path, parts: tuple[str, ...]) -> dict[str, Path]:
+    """The files of an epoch by part, from the first of them. DataError if one is missing."""
+    needed = f"{', '.join(parts[:-1])} and {parts[-1]}"
+    if not lead.name.startswith(parts[0]):
+        others = f"{' and '.join(parts[1:])} {'files' if len(parts) > 2 else 'file'}"
+        raise DataError(f"{lead}: resuming needs a {parts[0]} file, with its {others} beside it")
+    files = {part: _part(lead, part) for part in parts}
+    for path in files.values():
+        if not path.is_file():
+            raise DataError(
+                f"{path}: missing; a run is resumed from its {needed} files together, so take another epoch, or start "
+                f"a new run without --resume_dir"
+            )
+    return files
 
 
-def _part(backbone: Path, part: str) -> Path:
-    return backbone.with_name(backbone.name.replace("Backbone", part, 1))
+def _part(file: Path, part: str) -> Path:
+    """The file of another part of the same epoch."""
+    return file.with_name(file.name.replace(file.name.partition("_")[0], part, 1))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -241,32 +265,37 @@ def _on_cpu(value: Any) -> Any:
     return value
 
 
-def check_finite(module: nn.Module, name: str) -> None:
+def check_finite(module: nn.Module, name: str, remedy: str = "lower --lr, or raise --warmup_epochs") -> None:
     """Raises RunError if a weight or a running statistic of `module` is not finite."""
     for key, value in module.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise RunError(f"the {name}'s {key} is no longer finite; lower --lr, or raise --warmup_epochs")
+            raise RunError(f"the {name}'s {key} is no longer finite; {remedy}")
 
 
 def save_epoch(run: Run, backbone: nn.Module, head: nn.Module, state: dict[str, Any]) -> Path:
-    """Writes the three files of an epoch and returns the Backbone's path. `state` goes into the Optimizer file.
+    """Writes the three files of an epoch and returns the Backbone's path, as save_parts does."""
+    return save_parts(run, {"Backbone": backbone, "Head": head}, state)
+
+
+def save_parts(run: Run, networks: Mapping[str, nn.Module], state: dict[str, Any]) -> Path:
+    """Writes a file for each network and the Optimizer file, with `state` in it; returns the path of the first.
 
     The Optimizer file comes last, so an epoch that has one is whole.
     """
-    contents = (state_of(backbone), state_of(head), _on_cpu(state))
-    paths = [run.checkpoints / f"{part}_{state['epoch']}_{state['step']}.pth" for part in PARTS]
-    for path, content in zip(paths, contents, strict=True):
+    contents = {part: state_of(network) for part, network in networks.items()} | {"Optimizer": _on_cpu(state)}
+    paths = [run.checkpoints / f"{part}_{state['epoch']}_{state['step']}.pth" for part in contents]
+    for path, content in zip(paths, contents.values(), strict=True):
         with replacing(path) as partial:
             torch.save(content, partial)
     return paths[0]
 
 
-def save_best(run: Run, backbone_file: Path) -> None:
+def save_best(run: Run, file: Path) -> None:
     """Makes an epoch's files the best ones: as hard links, which cost no space, or copies where there are none."""
     run.best.mkdir(parents=True, exist_ok=True)
-    (run.best / "Optimizer_Best.pth").unlink(missing_ok=True)  # back last: a set of three that has it is one epoch's
-    for part in PARTS:
-        source = _part(backbone_file, part)
+    (run.best / "Optimizer_Best.pth").unlink(missing_ok=True)  # back last: a set of files that has it is one epoch's
+    for part in next(parts for parts in (PARTS, SR_PARTS) if file.name.startswith(f"{parts[0]}_")):
+        source = _part(file, part)
         with replacing(run.best / f"{part}_Best.pth") as partial:
             partial.unlink(missing_ok=True)
             try:

@@ -1,5 +1,6 @@
 """Networks that enlarge faces: from a small image in [0, 1] to a large one."""
 
+from model.super_resolution.identify import identify_rcan, load_rcan
 from model.super_resolution.rcan import RCAN
 
-__all__ = ["RCAN"]
+__all__ = ["RCAN", "identify_rcan", "load_rcan"]
