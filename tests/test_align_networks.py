@@ -112,7 +112,7 @@ def test_a_level_cut_into_pieces_on_canvases_is_seen_as_a_whole(noise):
     module, margin = networks.build(networks.ProposalNet, torch.device("cpu")), 10
     placed = pyramid.pack(pyramid.cut(0, 0, 1.0, *pixels.shape[:2], margin))
     assert len(placed) == 6
-    canvases = pyramid.paint([torch.from_numpy(pixels).permute(2, 0, 1)], placed)
+    canvases = pyramid.paint([pixels], placed)
     answers = [module(networks.normalise(torch.from_numpy(canvas)[None]))[0][0].numpy() for canvas in canvases]
     together = np.full(whole.shape, np.nan, np.float32)
     for piece, place in placed:

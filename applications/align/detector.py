@@ -13,7 +13,6 @@ from functools import cache
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from applications.align import networks, pyramid
 from applications.align.boxes import calibrate, sizes, square, suppress
@@ -89,16 +88,16 @@ class Detector:
         """
         faces: list[list[Face]] = []
         for batch in _batches(images):
-            tensors = [_tensor(image) for image in batch]
-            faces += self._output(tensors, self._refinements(tensors, self._proposals(tensors)))
+            arrays = [_checked(image) for image in batch]
+            faces += self._output(arrays, self._refinements(arrays, self._proposals(arrays)))
         return faces
 
-    def _proposals(self, images: list[torch.Tensor]) -> _Candidates:
+    def _proposals(self, images: list[np.ndarray]) -> _Candidates:
         """P-Net on every level of every image."""
         pieces = [
             piece
             for number, image in enumerate(images)
-            for level, scale in enumerate(pyramid.scales(*image.shape[1:], self._min_face, networks.WINDOW))
+            for level, scale in enumerate(pyramid.scales(*image.shape[:2], self._min_face, networks.WINDOW))
             for piece in pyramid.cut(number, level, scale, *pyramid.level_size(image, scale), _MARGIN)
         ]
         placed = pyramid.pack(pieces)
@@ -135,14 +134,14 @@ class Detector:
         boxes = np.round(ends / table[:, 2:3])
         return _Candidates(image, boxes, scores[whole], offsets[whole]), image * 1000 + level
 
-    def _refinements(self, images: list[torch.Tensor], proposals: _Candidates) -> _Candidates:
+    def _refinements(self, images: list[np.ndarray], proposals: _Candidates) -> _Candidates:
         """R-Net on each proposal."""
         logits, offsets = self._look(self._refine, images, proposals, 24)
         likely = np.flatnonzero(logits > _logit(self._thresholds[1]))
         found = replace(proposals, scores=_sigmoid(logits), offsets=offsets).take(likely)
         return found.suppressed(found.image, _OVERLAP).squared()
 
-    def _output(self, images: list[torch.Tensor], refined: _Candidates) -> list[list[Face]]:
+    def _output(self, images: list[np.ndarray], refined: _Candidates) -> list[list[Face]]:
         """O-Net on what is left, which gives the landmarks too."""
         logits, offsets, landmarks = self._look(self._finish, images, refined, 48)
         likely = np.flatnonzero(logits > _logit(self._thresholds[2]))
@@ -156,12 +155,11 @@ class Detector:
         return faces
 
     def _look(
-        self, network: nn.Module, images: list[torch.Tensor], candidates: _Candidates, size: int
+        self, network: nn.Module, images: list[np.ndarray], candidates: _Candidates, size: int
     ) -> tuple[np.ndarray, ...]:
         """What the network says of each candidate's crop of size x size."""
-        crops = np.zeros((max(len(candidates.boxes), 1), size, size, 3), np.uint8)  # one of nothing, for the shapes
-        for crop, image, box in zip(crops, candidates.image, candidates.boxes.astype(int), strict=False):
-            crop[:] = _crop(images[image], box, size)
+        crops = _crops(images, candidates, size)
+        crops = crops if len(crops) else np.zeros((1, size, size, 3), np.uint8)  # of nothing, for the shapes
         outputs = [
             network(networks.normalise(torch.from_numpy(crops[start : start + self._chunks[size]]).to(self._device)))
             for start in range(0, len(crops), self._chunks[size])
@@ -197,23 +195,41 @@ def _batches(images: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
         yield batch
 
 
-def _tensor(image: np.ndarray) -> torch.Tensor:
-    """(H, W, 3) RGB uint8 -> (3, H, W), the same memory where it can be."""
+def _checked(image: np.ndarray) -> np.ndarray:
+    """The image as torch takes it, the same memory where it can be."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"an image must be (H, W, 3) RGB uint8, and is {image.shape} {image.dtype}")
-    return torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)
+    return np.require(image, requirements=("C", "W"))
 
 
-def _crop(image: torch.Tensor, box: np.ndarray, size: int) -> np.ndarray:
-    """The pixels of a square box of a (3, H, W) image as (size, size, 3) uint8; black where it leaves the image."""
-    left, top, right, bottom = (int(side) for side in box + [0, 0, 1, 1])
-    height, width = image.shape[1:]
-    inside = image[:, max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-    if not inside.numel():
-        return np.zeros((size, size, 3), np.uint8)
-    around = [max(-left, 0), max(right - width, 0), max(-top, 0), max(bottom - height, 0)]
-    whole = F.pad(inside, around) if any(around) else inside
-    return pyramid.resize(whole, size, size).permute(1, 2, 0).numpy()
+def _crops(images: list[np.ndarray], candidates: _Candidates, size: int) -> np.ndarray:
+    """The pixels of the boxes as squares, (N, size, size, 3) uint8: black where a box leaves its image.
+
+    Boxes of one shape are resized together, which takes half the time that they would take one by one. In whole pixels,
+    a square may be one pixel higher than wide.
+    """
+    boxes = candidates.boxes.astype(int)
+    crops = np.zeros((len(boxes), size, size, 3), np.uint8)
+    shapes, number = np.unique(boxes[:, [3, 2]] - boxes[:, [1, 0]] + 1, axis=0, return_inverse=True)
+    for index, (height, width) in enumerate(shapes.tolist()):
+        if min(height, width) < 1:
+            continue
+        alike, at_once = np.flatnonzero(number == index), max(1, _PIXELS // (height * width))
+        for part in (alike[start : start + at_once] for start in range(0, len(alike), at_once)):
+            pixels = np.zeros((len(part), height, width, 3), np.uint8)
+            for target, image, (left, top, *_) in zip(
+                pixels, candidates.image[part], boxes[part].tolist(), strict=True
+            ):
+                _copy(images[image], left, top, target)
+            crops[part] = pyramid.resize(pixels, size, size)
+    return crops
+
+
+def _copy(image: np.ndarray, left: int, top: int, target: np.ndarray) -> None:
+    """Fills the target with the image's pixels from (left, top) on, as far as there are any."""
+    down, right = max(-top, 0), max(-left, 0)
+    part = image[max(top, 0) : max(top + target.shape[0], 0), max(left, 0) : max(left + target.shape[1], 0)]
+    target[down : down + part.shape[0], right : right + part.shape[1]] = part
 
 
 def _logit(probability: float) -> float:

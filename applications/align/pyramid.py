@@ -47,14 +47,15 @@ def scales(height: int, width: int, min_face: float, window: int) -> list[float]
     return found
 
 
-def level_size(image: torch.Tensor, scale: float) -> tuple[int, int]:
-    """Height and width of a level of a (3, H, W) image."""
-    return math.ceil(image.shape[1] * scale), math.ceil(image.shape[2] * scale)
+def level_size(image: np.ndarray, scale: float) -> tuple[int, int]:
+    """Height and width of a level of a (H, W, 3) image."""
+    return math.ceil(image.shape[0] * scale), math.ceil(image.shape[1] * scale)
 
 
-def resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Bilinear and antialiased, as Pillow does it: (3, H, W) uint8 -> (3, height, width)."""
-    return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
+def resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear and antialiased, as Pillow does it: (N, H, W, 3) uint8 -> (N, height, width, 3)."""
+    nchw = torch.from_numpy(images).permute(0, 3, 1, 2)
+    return F.interpolate(nchw, (height, width), mode="bilinear", antialias=True).permute(0, 2, 3, 1).numpy()
 
 
 def cut(image: int, level: int, scale: float, height: int, width: int, overlap: int) -> Iterator[Piece]:
@@ -93,20 +94,19 @@ def pack(pieces: Iterable[Piece]) -> list[tuple[Piece, Place]]:
     return places
 
 
-def paint(images: list[torch.Tensor], placed: list[tuple[Piece, Place]]) -> list[np.ndarray]:
-    """Canvases with the pieces of (3, H, W) uint8 images on them: (rows, SIDE, 3) uint8 each, rows as far as in use."""
+def paint(images: list[np.ndarray], placed: list[tuple[Piece, Place]]) -> list[np.ndarray]:
+    """Canvases with the pieces of (H, W, 3) uint8 images on them: (rows, SIDE, 3) uint8 each, rows as far as in use."""
     rows: dict[int, int] = {}
     for piece, place in placed:
         rows[place.canvas] = max(rows.get(place.canvas, 0), place.top + piece.height)
     # Multiples of 32: a network's plan for an input is kept for its shape.
     canvases = [np.zeros((math.ceil(rows[canvas] / 32) * 32, SIDE, 3), np.uint8) for canvas in range(len(rows))]
-    levels: dict[tuple[int, int], torch.Tensor] = {}
+    levels: dict[tuple[int, int], np.ndarray] = {}
     for piece, place in placed:
         key = (piece.image, piece.level)
         if key not in levels:
             image = images[piece.image]
-            levels[key] = resize(image, *level_size(image, piece.scale))
-        part = levels[key][:, piece.top : piece.top + piece.height, piece.left : piece.left + piece.width]
-        window = canvases[place.canvas][place.top :, place.left :]
-        window[: piece.height, : piece.width] = part.permute(1, 2, 0).numpy()
+            levels[key] = resize(image[None], *level_size(image, piece.scale))[0]
+        part = levels[key][piece.top : piece.top + piece.height, piece.left : piece.left + piece.width]
+        canvases[place.canvas][place.top :, place.left :][: piece.height, : piece.width] = part
     return canvases
