@@ -2,12 +2,14 @@
 
 python -m benchmarks.align --images LFW/images
 python -m benchmarks.align --images LFW/images --count 0 --landmarks LFW/landmarks.jsonl --aligned LFW/aligned_112
+python -m benchmarks.align --images LFW/images --count 320 --parts
 
 Times are those of the whole work (reading, finding, warping, writing) and, of ours, of starting its processes too. They
 take turns: ours with a process for each core, and the plain one with all cores for each of its operations, once with
 every network looking at one input at a time and once with the crops of a photograph together. With --landmarks every
 photograph is compared with what a reference detector found (a line of JSON each: name, landmarks [x1 … x5 y1 … y5] of
 each face, central, the index of the one meant); with --aligned the faces are compared with those of another program.
+--parts says instead where the time of one process on one core goes.
 """
 
 import argparse
@@ -16,12 +18,17 @@ import random
 import statistics
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import numpy as np
 import torch
 
+from applications.align import detector, networks, pyramid, tree
 from applications.align.manifest import ALIGNED, read_manifest
 from applications.align.tree import AlignSettings, align_tree
 from benchmarks.plain_mtcnn import PlainDetector, align_image
@@ -29,6 +36,18 @@ from util.cli import Parser
 from util.errors import DataError, run_script
 from util.files import check_file, replacing
 
+# Where the steps of the alignment lie, for --parts; their own steps are not counted a second time.
+STEPS = (
+    (tree, "read_photo", "reading"),
+    (pyramid, "paint", "pyramid levels onto canvases"),
+    (networks.ProposalNet, "forward", "P-Net"),
+    (detector, "_crops", "crops"),
+    (networks.RefinementNet, "forward", "R-Net"),
+    (networks.OutputNet, "forward", "O-Net"),
+    (detector, "suppress", "non-maximum suppression"),
+    (tree, "align", "warping"),
+    (tree, "write_image", "writing"),
+)
 ROUNDS = 3
 PLAIN_SHARE = 10  # the plain one gets every tenth photograph of a round: it takes so much longer
 
@@ -40,6 +59,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--landmarks", type=Path, help="what a reference detector found")
     parser.add_argument("--aligned", type=Path, help="the faces as another program aligned them, central ones")
     parser.add_argument("--device", default="cpu", help="where ours runs: cpu (default), or cuda")
+    parser.add_argument("--parts", action="store_true", help="where the time goes")
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args(arguments)
     if options.json:
@@ -49,7 +69,9 @@ def main(arguments: list[str]) -> None:
         raise DataError(f"{options.images}: {len(files)} JPEG files, and 100 are needed to measure anything")
     random.Random(0).shuffle(files)
     files = files[: options.count or None]
-    figures = speed(options.images, files, [torch.device(options.device)])
+    figures = (
+        parts(options.images, files) if options.parts else speed(options.images, files, torch.device(options.device))
+    )
     with tempfile.TemporaryDirectory() as folder:
         if options.landmarks:
             align_tree(options.images, Path(folder), AlignSettings(select="central"), files=files)
@@ -61,7 +83,34 @@ def main(arguments: list[str]) -> None:
             partial.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def speed(images: Path, files: list[str], devices: list[torch.device]) -> dict[str, float]:
+def parts(images: Path, files: list[str]) -> dict[str, float]:
+    """Milliseconds an image of the steps, on one core; the second half of the files counts, when all is warm."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    times: Counter[str] = Counter()
+
+    def timed(name: str, function: Callable) -> Callable:
+        def call(*arguments: object, **named: object) -> object:
+            started = time.perf_counter()
+            try:
+                return function(*arguments, **named)
+            finally:
+                times[name] += time.perf_counter() - started
+
+        return call
+
+    with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
+        for place, function, name in STEPS:
+            stack.enter_context(patch.object(place, function, timed(name, getattr(place, function))))
+        half = len(files) // 2
+        for turn, part in enumerate((files[:half], files[half:])):
+            times.clear()
+            summary = align_tree(images, Path(folder) / str(turn), AlignSettings(), processes=0, files=part)
+    per_image = {f"{name}, ms an image": seconds / len(part) * 1e3 for name, seconds in times.most_common()}
+    return per_image | {"all, ms an image": summary.seconds / len(part) * 1e3}
+
+
+def speed(images: Path, files: list[str], device: torch.device) -> dict[str, float]:
     """Milliseconds an image of ours and of the plain ones, in turns, and the ratios: medians over the rounds."""
     plain = {"one input at a time": PlainDetector(False), "crops together": PlainDetector(True)}
     ours, theirs = [], {name: [] for name in plain}
@@ -74,7 +123,7 @@ def speed(images: Path, files: list[str], devices: list[torch.device]) -> dict[s
                 for file in few:
                     align_image(detector, str(images / file), f"{folder}/face.jpg")
                 theirs[name].append((time.perf_counter() - started) / len(few))
-            summary = align_tree(images, Path(folder) / str(turn), AlignSettings(), devices, files=part)
+            summary = align_tree(images, Path(folder) / str(turn), AlignSettings(), [device], files=part)
             ours.append(summary.seconds / len(part))
     figures = {"ours, ms an image": statistics.median(ours) * 1e3, "ours, images/s": 1 / statistics.median(ours)}
     for name, seconds in theirs.items():
