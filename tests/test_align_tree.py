@@ -226,6 +226,15 @@ def test_only_the_named_files_are_aligned(raw, tmp_path, quick):
     assert summary.new == 4
 
 
+def test_photographs_gone_since_do_not_hide_new_ones(raw, tmp_path, quick):
+    run(raw, tmp_path / "out")
+    for name in ("Ann/1.jpg", "Ann/2.png", "flat.jpg"):
+        (raw / name).unlink()
+    write(raw / "Cid" / "new.jpg")
+    assert run(raw, tmp_path / "out").new == 2  # and the unreadable one, again
+    assert statuses(tmp_path / "out")["Cid/new.jpg"] == ALIGNED
+
+
 def test_a_destination_within_the_source_is_not_read_again(raw, quick):
     for _ in range(2):
         summary = run(raw, raw / "aligned")

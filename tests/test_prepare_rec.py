@@ -155,7 +155,7 @@ def test_a_full_disk_is_one_line(three_people, tmp_path, monkeypatch):
 def test_processes_work_after_opencv_had_threads_of_its_own_in_this_one():
     code = (
         "import cv2, numpy as np\n"
-        "from applications.prepare.workers import spread\n"
+        "from util.processes import spread\n"
         "cv2.setNumThreads(4)\n"
         "cv2.warpAffine(np.zeros((2000, 2000, 3), np.uint8), np.eye(2, 3), (2000, 2000))\n"
         "cv2.resize(np.zeros((4000, 4000, 3), np.uint8), (2000, 2000))\n"

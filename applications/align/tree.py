@@ -3,18 +3,16 @@
 import multiprocessing
 import os
 import re
-import signal
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,6 +27,7 @@ from applications.align.warp import align
 from util.distributed import available_cores
 from util.errors import RunError, UsageError
 from util.files import check_folder, replacing
+from util.processes import spread
 from util.template import TEMPLATE_SIZE
 
 SELECT = ("largest", "central", "best")
@@ -96,26 +95,30 @@ def align_tree(
     Detector(devices[0], settings.min_face, settings.thresholds)  # what is wrong with them is said here, and once
     described = {"source": str(source.resolve()), **asdict(settings), "thresholds": list(settings.thresholds)}
     with Manifest(dest, described, force) as manifest:
-        folders = _folders_of(files) if files is not None else _walk(source, dest)
-        folders = [(folder, names) for folder, names in folders if names]
-        total = sum(len(names) for _, names in folders)
-        jobs = (job for folder in folders for job in _jobs(*folder) if job.path not in manifest.done)
-        chunks = iter(lambda: list(islice(jobs, _FILES_AT_ONCE)), [])
-        left = max(total - len(manifest.done), 0)
+        folders = list(_folders_of(files) if files is not None else _walk(source, dest))
+        left = sum(job.path not in manifest.done for folder in folders for job in _jobs(*folder))
         processes = min(_default_processes(devices) if processes is None else processes, -(-left // _FILES_AT_ONCE))
+        jobs = (job for folder in folders for job in _jobs(*folder) if job.path not in manifest.done)
+        plan = _Plan(source, dest, settings, tuple(devices), processes)
         started = time.perf_counter()
-        with tqdm(total=total, initial=total - left, unit="image", desc="aligned", smoothing=0.05) as bar:
-            named = 0
-            for rows in _work(chunks, source, dest, settings, devices, processes):
-                manifest.add(rows)
-                bar.update(len({row.path for row in rows}))
-                for row in rows:
-                    named += row.status == UNREADABLE
-                    if row.status == UNREADABLE and named <= _NAMED:
-                        bar.write(f"{printable(row.path)}: {row.reason}", file=sys.stderr)
-        if named > _NAMED:
-            print(f"and {named - _NAMED} more that cannot be read; the manifest names them", file=sys.stderr)
-        return AlignSummary(manifest.counts, bar.n - bar.initial, time.perf_counter() - started)
+        _align_files(jobs, left, sum(len(names) for _, names in folders), plan, manifest)
+        return AlignSummary(manifest.counts, left, time.perf_counter() - started)
+
+
+def _align_files(jobs: Iterator[_Job], left: int, total: int, plan: "_Plan", manifest: Manifest) -> None:
+    """Does the `left` jobs of a tree of `total` files, with a bar, and writes down what became of each."""
+    chunks = iter(lambda: list(islice(jobs, _FILES_AT_ONCE)), [])
+    unreadable = 0
+    with tqdm(total=total, initial=total - left, unit="image", desc="aligned", smoothing=0.05) as bar:
+        for rows in _work(chunks, plan):
+            manifest.add(rows)
+            bar.update(len({row.path for row in rows}))
+            for row in (row for row in rows if row.status == UNREADABLE):
+                unreadable += 1
+                if unreadable <= _NAMED:
+                    bar.write(f"{printable(row.path)}: {row.reason}", file=sys.stderr)
+    if unreadable > _NAMED:
+        print(f"and {unreadable - _NAMED} more that cannot be read; the manifest names them", file=sys.stderr)
 
 
 def printable(name: str) -> str:
@@ -249,48 +252,44 @@ def write_image(path: Path, image: np.ndarray) -> None:
 # --- Sharing the work.
 
 
-def _work(
-    chunks: Iterable[list[_Job]],
-    source: Path,
-    dest: Path,
-    settings: AlignSettings,
-    devices: Sequence[torch.device],
-    processes: int,
-) -> Iterator[list[Row]]:
-    """The rows of each chunk, as they become ready."""
+@dataclass(frozen=True)
+class _Plan:
+    """What all processes need to know. `started` counts them; None: all is done in this one."""
+
+    source: Path
+    dest: Path
+    settings: AlignSettings
+    devices: tuple[torch.device, ...]
+    processes: int
+    started: Any = None
+
+
+def _work(chunks: Iterable[list[_Job]], plan: _Plan) -> Iterator[list[Row]]:
+    """The rows of each chunk, in their order."""
+    if plan.processes >= 2:
+        plan = replace(plan, started=multiprocessing.get_context("spawn").Value("i", 0))
     try:
-        if processes < 2:
-            yield from map(_Aligner(source, dest, settings, devices[0]), chunks)
-            return
-        context = multiprocessing.get_context("spawn")  # a fork would inherit the threads of torch in mid-air
-        arguments = (source, dest, settings, list(devices), processes, context.Value("i", 0))
-        with _keeping_memory(), ProcessPoolExecutor(processes, context, _start_worker, arguments) as pool:
-            try:
-                yield from _unordered(pool, chunks, ahead=3 * processes)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        with _keeping_memory():
+            yield from spread(_work_on, plan, chunks, plan.processes, fork=False)
     except OSError as error:
         raise RunError(
-            f"{dest}: an aligned face cannot be written ({error}); run the same command again to go on"
-        ) from None
-    except BrokenProcessPool:
-        raise RunError(
-            "a process died, perhaps for lack of memory; run the same command again to go on, with fewer --processes"
+            f"{plan.dest}: an aligned face cannot be written ({error}); run the same command again to go on"
         ) from None
 
 
-def _unordered(pool: ProcessPoolExecutor, chunks: Iterable[list[_Job]], ahead: int) -> Iterator[list[Row]]:
-    """What the pool makes of the chunks, of which it has no more than `ahead` at a time."""
-    pending: set[Future] = set()
-    for chunk in chunks:
-        pending.add(pool.submit(_work_on, chunk))
-        if len(pending) >= ahead:
-            ready, pending = wait(pending, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in ready)
-    while pending:
-        ready, pending = wait(pending, return_when=FIRST_COMPLETED)
-        yield from (future.result() for future in ready)
+def _work_on(plan: _Plan, jobs: list[_Job]) -> list[Row]:
+    return _aligner(plan)(jobs)
+
+
+@lru_cache(maxsize=1)
+def _aligner(plan: _Plan) -> _Aligner:
+    """The one of this process. Each has its share of the cores, and the GPUs in turn."""
+    number = 0
+    if plan.started is not None:
+        with plan.started.get_lock():
+            number, plan.started.value = plan.started.value, plan.started.value + 1
+        torch.set_num_threads(max(1, available_cores() // plan.processes))
+    return _Aligner(plan.source, plan.dest, plan.settings, plan.devices[number % len(plan.devices)])
 
 
 @contextmanager
@@ -304,23 +303,3 @@ def _keeping_memory() -> Iterator[None]:
     finally:
         for name in names:
             del os.environ[name]
-
-
-_aligner: Callable[[Sequence[_Job]], list[Row]] | None = None  # of a worker process
-
-
-def _start_worker(source: Path, dest: Path, settings: AlignSettings, devices: list, processes: int, started) -> None:
-    global _aligner
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
-    # A main process that is killed cannot say so.
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-    with started.get_lock():
-        number = started.value
-        started.value += 1
-    torch.set_num_threads(max(1, available_cores() // processes))
-    cv2.setNumThreads(1)
-    _aligner = _Aligner(source, dest, settings, devices[number % len(devices)])
-
-
-def _work_on(jobs: Sequence[_Job]) -> list[Row]:
-    return _aligner(jobs)

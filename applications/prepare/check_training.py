@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 from applications.prepare import colour
 from applications.prepare.findings import KEPT, SHOWN, Findings
-from applications.prepare.workers import spread
 from util.data import TrainingImages
 from util.errors import DataError
+from util.processes import spread
 
 _CHUNK = 256  # images that a process takes at once
 

@@ -82,7 +82,7 @@ class Work(NamedTuple):
 
 def unpack(images: "RecordImages", folder: Path, processes: int) -> None:
     """Writes the folder of each class that is not there. DataError, at the end, for records that cannot be read."""
-    from applications.prepare.workers import spread
+    from util.processes import spread
 
     order = np.argsort(images.labels, kind="stable")
     starts = np.concatenate([[0], np.cumsum(np.bincount(images.labels, minlength=len(images.classes)))])

@@ -22,17 +22,19 @@ _shared: Any = None  # of a worker process
 
 
 def spread(
-    function: Callable[[Any, Item], Result], shared: Any, items: Iterable[Item], processes: int
+    function: Callable[[Any, Item], Result], shared: Any, items: Iterable[Item], processes: int, fork: bool = True
 ) -> Iterator[Result]:
     """function(shared, item) for each of the items, in their order, on so many processes (1: in this one).
 
     On Linux the processes are forked, so that `shared`, which may be large, is not copied; elsewhere it is pickled once
-    for each. What a function raises is raised here, and ends the work; RunError if a process died.
+    for each. Where this process has used torch, take fork=False: a fork would inherit its threads in mid-air.
+    What a function raises is raised here, and ends the work; RunError if a process died. Processes end with this one,
+    however that ends.
     """
     if processes < 2:
         yield from (function(shared, item) for item in items)
         return
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    context = multiprocessing.get_context("fork" if fork and sys.platform == "linux" else "spawn")
     pool = ProcessPoolExecutor(processes, context, _start, (shared,))
     pending: deque[Future[Result]] = deque()
     try:
@@ -44,7 +46,7 @@ def spread(
             yield pending.popleft().result()
     except BrokenProcessPool:
         raise RunError(
-            "a process died, perhaps for lack of memory; run the same command again with fewer --processes"
+            "a process died, perhaps for lack of memory; run the same command again, with fewer --processes"
         ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
