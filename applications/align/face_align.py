@@ -22,6 +22,7 @@ from util.files import check_file
 
 def main(arguments: list[str]) -> None:
     flags = _parse(arguments)
+    gpus = _gpus(flags.gpu_num)
 
     # torch takes seconds to import, and a mistake in the command line is answered at once.
     from applications.align.manifest import ALIGNED, FILE
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> None:
 
     names = ("crop_size", "select", "keep_all", "min_face", "format")
     settings = AlignSettings(thresholds=tuple(flags.thresholds), **{name: getattr(flags, name) for name in names})
-    devices = select_devices(_gpus(flags.gpu_num))
+    devices = select_devices(gpus)
     summary = align_tree(flags.source_root, flags.dest_root, settings, devices, flags.processes, force=flags.force)
     counts = ", ".join(f"{count} {status}" for status, count in sorted(summary.counts.items()))
     print(f"{printable(str(flags.source_root))}: {counts or 'no files'}")
@@ -55,7 +56,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--keep_all", action="store_true", help="write every face: IMAGE.jpg, IMAGE.face2.jpg, ...")
     add("--min_face", type=float, default=20.0, metavar="X", help="pixels of the smallest face to look for (20)")
     add(
-        *("--thresholds",),
+        "--thresholds",
         type=float,
         nargs=3,
         default=(0.6, 0.7, 0.8),
