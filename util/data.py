@@ -175,14 +175,16 @@ class Batch:
 
 
 class BalancedSampler(Sampler[Batch]):
-    """Draws N images an epoch with replacement, every class as often as any other (weight 1 / class size).
+    """Draws images with replacement, every class as often as any other (weight 1 / class size).
 
-    The order is a pure function of (seed, epoch). The last partial batch is dropped.
+    An epoch has `steps` batches, or by default as many as N images fill; a last partial batch is dropped. The order is
+    a pure function of (seed, epoch).
     """
 
-    def __init__(self, labels: np.ndarray, batch_size: int, seed: int):
+    def __init__(self, labels: np.ndarray, batch_size: int, seed: int, steps: int | None = None):
         self.epoch = 0
-        self._batch_size, self._seed, self._total = batch_size, seed, len(labels)
+        self._batch_size, self._seed = batch_size, seed
+        self._total = len(labels) if steps is None else steps * batch_size
         self._by_class = np.argsort(labels, kind="stable")
         self._sizes = np.bincount(labels)
         self._starts = np.cumsum(self._sizes) - self._sizes
@@ -191,7 +193,7 @@ class BalancedSampler(Sampler[Batch]):
         return self._total // self._batch_size
 
     def order(self, epoch: int) -> np.ndarray:
-        """(N,) indices of the images of an epoch."""
+        """The indices of the images of an epoch, (N,) or (steps * batch size,)."""
         rng = np.random.default_rng([self._seed, epoch])
         classes = rng.integers(len(self._sizes), size=self._total)
         within = (rng.random(self._total) * self._sizes[classes]).astype(np.int64)
@@ -226,7 +228,10 @@ class BatchDataset(Dataset):
 
 
 class TrainLoader:
-    """Iterates over the batches of an epoch: `for images, labels in loader.epoch(3)`."""
+    """Iterates over the batches of an epoch: `for images, labels in loader.epoch(3)`.
+
+    `dataset` makes them, a BatchDataset or what is derived from it; `steps`: how many there are, see BalancedSampler.
+    """
 
     def __init__(
         self,
@@ -236,9 +241,11 @@ class TrainLoader:
         seed: int = 1337,
         num_workers: int = 0,
         pin_memory: bool = False,
+        steps: int | None = None,
+        dataset: type[BatchDataset] = BatchDataset,
     ):
-        self._sampler = BalancedSampler(images.labels, batch_size, seed)
-        self._batches = BatchDataset(images, augmentation, seed)
+        self._sampler = BalancedSampler(images.labels, batch_size, seed, steps)
+        self._batches = dataset(images, augmentation, seed)
         self._loader = DataLoader(
             self._batches,
             batch_size=None,

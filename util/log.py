@@ -19,6 +19,15 @@ from util.files import replacing
 from util.plot import roc_figure, save_figure, score_histogram, training_curves
 from util.verification import Verification
 
+_FORMS: dict[str, Callable[[float], str]] = {
+    "loss": "loss {:.4f}".format,
+    "prec1": "Prec@1 {:.2f}".format,
+    "prec5": "Prec@5 {:.2f}".format,
+    "l1": "L1 {:.4f}".format,
+    "identity": "identity {:.4f}".format,
+    "lr": "lr {:.3g}".format,
+}
+
 
 class Progress:
     """The progress of one epoch: a tqdm bar on a terminal, elsewhere a plain line every tenth of the epoch."""
@@ -38,10 +47,7 @@ class Progress:
     def report(self, done: int, averages: Mapping[str, float]) -> None:
         """Shows the averages after `done` steps of the epoch."""
         rate = done * self._batch_size / (time.perf_counter() - self._started)
-        text = (
-            f"loss {averages['loss']:.4f}  Prec@1 {averages['prec1']:.2f}  Prec@5 {averages['prec5']:.2f}  "
-            f"lr {averages['lr']:.3g}  {rate:.0f} images/s"
-        )
+        text = f"{'  '.join(_FORMS[name](value) for name, value in averages.items())}  {rate:.0f} images/s"
         tenths = done * 10 // self._steps
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
@@ -73,7 +79,7 @@ class RunLog:
         self._log, self._evaluation = run.log, run.checkpoints / "Evaluation.txt"
         self._metrics = run.log / "metrics.jsonl"
         _keep_lines(self._evaluation, lambda line: _epoch_of_evaluation(line) <= epoch)
-        _keep_lines(self._metrics, lambda line: _epoch_of_record(line) <= epoch)
+        cut_metrics(self._metrics, epoch)
         self._writer = SummaryWriter(str(run.log), purge_step=step + 1 if step else None)
 
     def samples(self, images: torch.Tensor) -> None:
@@ -82,9 +88,7 @@ class RunLog:
 
         grid = make_grid(images[:32].permute(0, 3, 1, 2), nrow=8)  # (3, H, W)
         self._writer.add_image("train/samples", grid, 0)
-        _, png = cv2.imencode(".png", cv2.cvtColor(grid.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2BGR))
-        with replacing(self._log / "samples.png") as partial:
-            partial.write_bytes(png.tobytes())
+        write_png(self._log / "samples.png", grid)
 
     def epoch(self, epochs: int, record: Mapping[str, Any], results: Mapping[str, Mapping[str, Verification]]) -> None:
         """Adds an epoch. `record` has epoch, step, loss, prec1, prec5, lr …; `results` is {view: {set: result}}."""
@@ -140,6 +144,18 @@ def evaluation_lines(results: Mapping[str, Mapping[str, Verification]], separato
         text = ", ".join(f"{name}{separator}{value:.4f}" for name, value in accuracies.items())
         lines.append(f"Evaluation: {text}" if view == "HR" else f"Evaluation {view}: {text}")
     return lines
+
+
+def write_png(path: Path, image: torch.Tensor) -> None:
+    """Writes (3, H, W) RGB uint8, whole or not at all."""
+    _, png = cv2.imencode(".png", cv2.cvtColor(image.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2BGR))
+    with replacing(path) as partial:
+        partial.write_bytes(png.tobytes())
+
+
+def cut_metrics(path: Path, epoch: int) -> None:
+    """Cuts the lines of a metrics.jsonl, if there is one, that come after the epoch."""
+    _keep_lines(path, lambda line: _epoch_of_record(line) <= epoch)
 
 
 def _epoch_of_evaluation(line: str) -> int:
