@@ -156,9 +156,9 @@ def test_processes_work_after_opencv_had_threads_of_its_own_in_this_one():
     code = (
         "import cv2, numpy as np\n"
         "from util.processes import spread\n"
-        "cv2.setNumThreads(4)\n"
-        "cv2.warpAffine(np.zeros((2000, 2000, 3), np.uint8), np.eye(2, 3), (2000, 2000))\n"
-        "cv2.resize(np.zeros((4000, 4000, 3), np.uint8), (2000, 2000))\n"
+        "cv2.setNumThreads(8)\n"
+        "for _ in range(20):\n"
+        "    cv2.warpAffine(np.zeros((2000, 2000, 3), np.uint8), np.eye(2, 3), (2000, 2000))\n"
         "def shrink(image, size):\n    return cv2.resize(image, (size, size)).shape[0]\n"
         "print(*spread(shrink, np.zeros((900, 900, 3), np.uint8), range(1, 8), 2))\n"
     )
