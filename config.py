@@ -24,6 +24,7 @@ BACKBONE_NAMES = _IR_NAMES + _MOBILE_NAMES + ("iresnet18", "iresnet34", "iresnet
 HEAD_NAMES = ("ArcFace", "CosFace")
 LOSS_NAMES = ("focal", "cross_entropy")
 AUGMENTATIONS = ("standard", "strong")
+SR_SCALES = (2, 4, 8)  # powers of two that divide 112, and leave a face to be seen
 
 # The sections of --help, in their order; that of the flags which every script has comes last.
 WHERE, DATA, MODEL, OPTIMISATION = "Where things are", "Data", "Model", "Optimisation"
@@ -80,6 +81,17 @@ def split_pair_set(text: str) -> tuple[str, str, str | None]:
     return Path(path).stem if name is None else name, path, root
 
 
+_scales = integers(
+    None,
+    "different whole numbers from 2 to 14, like 4 or 2,4,8",
+    lambda numbers: len(set(numbers)) == len(numbers) > 0 and all(2 <= number <= 14 for number in numbers),
+)
+
+
+def _to_scales(value: object) -> tuple[int, ...]:
+    return _scales([value] if type(value) is int else value)  # a single one in a file, or in a run of before
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config(Settings):
     """The settings that train.py and validation.py share. UsageError where a value breaks its rule."""
@@ -101,23 +113,38 @@ class Config(Settings):
     resume_dir: str | None = setting(
         None, WHERE, to_path, "DIR", "the run to continue (its newest epoch), or one .pth file of it", "a new run"
     )
-    LR_scale: int = setting(4, RESOLUTION, whole(2, 14), "N", "low resolution is 112 // N pixels a side")
-    LR_eval: bool = switch(RESOLUTION, "evaluate at low resolution too")
-    SR_eval: bool = switch(RESOLUTION, "not available in this version")
-    sr_checkpoint_dir: str | None = setting(None, RESOLUTION, to_path, "DIR", "not available in this version")
+    LR_scale: tuple[int, ...] = setting(
+        (4,), RESOLUTION, _to_scales, "N ...", "low resolution is 112 // N pixels a side; several N: each of them"
+    )
+    LR_eval: bool = switch(RESOLUTION, "evaluate at low resolution too: bicubic down and up again")
+    SR_eval: bool = switch(
+        RESOLUTION, "evaluate at low resolution, and after super resolution of the same small images"
+    )
+    sr_checkpoint_dir: str | None = setting(
+        None,
+        RESOLUTION,
+        to_path,
+        "PATH",
+        "super resolution network: an SR file, a run, or a folder of runs, of which the newest for each scale is taken",
+        "best_checkpoint_dir",
+    )
     gpu_num: tuple[int, ...] = setting((0,), MACHINE, to_gpus, "LIST", "GPUs, as 0 or 0,1 or [0,1]; or cpu")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        reason = "super resolution evaluation is not available in this version; leave it out"
-        for name in ("SR_eval", "sr_checkpoint_dir"):
-            if getattr(self, name):
-                raise UsageError(f"--{name}: {reason}")
+        unfit = [scale for scale in self.LR_scale if scale not in SR_SCALES]
+        if self.SR_eval and unfit:
+            raise UsageError(
+                f"--LR_scale={unfit[0]}: super resolution enlarges {', '.join(map(str, SR_SCALES))} times only; choose "
+                f"of these, or leave --SR_eval out"
+            )
+        if self.sr_checkpoint_dir and not self.SR_eval:
+            raise UsageError("--sr_checkpoint_dir: is used with --SR_eval alone; add it, or leave this out")
 
     @property
     def views(self) -> tuple[str, ...]:
-        """What evaluation looks at: full resolution, and low resolution where it is wanted."""
-        return ("HR", "LR") if self.LR_eval else ("HR",)
+        """What evaluation looks at: full resolution, and low and super resolution where they are wanted."""
+        return ("HR", *(("LR",) if self.LR_eval or self.SR_eval else ()), *(("SR",) if self.SR_eval else ()))
 
     @property
     def named_pair_sets(self) -> dict[str, tuple[str, str | None]]:
@@ -158,7 +185,10 @@ class TrainConfig(Config):
     warmup_epochs: float = setting(5.0, OPTIMISATION, _NOT_NEGATIVE, "X", "epochs of linear warm-up of the rate")
     weight_decay: float = setting(5e-4, OPTIMISATION, _NOT_NEGATIVE, "X", "on all weights but batch norm's")
     momentum: float = setting(0.9, OPTIMISATION, _BELOW_1, "X", "momentum of SGD")
-    LR_train: bool = switch(RESOLUTION, "train on low resolution in half of the samples")
+    LR_train: bool = switch(RESOLUTION, "train on low resolution in a part of the samples, see LR_prob")
+    LR_prob: float = setting(
+        0.5, RESOLUTION, _FROM_0_TO_1, "X", "share of the samples in low resolution; of several LR_scale each is drawn"
+    )
     compile: bool = switch(MACHINE, "torch.compile the backbone: a slow first step, then faster ones")
     num_workers: int | None = setting(
         None, MACHINE, whole(0), "N", "processes that read images; 0: the main process", "from the number of CPU cores"
@@ -187,6 +217,7 @@ class ValidationConfig(Config):
     )
     backbone: str | None = named(None, MODEL, BACKBONE_NAMES, "recognised from the checkpoint; must agree with it")
     batch_size: int = setting(64, MACHINE, whole(1), "N", "images in a batch")
+    LR_oneside: bool = switch(RESOLUTION, "low resolution in the first image of each pair alone")
     json: str | None = setting(None, OUTPUT, to_path, "FILE", "write the results as JSON", "not written")
     plot: str | None = setting(None, OUTPUT, to_path, "FILE", "draw the ROC curves as PNG", "not drawn")
 

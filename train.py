@@ -71,6 +71,8 @@ def check_network(before: dict[str, Any], config: TrainConfig) -> None:
 def report_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Prints the settings that differ; one that is younger than the run had its default then, which changes nothing."""
     before = TrainConfig().as_dict() | before
+    if isinstance(before["LR_scale"], int):  # saved when there could be but one
+        before["LR_scale"] = [before["LR_scale"]]
     for name, value in now.items():
         if name != "resume_dir" and value != before[name]:
             print(f"changed setting: --{name} was {before[name]}, now {value}")
@@ -103,7 +105,7 @@ def open_run(config: TrainConfig, resumed: Resumable | None) -> Run:
 
     folders = (config.checkpoint_dir, config.best_checkpoint_dir, config.log_dir)
     if resumed is None:
-        prefix = f"LRTRAIN_LRx{config.LR_scale}" if config.LR_train else "HRTRAIN"
+        prefix = f"LRTRAIN_LRx{'-'.join(map(str, config.LR_scale))}" if config.LR_train else "HRTRAIN"
         run = checkpoint.new_run(*folders, prefix, datetime.now())
     else:
         run = checkpoint.resumed_run(resumed, *folders)
@@ -116,16 +118,26 @@ def make_loader(config: TrainConfig, images: TrainingImages, devices: list[torch
     from util.distributed import available_cores, workers_for
     from util.transform import SIZE
 
-    lr_size = SIZE // config.LR_scale if config.LR_train else None
+    lr_sizes = tuple(SIZE // scale for scale in config.LR_scale) if config.LR_train else ()
     workers = workers_for(devices, available_cores()) if config.num_workers is None else config.num_workers
     return TrainLoader(
         images,
         config.batch_size,
-        Augmentation(strong=config.augment == "strong", lr_size=lr_size),
+        Augmentation(strong=config.augment == "strong", lr_sizes=lr_sizes, lr_prob=config.LR_prob),
         seed=config.seed,
         num_workers=workers,
         pin_memory=devices[0].type == "cuda",
     )
+
+
+def load_enlargers(config: TrainConfig, devices: list[torch.device]) -> dict[int, nn.Module]:
+    """The super resolution network for each scale that is evaluated."""
+    from model.super_resolution import load_rcan
+    from util.super_resolution import load_networks
+
+    if not config.SR_eval:
+        return {}
+    return load_networks(config.sr_checkpoint_dir or config.best_checkpoint_dir, config.LR_scale, devices, load_rcan)
 
 
 class Training:
@@ -152,6 +164,7 @@ class Training:
         self.head = build_head(config.head, config.embedding_size, len(images.classes), s=config.s, m=config.m)
         self.trained: nn.Module = wrap(self.backbone, devices, config.compile)
         self.evaluated: nn.Module = wrap(self.backbone, devices)  # compiling it for each shape would not pay
+        self.super_resolution = load_enlargers(config, devices)
         self.head.to(self.device)
         self.criterion = build_loss(config.loss)
         groups = parameter_groups([self.backbone, self.head], config.weight_decay)
@@ -241,7 +254,15 @@ class Training:
         if not self.pair_sets:
             return {}
         config = self.config
-        return evaluate(self.evaluated, self.pair_sets, self.device, config.batch_size, config.views, config.LR_scale)
+        return evaluate(
+            self.evaluated,
+            self.pair_sets,
+            self.device,
+            config.batch_size,
+            config.views,
+            config.LR_scale,
+            self.super_resolution,
+        )
 
     def _note_accuracy(self, results: dict[str, Verification] | None) -> bool:
         """Whether this epoch is the best so far; without verification sets, each is."""

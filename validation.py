@@ -11,7 +11,7 @@ python validation.py --json results.json --plot roc.png
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,11 +46,23 @@ def main(arguments: list[str]) -> None:
     name, backbone = load_backbone(file, config.backbone)
     print(f"validating {file} ({name})")
     pair_sets = open_pair_sets(config)
-    if config.LR_eval:
-        print(f"LR: down to {SIZE // config.LR_scale}x{SIZE // config.LR_scale} pixels and up again")
-    results = evaluate(wrap(backbone, devices), pair_sets, devices[0], config.batch_size, config.views, config.LR_scale)
+    for scale in config.LR_scale if len(config.views) > 1 else ():
+        print(f"low resolution x{scale}: down to {SIZE // scale}x{SIZE // scale} pixels and up again")
+    enlargers = load_enlargers(config, devices)
+    results = evaluate(
+        wrap(backbone, devices),
+        pair_sets,
+        devices[0],
+        config.batch_size,
+        config.views,
+        config.LR_scale,
+        enlargers,
+        config.LR_oneside,
+    )
     print("\n".join(evaluation_lines(results, " Acc: ")))
     print(f"\n{table(results)}")
+    if enlargers:
+        print(f"\n{recovery_table(results, config.LR_scale)}")
     if config.json:
         write_json(Path(config.json), results, file, name, config)
     if config.plot:
@@ -82,6 +94,16 @@ def load_backbone(file: Path, expected: str | None) -> tuple[str, nn.Module]:
     backbone = build_backbone(name, embedding_size=embedding_size)
     backbone.load_state_dict(state, strict=True)
     return name, backbone
+
+
+def load_enlargers(config: ValidationConfig, devices: list) -> dict[int, nn.Module]:
+    """The super resolution network for each scale that is evaluated."""
+    from model.super_resolution import load_rcan
+    from util.super_resolution import load_networks
+
+    if not config.SR_eval:
+        return {}
+    return load_networks(config.sr_checkpoint_dir or config.best_checkpoint_dir, config.LR_scale, devices, load_rcan)
 
 
 def open_pair_sets(config: ValidationConfig) -> list[PairSet]:
@@ -121,6 +143,25 @@ def table(results: Results) -> str:
                 f"{result.images_per_second:.0f}",
             ]
         )
+    return in_columns(lines)
+
+
+def recovery_table(results: Results, scales: Sequence[int]) -> str:
+    """One row a set and scale: what low resolution costs, and the share of it that super resolution wins back."""
+    from util.evaluate import view_name, won_back
+
+    lines = [["set", "scale", "HR", "LR", "SR", "lost", "won back"]]
+    for name, high in results["HR"].items():
+        for scale in scales:
+            low, enlarged = (results[view_name(view, scale, scales)][name] for view in ("LR", "SR"))
+            share = won_back(high, low, enlarged)
+            accuracies = [f"{result.accuracy:.4f}" for result in (high, low, enlarged)]
+            lost = f"{high.accuracy - low.accuracy:.4f}"
+            lines.append([name, f"x{scale}", *accuracies, lost, "n/a" if share is None else f"{share:.0%}"])
+    return in_columns(lines)
+
+
+def in_columns(lines: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
@@ -128,7 +169,8 @@ def table(results: Results) -> str:
 def write_json(file: Path, results: Results, checkpoint: Path, backbone: str, config: ValidationConfig) -> None:
     from util.evaluate import average_accuracy
 
-    content: dict[str, Any] = {"checkpoint": str(checkpoint), "backbone": backbone, "LR_scale": config.LR_scale}
+    content: dict[str, Any] = {"checkpoint": str(checkpoint), "backbone": backbone}
+    content |= {"LR_scale": list(config.LR_scale), "LR_oneside": config.LR_oneside}
     content["views"] = {
         view: {"sets": {name: as_json(result) for name, result in sets.items()}, "average": average_accuracy(sets)}
         for view, sets in results.items()

@@ -44,7 +44,8 @@ def test_defaults_of_training_are_the_documented_ones():
         "weight_decay": 5e-4,
         "momentum": 0.9,
         "LR_train": False,
-        "LR_scale": 4,
+        "LR_prob": 0.5,
+        "LR_scale": [4],
         "LR_eval": False,
         "SR_eval": False,
         "sr_checkpoint_dir": None,
@@ -59,7 +60,8 @@ def test_defaults_of_validation_are_the_documented_ones():
     parsed = parse_validation([])
     assert (parsed.data_dir, parsed.best_checkpoint_dir) == ("./data", "./checkpoints_best")
     assert (parsed.resume_dir, parsed.backbone, parsed.json, parsed.plot) == (None, None, None, None)
-    assert (parsed.batch_size, parsed.gpu_num, parsed.LR_scale, parsed.LR_eval) == (64, (0,), 4, False)
+    assert (parsed.batch_size, parsed.gpu_num, parsed.LR_scale, parsed.LR_eval) == (64, (0,), (4,), False)
+    assert parsed.LR_oneside is False and parsed.views == ("HR",)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_stages_that_do_not_ascend_from_one_are_usage_errors(value):
         *("--momentum=1", "--momentum=-0.1", "--weight_decay=-1", "--s=0", "--m=-0.1", "--m=1.5"),
         *("--warmup_epochs=-1", "--margin_warmup_epochs=nan", "--epochs=0", "--epochs=2.5", "--epochs=1e1"),
         *("--batch_size=1", "--embedding_size=0", "--num_workers=-1", "--seed=-1", "--seed=4294967296"),
-        *("--LR_scale=1", "--LR_scale=15", "--LR_scale=x"),
+        *("--LR_scale=1", "--LR_scale=15", "--LR_scale=x", "--LR_scale=4,4", "--LR_scale=[]", "--LR_prob=1.1"),
         *("--backbone=ResNet", "--backbone=ir_se_50", "--head=Softmax", "--loss=l2", "--augment=none"),
     ],
 )
@@ -106,7 +108,7 @@ def test_values_out_of_range_are_usage_errors_that_name_flag_and_remedy(argument
     [
         *("--momentum=0", "--momentum=0.999", "--weight_decay=0", "--m=0", "--m=1", "--warmup_epochs=0"),
         *("--epochs=1", "--batch_size=2", "--embedding_size=1", "--num_workers=0", "--seed=0", "--seed=4294967295"),
-        *("--LR_scale=2", "--LR_scale=14"),
+        *("--LR_prob=0", "--LR_prob=1"),
     ],
 )
 def test_values_at_the_end_of_their_range_are_good(argument):
@@ -134,11 +136,44 @@ def test_validation_takes_single_images():
     assert parse_validation(["--batch_size", "1", "--gpu_num", "0,1"]).batch_size == 1
 
 
-@pytest.mark.parametrize("argv", [["--SR_eval"], ["--SR_eval", "True"], ["--sr_checkpoint_dir", "x"]])
+@pytest.mark.parametrize(
+    ("argv", "scales"),
+    [
+        (["--LR_scale", "2"], (2,)),
+        (["--LR_scale=14"], (14,)),
+        (["--LR_scale", "2", "4", "8"], (2, 4, 8)),
+        (["--LR_scale=[8,3]"], (8, 3)),
+    ],
+)
 @pytest.mark.parametrize("parse", [parse_train, parse_validation])
-def test_super_resolution_evaluation_is_said_to_be_unavailable(parse, argv):
-    message = error_of(parse, argv)
-    assert argv[0] in message and "not available in this version" in message and "leave it out" in message
+def test_one_scale_or_several(parse, argv, scales):
+    assert parse(argv).LR_scale == scales
+
+
+def test_a_scale_of_an_older_run_or_a_file_is_one_number(tmp_path):
+    (tmp_path / "run.yaml").write_text("LR_scale: 8\n")
+    assert parse_train([f"--config={tmp_path / 'run.yaml'}"]).LR_scale == (8,)
+    assert parse_train(["--resume_dir=x"], inherit=lambda path: {"LR_scale": 2}).LR_scale == (2,)
+
+
+@pytest.mark.parametrize(
+    ("argv", "views"),
+    [
+        ([], ("HR",)),
+        (["--LR_eval"], ("HR", "LR")),
+        (["--SR_eval"], ("HR", "LR", "SR")),
+        (["--LR_eval", "--SR_eval", "--sr_checkpoint_dir", "x"], ("HR", "LR", "SR")),
+    ],
+)
+def test_what_is_evaluated(argv, views):
+    assert parse_validation(argv).views == parse_train(argv).views == views
+
+
+@pytest.mark.parametrize("parse", [parse_train, parse_validation])
+def test_super_resolution_has_scales_of_its_own_and_needs_to_be_asked_for(parse):
+    message = error_of(parse, ["--SR_eval", "--LR_scale", "2", "3"])
+    assert message.startswith("--LR_scale=3: super resolution enlarges 2, 4, 8 times only")
+    assert "--sr_checkpoint_dir: is used with --SR_eval alone" in error_of(parse, ["--sr_checkpoint_dir", "x"])
 
 
 def test_super_resolution_evaluation_may_be_declined():

@@ -244,7 +244,7 @@ def batches_of(loader: TrainLoader, epoch: int) -> tuple[torch.Tensor, torch.Ten
 
 def test_an_epoch_is_the_same_with_any_number_of_workers_and_each_time(people_folder):
     images = ImageFolder(people_folder)
-    augmentation = Augmentation(strong=True, lr_size=28)
+    augmentation = Augmentation(strong=True, lr_sizes=(28, 56))
     alone = TrainLoader(images, 3, augmentation, seed=3)
     helped = TrainLoader(images, 3, augmentation, seed=3, num_workers=2)
     pixels, labels = batches_of(alone, 1)
@@ -283,7 +283,7 @@ def test_the_loader_leaves_the_global_random_state_alone(people_folder, workers)
 
 def test_about_half_of_the_samples_are_degraded():
     image = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
-    plain, degraded = Augmentation(), Augmentation(lr_size=28)
+    plain, degraded = Augmentation(), Augmentation(lr_sizes=(28,))
     changed = 0
     for seed in range(300):
         crop = plain(image, np.random.default_rng(seed))
@@ -292,6 +292,19 @@ def test_about_half_of_the_samples_are_degraded():
             changed += 1
             np.testing.assert_array_equal(sample, transform.degrade(crop, 28))
     assert 115 < changed < 185
+
+
+def test_the_share_and_the_sizes_of_degraded_samples_can_be_chosen():
+    image = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+    plain, several = Augmentation(), Augmentation(lr_sizes=(56, 28, 14), lr_prob=0.9)
+    counts = dict.fromkeys((112, 56, 28, 14), 0)
+    for seed in range(300):
+        crop = plain(image, np.random.default_rng(seed))
+        sample = several(image, np.random.default_rng(seed))
+        fitting = [size for size in counts if (sample == (transform.degrade(crop, size) if size < 112 else crop)).all()]
+        counts[fitting[0]] += 1
+    assert 15 <= counts[112] <= 45 and all(60 < counts[size] < 120 for size in (56, 28, 14))
+    assert sum(counts.values()) == 300
 
 
 def test_the_strong_augmentation_is_chosen_by_its_setting():

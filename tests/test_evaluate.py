@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -5,9 +7,9 @@ from torch import nn
 
 from util.carray import write_carray
 from util.errors import DataError, UsageError
-from util.evaluate import average_accuracy, embed, evaluate
+from util.evaluate import average_accuracy, embed, evaluate, won_back
 from util.pairs import load_pairs
-from util.transform import degrade, eval_crop
+from util.transform import degrade, eval_crop, shrink
 from util.verification import verify
 
 
@@ -145,5 +147,77 @@ def test_no_gradients_are_kept(made_pairs):
 
 
 def test_an_unknown_view_is_a_usage_error():
-    with pytest.raises(UsageError, match=r"view 'XR': unknown; known are HR, LR"):
+    with pytest.raises(UsageError, match=r"view 'XR': unknown; known are HR, LR, SR"):
         evaluate(Projection(), [], views=("HR", "XR"))
+
+
+class Nearest(nn.Module):
+    """Enlarges by repeating pixels, and overshoots, as networks do: above 1 where the image is bright."""
+
+    def __init__(self, scale: int):
+        super().__init__()
+        self.scale, self.batches = scale, []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert images.min() >= 0 and images.max() <= 1
+        self.batches.append(len(images))
+        return images.repeat_interleave(self.scale, 2).repeat_interleave(self.scale, 3) * 4 - 1.5
+
+
+def test_super_resolution_enlarges_the_small_image_in_batches_and_is_clipped(made_pairs):
+    path, images, _ = made_pairs
+    backbone, network = Projection(), Nearest(4)
+    views = {"views": ("HR", "LR", "SR"), "lr_scale": 4, "super_resolution": {4: network}}
+    results = evaluate(backbone, [load_pairs(path)], batch_size=20, **views)
+    assert list(results) == ["HR", "LR", "SR"]
+    assert network.batches == [20, 20, 6]
+    small = shrink(eval_crop(images), 28).astype(np.float64) / 255
+    expected = np.clip(small.repeat(4, 1).repeat(4, 2) * 4 - 1.5, 0, 1) * 2 - 1
+    found = torch.cat(backbone.seen[4::6])  # HR, HR mirrored, LR, LR mirrored, SR, SR mirrored
+    assert found.min() == -1 and found.max() == 1
+    np.testing.assert_allclose(found.permute(0, 2, 3, 1), expected, atol=1 / 127)
+
+
+def test_several_scales_are_views_of_their_own_and_full_resolution_is_embedded_once(made_pairs):
+    path, images, issame = made_pairs
+    backbone = Projection()
+    networks = {scale: Nearest(scale) for scale in (2, 8)}
+    results = evaluate(
+        backbone, [load_pairs(path)], views=("HR", "LR", "SR"), lr_scale=(2, 8), super_resolution=networks
+    )
+    assert list(results) == ["HR", "LRx2", "LRx8", "SRx2", "SRx8"]
+    assert len(backbone.seen) == 5 * 2
+    for view, scale in (("LRx2", 2), ("LRx8", 8)):
+        alone = evaluate(Projection(), [MadePairs(images, issame, "made")], views=("LR",), lr_scale=scale)["LR"]["made"]
+        np.testing.assert_allclose(results[view]["made"].distances, alone.distances, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [64, 7, 1])
+def test_one_side_in_low_resolution_leaves_the_other_as_it_is(made_pairs, batch_size):
+    _, images, issame = made_pairs
+    views = {"views": ("HR", "LR"), "lr_scale": 8, "batch_size": batch_size}
+    result = evaluate(Projection(), [MadePairs(images, issame)], oneside=True, **views)
+    crops = eval_crop(images)
+    mixed = crops.copy()
+    mixed[::2] = degrade(crops[::2], 14)
+    vectors = embed(Projection(), mixed).numpy().astype(np.float64)
+    expected = ((vectors[::2] - vectors[1::2]) ** 2).sum(axis=1)
+    np.testing.assert_allclose(result["LR"]["made"].distances, expected, atol=1e-5)
+    both = evaluate(Projection(), [MadePairs(images, issame)], **views)
+    np.testing.assert_allclose(result["HR"]["made"].distances, both["HR"]["made"].distances, atol=1e-6)
+    assert np.abs(result["LR"]["made"].distances - both["LR"]["made"].distances).max() > 1e-4
+
+
+def test_one_side_needs_the_other():
+    with pytest.raises(UsageError, match="the view HR; add it"):
+        evaluate(Projection(), [], views=("LR",), oneside=True)
+
+
+def test_what_is_won_back_is_a_share_of_a_loss_that_is_no_noise():
+    high, low, enlarged = (SimpleNamespace(accuracy=accuracy, pairs=600) for accuracy in (0.90, 0.80, 0.85))
+    assert won_back(high, low, enlarged) == pytest.approx(0.5)
+    assert won_back(high, low, low) == 0
+    assert won_back(high, low, SimpleNamespace(accuracy=0.75, pairs=600)) == pytest.approx(-0.5)
+    near = SimpleNamespace(accuracy=0.90 - 0.99 * (0.888 * 0.112 / 600) ** 0.5, pairs=600)  # about one standard error
+    assert won_back(high, near, enlarged) is None
+    assert won_back(low, high, enlarged) is None

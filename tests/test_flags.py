@@ -75,7 +75,7 @@ def test_words_for_false(text):
 
 def test_a_boolean_alone_is_true_wherever_it_stands():
     parsed = parse_train(["--LR_train", "--LR_scale", "8", "--LR_eval"])
-    assert (parsed.LR_train, parsed.LR_scale, parsed.LR_eval) == (True, 8, True)
+    assert (parsed.LR_train, parsed.LR_scale, parsed.LR_eval) == (True, (8,), True)
 
 
 @pytest.mark.parametrize("text", ["maybe", "2", "on", "t", "", "None"])

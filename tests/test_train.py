@@ -115,6 +115,16 @@ def test_backbone_and_head_files_are_plain_state_dicts(run_training):
 def test_low_resolution_training_is_named_after_its_scale(run_training):
     run = run_training("--epochs=1", "--LR_train=True", "--LR_scale=2", *SMALL)
     assert run.name.startswith("LRTRAIN_LRx2_")
+    several = run_training(
+        "--epochs=1", "--LR_train", "--LR_scale", "2", "4", "--LR_prob=0.7", "--LR_eval", *SMALL, name="b"
+    )
+    assert several.name.startswith("LRTRAIN_LRx2-4_")
+    lines = (several / "Evaluation.txt").read_text().splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "Epoch 1/1, Evaluation",
+        "Epoch 1/1, Evaluation LRx2",
+        "Epoch 1/1, Evaluation LRx4",
+    ]
 
 
 def test_a_resumed_run_ends_with_the_weights_of_one_that_was_never_interrupted(run_training, tmp_path):

@@ -16,6 +16,7 @@ from torch import nn
 
 import validation
 from model.backbone import build_backbone
+from model.super_resolution import RCAN
 from util.carray import write_carray
 from util.errors import DataError, UsageError
 
@@ -147,6 +148,35 @@ def test_no_verification_set_is_an_error(trained, tmp_path):
         validation.main([f"--data_dir={tmp_path}", "--gpu_num=cpu", f"--best_checkpoint_dir={trained}"])
 
 
+def test_low_and_super_resolution_stand_in_one_table_with_what_is_won_back(
+    known_sets, known_backbone, tmp_path, capsys
+):
+    (tmp_path / "Backbone.pth").touch()
+    best = tmp_path / "best"
+    for scale in (2, 4):
+        (best / f"SR_x{scale}_2024-01-01-00-00").mkdir(parents=True)
+        state = RCAN(scale, num_features=8, num_rg=1, num_rcab=1, reduction=4).state_dict()
+        torch.save(state, best / f"SR_x{scale}_2024-01-01-00-00" / "SR_Best.pth")
+    arguments = [f"--data_dir={known_sets}", "--gpu_num=cpu", f"--resume_dir={tmp_path}/Backbone.pth", "--SR_eval"]
+    arguments += [f"--best_checkpoint_dir={best}", "--LR_scale", "2", "4", f"--json={tmp_path}/r.json"]
+    validation.main(arguments)
+    printed = capsys.readouterr().out
+    assert f"super resolution x4: {best}/SR_x4_2024-01-01-00-00/SR_Best.pth" in printed
+    assert "low resolution x2: down to 56x56 pixels and up again" in printed
+    rows = [line.split() for line in printed.splitlines()]
+    assert ["set", "scale", "HR", "LR", "SR", "lost", "won", "back"] in rows
+    # Flat colours lose nothing at low resolution, so there is nothing to win back.
+    (row,) = [row for row in rows if row[:2] == ["CFP_FF", "x4"]]
+    assert row[2] == row[3] and row[5:] == ["0.0000", "n/a"]
+    written = json.loads((tmp_path / "r.json").read_text())
+    assert list(written["views"]) == ["HR", "LRx2", "LRx4", "SRx2", "SRx4"] and written["LR_scale"] == [2, 4]
+    file = best / "SR_x2_2024-01-01-00-00" / "SR_Best.pth"
+    with pytest.raises(DataError, match="enlarges 2 times, and scale 4 is wanted"):
+        validation.main([*arguments[:4], "--LR_scale=4", f"--sr_checkpoint_dir={file}"])
+    with pytest.raises(DataError, match="no super resolution network for scale 8 in it; train one with"):
+        validation.main([*arguments[:5], "--LR_scale=8"])
+
+
 def test_unwritable_results_are_refused_before_the_work(tmp_path):
     with pytest.raises(UsageError, match="is a folder or a device; name a file"):
         validation.main(["--gpu_num=cpu", f"--json={tmp_path}"])
@@ -161,7 +191,7 @@ def test_a_plot_of_an_unknown_kind_is_refused_before_the_work():
     ("arguments", "code", "message"),
     [
         (["--best_checkpoint_dir=no/such"], 3, "no/such: no run with a Backbone file in it"),
-        (["--SR_eval=True"], 2, "--SR_eval: super resolution evaluation is not available"),
+        (["--SR_eval=True", "--LR_scale=3"], 2, "--LR_scale=3: super resolution enlarges 2, 4, 8 times only"),
         (["--resume_dir=README.md"], 3, "README.md: not a checkpoint"),
         (["--LR_eval=maybe"], 2, "--LR_eval: 'maybe' is not True or False"),
     ],

@@ -50,17 +50,18 @@ def whole(low: int, high: int | None = None) -> Convert:
     return number(rule, lambda value: low <= value <= (value if high is None else high), int)
 
 
-def integers(word: str, rule: str, accept: Callable[[tuple[int, ...]], bool]) -> Convert:
-    """A conversion to a tuple of integers: `[0, 1]`, `0,1`, `0 1`, a list of YAML, or `word` for an empty one."""
+def integers(word: str | None, rule: str, accept: Callable[[tuple[int, ...]], bool]) -> Convert:
+    """A conversion to a tuple of integers: `[0, 1]`, `0,1`, `0 1`, `0`, a list of YAML, or `word`, if there is one, for
+    an empty one."""
 
     def convert(value: object) -> tuple[int, ...]:
         if isinstance(value, str):
-            if value.strip().lower() in (word, "[]"):
+            if word and value.strip().lower() in (word, "[]"):
                 return ()
             items = re.split(r"\s*,\s*|\s+", re.sub(r"^\[\s*(.*?)\s*\]$", r"\1", value.strip()))
             value = [int(item) if re.fullmatch("[0-9]{1,9}", item) else item for item in items]
         if not isinstance(value, list | tuple) or not all(type(item) is int for item in value) or not accept(value):
-            raise ValueError(f"a list of {rule}, nor the word {word}")
+            raise ValueError(f"a list of {rule}" + (f", nor the word {word}" if word else ""))
         return tuple(value)
 
     return convert

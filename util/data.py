@@ -152,16 +152,18 @@ def _is_image(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to a training image. `lr_size`: half of the samples are degraded to that size (None: none are)."""
+    """What is done to a training image. A share `lr_prob` of the samples is degraded, each to one of `lr_sizes`."""
 
     strong: bool = False
-    lr_size: int | None = None
+    lr_sizes: tuple[int, ...] = ()
+    lr_prob: float = 0.5
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """(S, S, 3) RGB uint8 -> (112, 112, 3) RGB uint8."""
         crop = transform.train_warp(image, rng) if self.strong else transform.train_crop(image, rng)
-        if self.lr_size is not None and rng.random() < 0.5:
-            crop = transform.degrade(crop, self.lr_size)
+        if self.lr_sizes and rng.random() < self.lr_prob:
+            which = rng.integers(len(self.lr_sizes)) if len(self.lr_sizes) > 1 else 0
+            crop = transform.degrade(crop, self.lr_sizes[which])
         return crop
 
 

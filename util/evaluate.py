@@ -1,7 +1,8 @@
 """Verification accuracy of a backbone: embeddings of every image of a set, in one or more views, and their numbers."""
 
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -12,26 +13,58 @@ from torch.nn import functional as F
 
 from util.errors import DataError, UsageError
 from util.pairs import PairSet
-from util.transform import SIZE, degrade, eval_crop, normalise
+from util.super_resolution import enlarge
+from util.transform import SIZE, degrade, eval_crop, normalise, shrink
 from util.verification import Verification, verify
 
-View = Callable[[np.ndarray], np.ndarray]
+# From evaluation crops (n, 112, 112, 3) uint8 to what the network gets, (n, 3, 112, 112) in [-1, 1] on the device.
+View = Callable[[np.ndarray], torch.Tensor]
+LOW_VIEWS = ("LR", "SR")
 
 
-def views_named(names: Iterable[str], lr_scale: int) -> dict[str, View]:
-    """What is done to the evaluation crop: nothing ("HR"), or down by lr_scale and up again ("LR")."""
-    known: dict[str, View] = {"HR": lambda crops: crops, "LR": lambda crops: degrade(crops, SIZE // lr_scale)}
-    names = list(names)
+def views_named(
+    names: Iterable[str],
+    scales: Sequence[int],
+    networks: Mapping[int, nn.Module] | None = None,
+    device: torch.device | str = "cpu",
+) -> dict[str, View]:
+    """What is done to the evaluation crop: nothing ("HR"); down by a scale and up again, bicubic ("LR"), or up by the
+    network for that scale ("SR"). With several scales the last two become "LRx2", "SRx2" and so on."""
+
+    def as_they_are(crops: np.ndarray) -> torch.Tensor:
+        return normalise(torch.from_numpy(crops).to(device, non_blocking=True))
+
+    def low(scale: int) -> View:
+        return lambda crops: as_they_are(degrade(crops, SIZE // scale))
+
+    def enlarged(scale: int) -> View:
+        network = networks[scale]
+        return lambda crops: normalise(enlarge(network, torch.from_numpy(shrink(crops, SIZE // scale)).to(device)))
+
+    views: dict[str, View] = {}
     for name in names:
-        if name not in known:
-            raise UsageError(f"view {name!r}: unknown; known are {', '.join(known)}")
-    return {name: known[name] for name in names}
+        if name == "HR":
+            views[name] = as_they_are
+        elif name not in LOW_VIEWS:
+            raise UsageError(f"view {name!r}: unknown; known are HR, {', '.join(LOW_VIEWS)}")
+        else:
+            make = low if name == "LR" else enlarged
+            views |= {view_name(name, scale, scales): make(scale) for scale in scales}
+    return views
+
+
+def view_name(name: str, scale: int, scales: Sequence[int]) -> str:
+    """The name of the view "LR" or "SR" at one of the scales."""
+    return name if len(scales) == 1 else f"{name}x{scale}"
 
 
 @torch.inference_mode()
 def embed(backbone: nn.Module, images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
     """(n, 112, 112, 3) RGB uint8 -> (n, D) on the device: image and mirror image embedded, summed, L2-normalised."""
-    batch = normalise(torch.from_numpy(images).to(device, non_blocking=True))
+    return _embed(backbone, normalise(torch.from_numpy(images).to(device, non_blocking=True)))
+
+
+def _embed(backbone: nn.Module, batch: torch.Tensor) -> torch.Tensor:
     return F.normalize(backbone(batch) + backbone(batch.flip(3)))
 
 
@@ -41,26 +74,45 @@ def evaluate(
     device: torch.device | str = "cpu",
     batch_size: int = 64,
     views: Iterable[str] = ("HR",),
-    lr_scale: int = 4,
+    lr_scale: int | Sequence[int] = 4,
+    super_resolution: Mapping[int, nn.Module] | None = None,
+    oneside: bool = False,
 ) -> dict[str, dict[str, Verification]]:
     """Ten-fold verification of every set in every view: {view: {set name: result}}.
 
+    `super_resolution` has a network for each scale, on the device, for the view "SR". With `oneside` the first image of
+    a pair alone is degraded, and the second stays as in the view "HR", which then has to be there.
     Each image is read and cropped once for all views. The backbone is put into eval mode and back.
     """
-    chosen = views_named(views, lr_scale)
+    scales = (lr_scale,) if isinstance(lr_scale, int) else tuple(lr_scale)
+    chosen = views_named(views, scales, super_resolution, device)
+    if oneside and "HR" not in chosen:
+        raise UsageError("one side in low resolution: the other one is that of the view HR; add it")
     results: dict[str, dict[str, Verification]] = {view: {} for view in chosen}
     was_training = backbone.training
     backbone.eval()
     try:
         for pairs in pair_sets:
             started = time.perf_counter()
-            embeddings = _embed_set(backbone, pairs, device, batch_size, chosen)
+            embeddings = _embed_set(backbone, pairs, batch_size, chosen, oneside)
             rate = 2 * len(pairs) * len(chosen) / (time.perf_counter() - started)
             for view, vectors in embeddings.items():
                 results[view][pairs.name] = replace(_verify(pairs, vectors), images_per_second=rate)
     finally:
         backbone.train(was_training)
     return results
+
+
+def won_back(high: Verification, low: Verification, enlarged: Verification) -> float | None:
+    """The share of the accuracy lost at low resolution that super resolution wins back.
+
+    None where that loss is below one standard error of the accuracy at low resolution, a proportion of the P pairs:
+    a quotient of noise says nothing.
+    """
+    loss = high.accuracy - low.accuracy
+    if loss <= math.sqrt(low.accuracy * (1 - low.accuracy) / low.pairs):
+        return None
+    return (enlarged.accuracy - low.accuracy) / loss
 
 
 def average_accuracy(results: dict[str, Verification]) -> float:
@@ -74,15 +126,25 @@ def _verify(pairs: PairSet, vectors: np.ndarray) -> Verification:
         raise DataError(f"{pairs.name}: {error}") from None
 
 
+@torch.inference_mode()
 def _embed_set(
-    backbone: nn.Module, pairs: PairSet, device: torch.device | str, batch_size: int, views: dict[str, View]
+    backbone: nn.Module, pairs: PairSet, batch_size: int, views: dict[str, View], oneside: bool
 ) -> dict[str, np.ndarray]:
     """{view: (2P, D) float32}. The embeddings stay on the device until the last batch."""
     parts: dict[str, list[torch.Tensor]] = {view: [] for view in views}
+    done = 0
     for crops in _read_ahead(pairs, batch_size):
+        firsts = crops[done % 2 :: 2]  # of their pairs
+        done += len(crops)
         for name, view in views.items():
-            parts[name].append(embed(backbone, view(crops), device))
-    return {name: torch.cat(vectors).cpu().numpy() for name, vectors in parts.items()}
+            seen = firsts if oneside and name != "HR" else crops
+            if len(seen):
+                parts[name].append(_embed(backbone, view(seen)))
+    vectors = {name: torch.cat(batches) for name, batches in parts.items()}
+    if oneside:
+        for name in vectors.keys() - {"HR"}:
+            vectors[name] = torch.stack([vectors[name], vectors["HR"][1::2]], dim=1).flatten(0, 1)
+    return {name: values.cpu().numpy() for name, values in vectors.items()}
 
 
 def _read_ahead(pairs: PairSet, batch_size: int) -> Iterator[np.ndarray]:

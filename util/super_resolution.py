@@ -1,18 +1,21 @@
-"""Checkpoints of super resolution: which file is meant, and the network in it.
+"""Super resolution in use: which checkpoint is meant, the network in it, and what it makes of pixels.
 
 file = find_super_resolution("checkpoints_best", scale=4)
 network = load_super_resolution(file, 4, load_rcan)      # load_rcan of model.super_resolution
+large = enlarge(network, torch.from_numpy(shrink(faces, 28)))      # uint8 in, uint8 out
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from util.checkpoint import dated_runs, find_network, load
+from util.distributed import wrap
 from util.errors import DataError
 
 if TYPE_CHECKING:
@@ -41,6 +44,19 @@ def find_super_resolution(path: str | Path, scale: int, flag: str = "--sr_checkp
     )
 
 
+def load_networks(
+    path: str | Path, scales: Sequence[int], devices: Sequence[torch.device], build: Callable[..., RCAN]
+) -> dict[int, nn.Module]:
+    """The network for each scale, on the devices and named on the console, found and built as the two functions around
+    this one do it, which raise DataError."""
+    networks = {}
+    for scale in scales:
+        file = find_super_resolution(path, scale)
+        networks[scale] = wrap(load_super_resolution(file, scale, build).requires_grad_(False), devices)
+        print(f"super resolution x{scale}: {file}")
+    return networks
+
+
 def load_super_resolution(
     file: Path, expected_scale: int | None, build: Callable[[Mapping[str, Tensor]], RCAN]
 ) -> RCAN:
@@ -48,15 +64,34 @@ def load_super_resolution(
 
     Raises DataError for a file that holds no RCAN, or one for another scale than the expected one (None: any).
     """
-    try:
-        network = build(load(file))
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{file}: not a super resolution network ({error}); name an SR file") from None
+    network = as_network(load(file), file, build)
     if expected_scale is not None and network.scale != expected_scale:
         raise DataError(
             f"{file}: enlarges {network.scale} times, and scale {expected_scale} is wanted; name a file for scale "
             f"{expected_scale}, or ask for scale {network.scale}"
         )
     return network
+
+
+def as_network(state: Mapping[str, Tensor], file: Path, build: Callable[[Mapping[str, Tensor]], RCAN]) -> RCAN:
+    """The network that `build` makes of a state dict. Raises DataError, which names the file, if it cannot."""
+    try:
+        return build(state)
+    except ValueError as error:
+        raise DataError(f"{file}: not a super resolution network ({error}); name an SR file") from None
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 in [0, 1], in channels_last memory order (no copy of the layout)."""
+    return images.permute(0, 3, 1, 2).float().div_(255)
+
+
+def to_levels(images: Tensor) -> Tensor:
+    """(N, 3, H, W) float -> (N, H, W, 3) uint8: clipped to [0, 1] and rounded to grey levels."""
+    return images.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1)
+
+
+@torch.inference_mode()
+def enlarge(network: nn.Module, images: Tensor) -> Tensor:
+    """(N, h, w, 3) RGB uint8 on the network's device -> (N, scale * h, scale * w, 3) RGB uint8 there."""
+    return to_levels(network(to_unit(images)))
