@@ -164,6 +164,11 @@ def test_photographs_that_are_nowhere_and_a_list_that_is_missing_are_errors(writ
         run_lfw(source, tmp_path / "data")
 
 
+def test_a_source_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: no such folder; .*--source"):
+        run_lfw(tmp_path / "nowhere", tmp_path / "data")
+
+
 def test_missing_and_broken_photographs_are_counted_and_named_and_nothing_is_left_half_made(write_lfw, tmp_path):
     source = write_lfw()
     for name in ("p01", "p02"):
@@ -217,9 +222,9 @@ def test_a_set_that_is_made_is_left_and_another_one_is_never_replaced_unasked(wr
 
 def test_lfw_of_real_photographs_agrees_with_a_reference_alignment(shared, tmp_path, monkeypatch):
     monkeypatch.undo()  # the real detector
-    rows = [line.split("\t") for line in (shared / "lfw/pairs.txt").read_text().splitlines()[1:]]
-    same, different = [row for row in rows if len(row) == 3][:10], [row for row in rows if len(row) == 4][:10]
-    (tmp_path / "pairs.txt").write_text("\n".join("\t".join(row) for row in same + different))
+    same = [f"Colin_Powell\t{one}\t{other}" for one in range(1, 6) for other in range(one + 1, 6)]
+    different = [f"Colin_Powell\t{one}\tTony_Blair\t{other}" for one in range(1, 6) for other in (1, 2)]
+    (tmp_path / "pairs.txt").write_text("\n".join(same + different))
     out = run_lfw(shared / "lfw", tmp_path / "data", "--pairs", str(tmp_path / "pairs.txt"))
     made = load_pairs(out)
     names = [row.split("\t") for row in (out.parent / "lfw_pairs.txt").read_text().splitlines()]
@@ -229,7 +234,7 @@ def test_lfw_of_real_photographs_agrees_with_a_reference_alignment(shared, tmp_p
         name = Path(names[index // 2][index % 2])
         reference = cv2.imread(str(shared / "lfw/aligned_112" / name.parent.name / f"{name.stem}.jpg"))[:, :, ::-1]
         differences.append(np.abs(made.images(index, index + 1)[0].astype(int) - reference).mean())
-    assert np.median(differences) < 2 and np.mean(differences) < 4  # of 255 levels; landmarks differ a little in some
+    assert np.median(differences) < 2 and np.mean(differences) < 3  # of 255 levels; landmarks differ a little in some
 
 
 # --- CFP.

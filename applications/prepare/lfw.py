@@ -100,6 +100,10 @@ def make(source: Path, listed: Path, data_dir: Path, processes: int | None, forc
 
 def find_list(source: Path) -> Path:
     """pairs.txt in the folder or beside it. DataError if it is not there."""
+    if not source.is_dir():
+        raise DataError(
+            f"{source}: no such folder; name the one that has LFW with --source, or leave it out to download"
+        )
     for folder in (source, source.parent):
         if (folder / PAIRS.name).is_file():
             return folder / PAIRS.name
