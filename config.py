@@ -147,6 +147,16 @@ class Config(Settings):
         return ("HR", *(("LR",) if self.LR_eval or self.SR_eval else ()), *(("SR",) if self.SR_eval else ()))
 
     @property
+    def sr_scales(self) -> tuple[int, ...]:
+        """The scales that are evaluated after super resolution."""
+        return self.LR_scale if self.SR_eval else ()
+
+    @property
+    def sr_path(self) -> str:
+        """Where the networks for them are looked for."""
+        return self.sr_checkpoint_dir or self.best_checkpoint_dir
+
+    @property
     def named_pair_sets(self) -> dict[str, tuple[str, str | None]]:
         """{name: (path, folder of the images or None)} of `val_data`, in its order."""
         return {name: (path, root) for name, path, root in map(split_pair_set, self.val_data)}

@@ -130,16 +130,6 @@ def make_loader(config: TrainConfig, images: TrainingImages, devices: list[torch
     )
 
 
-def load_enlargers(config: TrainConfig, devices: list[torch.device]) -> dict[int, nn.Module]:
-    """The super resolution network for each scale that is evaluated."""
-    from model.super_resolution import load_rcan
-    from util.super_resolution import load_networks
-
-    if not config.SR_eval:
-        return {}
-    return load_networks(config.sr_checkpoint_dir or config.best_checkpoint_dir, config.LR_scale, devices, load_rcan)
-
-
 class Training:
     """The networks, their optimizer and their data; built from the configuration, then, for a resumed run, restored."""
 
@@ -156,15 +146,17 @@ class Training:
         from model.backbone import build_backbone
         from model.head import build_head
         from model.loss import build_loss
+        from model.super_resolution import load_rcan
         from util.distributed import wrap
         from util.optim import Schedule, parameter_groups
+        from util.super_resolution import load_networks
 
         self.config, self.device, self.images, self.pair_sets = config, devices[0], images, pair_sets
         self.backbone = build_backbone(config.backbone, embedding_size=config.embedding_size)
         self.head = build_head(config.head, config.embedding_size, len(images.classes), s=config.s, m=config.m)
         self.trained: nn.Module = wrap(self.backbone, devices, config.compile)
         self.evaluated: nn.Module = wrap(self.backbone, devices)  # compiling it for each shape would not pay
-        self.super_resolution = load_enlargers(config, devices)
+        self.super_resolution = load_networks(config.sr_path, config.sr_scales, devices, load_rcan)
         self.head.to(self.device)
         self.criterion = build_loss(config.loss)
         groups = parameter_groups([self.backbone, self.head], config.weight_decay)

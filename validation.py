@@ -34,11 +34,13 @@ def main(arguments: list[str]) -> None:
     config = parse_validation(arguments)
     check_outputs(config)
 
+    from model.super_resolution import load_rcan
     from util.checkpoint import find_backbone, newest_run
     from util.distributed import select_devices, wrap
     from util.evaluate import evaluate
     from util.log import evaluation_lines, labelled
     from util.plot import roc_figure, save_figure
+    from util.super_resolution import load_networks
     from util.transform import SIZE
 
     devices = select_devices(config.gpu_num)
@@ -48,7 +50,7 @@ def main(arguments: list[str]) -> None:
     pair_sets = open_pair_sets(config)
     for scale in config.LR_scale if len(config.views) > 1 else ():
         print(f"low resolution x{scale}: down to {SIZE // scale}x{SIZE // scale} pixels and up again")
-    enlargers = load_enlargers(config, devices)
+    enlargers = load_networks(config.sr_path, config.sr_scales, devices, load_rcan)
     results = evaluate(
         wrap(backbone, devices),
         pair_sets,
@@ -94,16 +96,6 @@ def load_backbone(file: Path, expected: str | None) -> tuple[str, nn.Module]:
     backbone = build_backbone(name, embedding_size=embedding_size)
     backbone.load_state_dict(state, strict=True)
     return name, backbone
-
-
-def load_enlargers(config: ValidationConfig, devices: list) -> dict[int, nn.Module]:
-    """The super resolution network for each scale that is evaluated."""
-    from model.super_resolution import load_rcan
-    from util.super_resolution import load_networks
-
-    if not config.SR_eval:
-        return {}
-    return load_networks(config.sr_checkpoint_dir or config.best_checkpoint_dir, config.LR_scale, devices, load_rcan)
 
 
 def open_pair_sets(config: ValidationConfig) -> list[PairSet]:

@@ -55,7 +55,13 @@ def test_files_that_the_readme_links_to_exist():
 @pytest.mark.parametrize(("kind", "script"), [(TrainConfig, "train.py"), (ValidationConfig, "validation.py")])
 def test_every_setting_is_read(kind, script):
     text = (ROOT / script).read_text()
-    text = text.replace("config.views", "config.LR_eval").replace("config.named_pair_sets", "config.val_data")
+    for derived, names in {
+        "views": "LR_eval",
+        "named_pair_sets": "val_data",
+        "sr_scales": "SR_eval",
+        "sr_path": "sr_checkpoint_dir",
+    }.items():
+        text = text.replace(f"config.{derived}", f"config.{names}")
     unread = {field.name for field in fields(kind) if not re.search(rf"config\.{field.name}\b", text)}
     assert not unread
 
