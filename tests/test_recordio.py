@@ -325,7 +325,7 @@ def test_the_loader_hands_up_a_broken_record_in_one_line(write_records, workers)
 # --- What is refused at opening.
 
 
-def refused(path: Path, message: str) -> None:
+def assert_refused(path: Path, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         RecordImages(path)
     assert "\n" not in str(caught.value) and str(caught.value).startswith(str(path.parent))
@@ -333,17 +333,17 @@ def refused(path: Path, message: str) -> None:
 
 def test_an_index_that_is_missing_is_asked_for(three_people):
     three_people.with_suffix(".idx").unlink()
-    refused(three_people, r"train\.idx: missing; train\.rec cannot be read without its index: copy it too, or")
+    assert_refused(three_people, r"train\.idx: missing; train\.rec cannot be read without its index: copy it too, or")
 
 
 def test_an_empty_file_is_refused(three_people):
     three_people.write_bytes(b"")
-    refused(three_people, r"train\.rec: empty; copy the set again")
+    assert_refused(three_people, r"train\.rec: empty; copy the set again")
 
 
 def test_a_missing_file_is_refused(three_people):
     three_people.unlink()
-    refused(three_people, r"train\.rec: cannot be read \(No such file or directory\)")
+    assert_refused(three_people, r"train\.rec: cannot be read \(No such file or directory\)")
 
 
 @pytest.mark.parametrize(
@@ -367,18 +367,18 @@ def test_a_missing_file_is_refused(three_people):
 )
 def test_an_index_that_does_not_fit_is_refused(three_people, text, message):
     three_people.with_suffix(".idx").write_text(text)
-    refused(three_people, message)
+    assert_refused(three_people, message)
 
 
 def test_an_index_that_is_no_text_is_refused(three_people):
     three_people.with_suffix(".idx").write_bytes(three_people.read_bytes())
-    refused(three_people, r"train\.idx: must have a line a record")
+    assert_refused(three_people, r"train\.idx: must have a line a record")
 
 
 @pytest.mark.parametrize("lost", [1, 20, 35, 200])
 def test_a_file_cut_short_is_refused(three_people, lost):
     three_people.write_bytes(three_people.read_bytes()[:-lost])
-    refused(three_people, "record 9: cut short|record [789] begins at byte .* cut short or belongs to another set")
+    assert_refused(three_people, "record 9: cut short|record [789] begins at byte .* cut short or belongs to another set")
 
 
 @pytest.mark.parametrize(
@@ -398,13 +398,13 @@ def test_a_file_cut_short_is_refused(three_people, lost):
     ],
 )
 def test_a_header_record_that_disagrees_with_the_index_is_refused(write_set, header, message):
-    refused(write_set([(1, 3), (3, 6), (6, 7)], [0, 0, 1, 1, 1, 2], header=header), message)
+    assert_refused(write_set([(1, 3), (3, 6), (6, 7)], [0, 0, 1, 1, 1, 2], header=header), message)
 
 
 def test_a_header_record_with_records_left_out_of_the_index_is_refused(three_people):
     index = three_people.with_suffix(".idx")
     index.write_text("".join(line for line in index.read_text().splitlines(True) if not line.startswith("3\t")))
-    refused(three_people, "record 0: labels 7 and 10|record 0: 2 labels, and the index has 9 records from 0 to 9")
+    assert_refused(three_people, "record 0: labels 7 and 10|record 0: 2 labels, and the index has 9 records from 0 to 9")
 
 
 @pytest.mark.parametrize(
@@ -427,19 +427,19 @@ def test_a_header_record_with_records_left_out_of_the_index_is_refused(three_peo
     ],
 )
 def test_identity_records_that_overlap_or_leave_the_file_are_refused(write_set, ranges, message):
-    refused(write_set(ranges, [0, 0, 1, 1, 1]), message)
+    assert_refused(write_set(ranges, [0, 0, 1, 1, 1]), message)
 
 
 @pytest.mark.parametrize("label", [-1, 0.5, float("nan"), float("inf"), 1e7])
 def test_a_label_that_is_no_class_number_is_refused(write_records, label):
     path = write_records(packed((0,), png(1)), packed((label,), png(2)), packed((1,), png(3)))
-    refused(path, rf"record 1: label {re.escape(f'{label:g}')}, and a label must be a whole number from 0 to 9999999")
+    assert_refused(path, rf"record 1: label {re.escape(f'{label:g}')}, and a label must be a whole number from 0 to 9999999")
 
 
 def test_fewer_than_two_people_are_refused(write_records, write_set):
-    refused(write_records(packed((4,), png(1)), packed((4,), png(2))), "images of 1 people, and training needs two")
-    refused(write_set([(1, 3)], [0, 0]), "images of 1 people")
-    refused(write_set([], []), "images of 0 people")
+    assert_refused(write_records(packed((4,), png(1)), packed((4,), png(2))), "images of 1 people, and training needs two")
+    assert_refused(write_set([(1, 3)], [0, 0]), "images of 1 people")
+    assert_refused(write_set([], []), "images of 0 people")
 
 
 # --- What is found when a record is read.
