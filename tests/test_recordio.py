@@ -378,7 +378,9 @@ def test_an_index_that_is_no_text_is_refused(three_people):
 @pytest.mark.parametrize("lost", [1, 20, 35, 200])
 def test_a_file_cut_short_is_refused(three_people, lost):
     three_people.write_bytes(three_people.read_bytes()[:-lost])
-    assert_refused(three_people, "record 9: cut short|record [789] begins at byte .* cut short or belongs to another set")
+    assert_refused(
+        three_people, "record 9: cut short|record [789] begins at byte .* cut short or belongs to another set"
+    )
 
 
 @pytest.mark.parametrize(
@@ -404,7 +406,9 @@ def test_a_header_record_that_disagrees_with_the_index_is_refused(write_set, hea
 def test_a_header_record_with_records_left_out_of_the_index_is_refused(three_people):
     index = three_people.with_suffix(".idx")
     index.write_text("".join(line for line in index.read_text().splitlines(True) if not line.startswith("3\t")))
-    assert_refused(three_people, "record 0: labels 7 and 10|record 0: 2 labels, and the index has 9 records from 0 to 9")
+    assert_refused(
+        three_people, "record 0: labels 7 and 10|record 0: 2 labels, and the index has 9 records from 0 to 9"
+    )
 
 
 @pytest.mark.parametrize(
@@ -433,11 +437,15 @@ def test_identity_records_that_overlap_or_leave_the_file_are_refused(write_set, 
 @pytest.mark.parametrize("label", [-1, 0.5, float("nan"), float("inf"), 1e7])
 def test_a_label_that_is_no_class_number_is_refused(write_records, label):
     path = write_records(packed((0,), png(1)), packed((label,), png(2)), packed((1,), png(3)))
-    assert_refused(path, rf"record 1: label {re.escape(f'{label:g}')}, and a label must be a whole number from 0 to 9999999")
+    assert_refused(
+        path, rf"record 1: label {re.escape(f'{label:g}')}, and a label must be a whole number from 0 to 9999999"
+    )
 
 
 def test_fewer_than_two_people_are_refused(write_records, write_set):
-    assert_refused(write_records(packed((4,), png(1)), packed((4,), png(2))), "images of 1 people, and training needs two")
+    assert_refused(
+        write_records(packed((4,), png(1)), packed((4,), png(2))), "images of 1 people, and training needs two"
+    )
     assert_refused(write_set([(1, 3)], [0, 0]), "images of 1 people")
     assert_refused(write_set([], []), "images of 0 people")
 
