@@ -29,7 +29,7 @@ PARTS = ("Backbone", "Head", "Optimizer")  # the files of an epoch; the first on
 SR_PARTS = ("SR", "Optimizer")
 # What a run needs to go on: the keys of its Optimizer files.
 _STATE = {"optimizer", "epoch", "step", "best_epoch", "settings"}
-_STATES = {"Backbone": _STATE | {"best_accuracy", "random_states", "classes"}, "SR": _STATE | {"best_psnr"}}
+_STATES = {"Backbone": _STATE | {"best_accuracy", "random_states", "classes"}, "SR": _STATE | {"best_psnr", "data"}}
 # Ours, the older toolkit's Backbone_Epoch_1_Batch_17.pth, and face.evoLVe's
 # Backbone_IR_50_Epoch_1_Batch_17_Time_2019-07-28-19-15_checkpoint.pth.
 _EPOCH_FILE = re.compile(r"[A-Za-z]+(?:_.+)?_(?:Epoch_)?(?P<epoch>\d+)_(?:Batch_)?(?P<batch>\d+)(?:_Time_.*)?\.pth")

@@ -22,6 +22,7 @@ class RCAN(nn.Module):
         if num_features % reduction:
             raise ValueError(f"{num_features} channels cannot be squeezed by {reduction}, which has to divide them")
         self.scale = scale
+        self.sizes = dict(num_features=num_features, num_rg=num_rg, num_rcab=num_rcab, reduction=reduction)
         self.sf = _conv(3, num_features)
         self.rgs = nn.Sequential(*(_Group(num_features, num_rcab, reduction) for _ in range(num_rg)))
         self.conv1 = _conv(num_features, num_features)

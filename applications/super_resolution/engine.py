@@ -1,0 +1,66 @@
+"""One epoch of training a super resolution network."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from util.errors import RunError
+from util.super_resolution import to_unit
+
+Report = Callable[[int, dict[str, float]], None]
+
+
+def cosine_at(step: int, steps: int, first: float) -> float:
+    """The learning rate of step 0, 1, ...: from `first` down to nearly 0 along half a cosine."""
+    return first * (1 + math.cos(math.pi * min(step / steps, 1.0))) / 2
+
+
+def train_one_epoch(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    steps_per_epoch: int,
+    epoch: int,
+    lr_at: Callable[[int], float],
+    device: torch.device,
+    report: Report,
+    report_every: int,
+    identity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    identity_weight: float = 0.0,
+) -> dict[str, float]:
+    """Trains on `batches` of small and large images, uint8: L1 + identity_weight * identity, in epoch 0, 1, ...
+
+    Returns the epoch's averages: loss and l1 (of pixels in [0, 1]), identity where there is one, and the last lr.
+    `report(steps done, averages so far)` is called every `report_every` steps and at the end, and only then are numbers
+    fetched from the device. Raises RunError there if the loss is no longer finite.
+    """
+    network.train()
+    names = ("loss", "l1", "identity") if identity else ("loss", "l1")
+    totals = torch.zeros(len(names), device=device)
+    averages: dict[str, float] = {}
+    for index, (low, high) in enumerate(batches):
+        lr = lr_at(epoch * steps_per_epoch + index)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        real = to_unit(high.to(device, non_blocking=True))
+        enlarged = network(to_unit(low.to(device, non_blocking=True)))
+        l1 = nn.functional.l1_loss(enlarged, real)
+        terms = [l1, identity(enlarged, real)] if identity else [l1]
+        loss = sum(weight * term for weight, term in zip((1.0, identity_weight), terms, strict=False))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+        totals += torch.stack([loss.detach(), *(term.detach() for term in terms)])
+        done = index + 1
+        if done % report_every == 0 or done == steps_per_epoch:
+            averages = dict(zip(names, (totals / done).tolist(), strict=True)) | {"lr": lr}
+            if not math.isfinite(averages["loss"]):
+                raise RunError(
+                    f"the loss became {averages['loss']} in epoch {epoch + 1}, between steps "
+                    f"{max(0, done - report_every) + 1} and {done}; lower --lr"
+                )
+            report(done, averages)
+    return averages
