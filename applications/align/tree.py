@@ -95,7 +95,7 @@ def align_tree(
     Detector(devices[0], settings.min_face, settings.thresholds)  # what is wrong with them is said here, and once
     described = {"source": str(source.resolve()), **asdict(settings), "thresholds": list(settings.thresholds)}
     with Manifest(dest, described, force) as manifest:
-        folders = list(_folders_of(files) if files is not None else _walk(source, dest))
+        folders = list(_folders_of(files) if files is not None else walk(source, dest))
         left = sum(job.path not in manifest.done for folder in folders for job in _jobs(*folder))
         processes = min(_default_processes(devices) if processes is None else processes, -(-left // _FILES_AT_ONCE))
         jobs = (job for folder in folders for job in _jobs(*folder) if job.path not in manifest.done)
@@ -140,7 +140,7 @@ def _default_processes(devices: Sequence[torch.device]) -> int:
     return cores if devices[0].type == "cpu" else min(cores, 8 * len(devices))
 
 
-def _walk(source: Path, dest: Path) -> Iterator[tuple[str, list[str]]]:
+def walk(source: Path, dest: Path) -> Iterator[tuple[str, list[str]]]:
     """(folder relative to source, names of its files), in order. Links to folders are followed, but in no circle, and
     the destination is left out where it lies within the source."""
     seen, aside = set(), os.path.realpath(dest)
