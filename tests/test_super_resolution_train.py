@@ -2,15 +2,26 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
+from itertools import pairwise
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
 from applications.super_resolution import train
-from model.super_resolution import identify_rcan
+from applications.super_resolution.engine import cosine_at
+from applications.super_resolution.settings import TrainSettings
+from model.backbone import build_backbone
+from model.super_resolution import RCAN, identify_rcan
 from util import checkpoint
+from util.errors import DataError, RunError, UsageError
 
+ROOT = Path(__file__).parents[1]
 TINY = ("--num_features=4", "--num_rg=1", "--num_rcab=1", "--reduction=2", "--batch_size=2", "--val_images=3")
 
 
@@ -68,3 +79,221 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_was_never_interrupted(r
     assert (ours["best_psnr"], ours["best_epoch"]) == (theirs["best_psnr"], theirs["best_epoch"])
     for key, value in ours["optimizer"]["state"].items():
         assert all(torch.equal(value[name], theirs["optimizer"]["state"][key][name]) for name in value)
+
+
+def records(tmp_path: Path, run: Path, name: str = "a") -> list[dict]:
+    lines = (tmp_path / f"{name}_log" / run.name / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def write_waves(root: Path) -> Path:
+    """Eight images of four people, of fine waves that shrinking weakens: what to do about it can be learned quickly."""
+    rng = np.random.default_rng(2)
+    rows, columns = np.mgrid[:112, :112]
+    for number in range(8):
+        angle, length = rng.uniform(0, np.pi), rng.uniform(4.5, 6)
+        wave = np.sin(2 * np.pi * (columns * np.cos(angle) + rows * np.sin(angle)) / length)
+        image = np.rint(128 + 90 * wave[:, :, None] * rng.uniform(0.5, 1, 3)).astype(np.uint8)
+        (root / f"person_{number // 2}").mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(root / f"person_{number // 2}" / f"{number}.png"), image)
+    return root
+
+
+def test_training_beats_interpolation_and_the_network_that_it_starts_from(run_training, tmp_path):
+    data = write_waves(tmp_path / "waves")
+    flags = ("--scale=2", "--steps=25", "--patch=24", "--val_share=0.25")
+    sizes = ("--num_features=8", "--num_rg=1", "--num_rcab=1", "--reduction=2", "--batch_size=2")
+    run = run_training("--epochs=3", "--lr=0.003", *flags, data=data, sizes=sizes)
+    untrained = run_training("--epochs=1", "--lr=1e-12", *flags, data=data, sizes=sizes, name="b")
+    epochs, (start,) = records(tmp_path, run), records(tmp_path, untrained, "b")
+    assert start["bicubic"] == epochs[0]["bicubic"]
+    assert epochs[-1]["loss"] < 0.7 * min(epochs[0]["loss"], start["loss"])
+    assert epochs[-1]["SR"]["psnr_luma"] > max(start["SR"]["psnr_luma"], start["bicubic"]["psnr_luma"]) + 1
+
+
+def test_the_learning_rate_rises_and_then_falls_along_a_cosine():
+    rates = [cosine_at(step, 100, 2.0) for step in range(101)]
+    assert [rate > 0 for rate in rates[:100]] == [True] * 100
+    assert rates[0] == pytest.approx(0.4) and max(rates) == rates[4] < 2
+    assert rates[50] == pytest.approx(1) and rates[100] == pytest.approx(0)
+    assert all(first > second for first, second in pairwise(rates[4:]))
+    assert cosine_at(150, 100, 2.0) == pytest.approx(0)
+
+
+def test_an_epoch_without_steps_takes_as_many_as_the_images_fill(run_training, capsys):
+    run = run_training("--epochs=1")
+    assert "8 images of 2 people" in (said := capsys.readouterr().out) and "4 steps an epoch" in said
+    assert (run / "SR_1_4.pth").is_file()
+
+
+def test_a_verification_set_can_be_validated_on(run_training, tiny_data, capsys):
+    run_training("--epochs=1", "--steps=1", f"--val_data={tiny_data / 'lfw_align_112' / 'lfw'}")
+    said = capsys.readouterr().out
+    assert "12 images of 3 people" in said and "validating on 3 images of" in said
+
+
+def test_the_identity_term_is_trained_and_logged(run_training, tmp_path, capsys):
+    torch.manual_seed(0)
+    file = tmp_path / "Backbone_1_2.pth"
+    torch.save(build_backbone("MobileFaceNet_025", embedding_size=16).state_dict(), file)
+    run = run_training("--epochs=1", "--steps=2", "--identity_weight=0.5", f"--identity_backbone={file}")
+    record = records(tmp_path, run)[0]
+    assert record["loss"] == pytest.approx(record["l1"] + 0.5 * record["identity"], rel=1e-5)
+    assert record["identity"] > 0 and "identity: 0.5 * (1 - cosine) under MobileFaceNet_025" in capsys.readouterr().out
+    assert set(load(run, "SR_1_2")) == set(RCAN(4, 4, 1, 1, 2).state_dict())
+
+
+def test_sizes_follow_the_device_and_flags_of_their_own():
+    given = TrainSettings(data="x", num_rg=3)
+    small = given.with_size("small")
+    assert small.network_sizes == {"num_features": 32, "num_rg": 3, "num_rcab": 4, "reduction": 8}
+    assert (small.lr, small.batch_size) == (5e-4, 4)
+    paper = TrainSettings(data="x", size="default", lr=0.5).with_size("small")
+    assert paper.network_sizes == {"num_features": 64, "num_rg": 10, "num_rcab": 20, "reduction": 16}
+    assert (paper.lr, paper.batch_size) == (0.5, 16)
+
+
+def test_settings_of_a_resumed_run_hold_unless_said_otherwise(run_training, tmp_path, capsys):
+    run = run_training("--epochs=1", "--steps=1")
+    run_training("--epochs=2", f"--resume_dir={run / 'SR_1_1.pth'}", sizes=())
+    said = capsys.readouterr().out
+    assert "SR_1_1.pth after epoch 1" in said and "changed setting: --epochs was 1, now 2" in said
+    assert said.count("changed setting") == 1 and (run / "SR_2_2.pth").is_file()
+    best = tmp_path / "a_best" / run.name
+    run_training("--epochs=3", f"--resume_dir={best}", sizes=())
+    assert (run / "SR_3_3.pth").is_file()
+    run_training(f"--resume_dir={run}", "--epochs=3", sizes=())
+    assert "all of its 3 epochs are done" in capsys.readouterr().out
+
+
+def test_epochs_that_are_done_again_are_set_aside(run_training, tmp_path):
+    run = run_training("--epochs=2", "--steps=1")
+    run_training(f"--resume_dir={run / 'SR_1_1.pth'}", sizes=())
+    assert {file.name for file in (run / "superseded").iterdir()} == {"SR_2_2.pth", "Optimizer_2_2.pth"}
+    assert [record["epoch"] for record in records(tmp_path, run)] == [1, 2]
+
+
+def test_other_validation_images_look_for_the_best_anew(run_training, capsys):
+    run = run_training("--epochs=1", "--steps=1")
+    state = load(run, "Optimizer_1_1")
+    state["best_psnr"] = 99.0
+    torch.save(state, run / "Optimizer_1_1.pth")
+    run_training("--epochs=2", f"--resume_dir={run}", sizes=())
+    assert load(run, "Optimizer_2_2")["best_psnr"] == 99
+    run_training("--epochs=3", f"--resume_dir={run}", "--val_images=2", sizes=())
+    assert "the best epoch is looked for anew" in capsys.readouterr().out
+    assert load(run, "Optimizer_3_3")["best_epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--scale=2", "--scale=2: the run to resume has 4; leave it"),
+        ("--num_rg=2", "--num_rg=2: the run to resume has 1"),
+    ],
+)
+def test_another_network_cannot_be_resumed_with(run_training, flag, message):
+    run = run_training("--epochs=1", "--steps=1")
+    with pytest.raises(UsageError, match=message):
+        run_training("--epochs=2", f"--resume_dir={run}", flag, sizes=())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--scale=3"], r"--scale: '3' is not one of 2, 4, 8"),
+        (["--scale=8", "--patch=15"], "--patch=15: a face has 14 pixels at --scale=8"),
+        (["--identity_weight=1"], "--identity_weight: needs a recognition network"),
+        (["--identity_weight=1", "--identity_backbone=x", "--patch=8"], "--patch: the identity of a patch is unknown"),
+        (["--val_share=0"], "--val_share=0: leaves nothing to validate on"),
+        (["--num_features=6", "--reduction=4"], "--num_features and --reduction: 6 channels cannot be squeezed by 4"),
+        (["--num_features=2"], "2 channels cannot carry 3 colours"),
+        (["--batch_size=64"], "--batch_size=64: .* has only 8 images"),
+        (["--lr=0"], "--lr: '0' is not a number above 0"),
+        (["--sizes=small"], "--sizes: unknown flag; the nearest one is --size"),
+    ],
+)
+def test_bad_command_lines_are_refused(run_training, flags, message):
+    with pytest.raises(UsageError, match=message):
+        run_training("--epochs=1", *flags)
+
+
+def test_data_are_asked_for():
+    with pytest.raises(UsageError, match="--data: missing"):
+        train.main(["--scale=4"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(run_training):
+    run = run_training("--epochs=1", "--steps=2")
+    with pytest.raises(RunError, match=r"(no longer finite|became).*lower --lr.*last good checkpoint is .*SR_1_2\.pth"):
+        run_training("--epochs=3", "--lr=1e30", f"--resume_dir={run}", sizes=())
+    assert {file.name for file in run.glob("*.pth")} == {"SR_1_2.pth", "Optimizer_1_2.pth"}
+
+
+def test_a_full_disk_names_what_is_whole_and_leaves_no_part(run_training, monkeypatch):
+    run = run_training("--epochs=1", "--steps=1")
+    write = torch.save
+
+    def failing(content, path):
+        write(content, path)
+        if path.name.startswith(".Optimizer_2"):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", failing)
+    with pytest.raises(RunError, match=r"cannot be written .*No space.*make room.*last good checkpoint is .*SR_1_1"):
+        run_training("--epochs=3", f"--resume_dir={run}", sizes=())
+    assert not list(run.rglob("*partial*"))
+    monkeypatch.undo()
+    run_training(f"--resume_dir={run}", "--epochs=2", sizes=())
+    assert (run / "Optimizer_2_2.pth").is_file()
+
+
+def test_a_broken_image_is_named(run_training, make_people, tmp_path):
+    root = make_people(tmp_path / "imgs", people=2, images=3)
+    for number in range(3):
+        (root / "person_1" / f"image_{number}.jpg").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"person_1/image_\d\.jpg: not an image"):
+        run_training("--epochs=1", "--steps=5", data=root)
+
+
+@pytest.mark.parametrize("program", ["train", "upscale"])
+@pytest.mark.parametrize("form", ["module", "script"])
+def test_help_and_mistakes_are_answered_without_importing_torch(program, form):
+    name = f"applications.super_resolution.{program}"
+    run = f"runpy.run_module('{name}', run_name='__main__')"
+    if form == "script":
+        run = f"runpy.run_path('{name.replace('.', '/')}.py', run_name='__main__')"
+    for flag, code, printed in (("--help", 0, "--gpu_num"), ("--scale=5", 2, "--scale: '5' is not one of 2, 4, 8")):
+        ended = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                f"import sys, runpy; sys.argv = ['x', '{flag}']\ntry: {run}\n"
+                "finally: print('torch' in sys.modules, 'skimage' in sys.modules)",
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == code and ended.stdout.endswith("False False\n")
+        assert printed in ended.stdout + ended.stderr and ended.stderr.count("\n") == (code > 0)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_run_in_one_line(tiny_data, tmp_path):
+    folders = [f"--{name}={tmp_path / name}" for name in ("checkpoint_dir", "best_checkpoint_dir", "log_dir")]
+    command = [sys.executable, "-m", "applications.super_resolution.train", f"--data={tiny_data / 'imgs'}"]
+    process = subprocess.Popen(
+        [*command, *folders, *TINY, "--gpu_num=cpu", "--epochs=9999", "--steps=10", "--num_workers=1"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not process.stdout.readline().startswith("epoch 1/9999"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors.strip() == "Interrupted."
+    assert not list(tmp_path.rglob("*partial*"))

@@ -7,14 +7,17 @@ import torch
 from torch import nn
 
 from util.errors import RunError
+from util.optim import ramp_at
 from util.super_resolution import to_unit
 
+_RISE = 0.05  # of all steps
 Report = Callable[[int, dict[str, float]], None]
 
 
-def cosine_at(step: int, steps: int, first: float) -> float:
-    """The learning rate of step 0, 1, ...: from `first` down to nearly 0 along half a cosine."""
-    return first * (1 + math.cos(math.pi * min(step / steps, 1.0))) / 2
+def cosine_at(step: int, steps: int, highest: float) -> float:
+    """The learning rate of step 0, 1, ...: a linear rise over the first twentieth of all `steps`, under half a cosine
+    that falls from `highest` to 0. Without the rise, Adam's first steps undo that a new network interpolates."""
+    return highest * ramp_at(step, steps, _RISE) * (1 + math.cos(math.pi * min(step / steps, 1.0))) / 2
 
 
 def train_one_epoch(

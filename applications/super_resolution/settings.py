@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from util.conversions import number, one_of, to_gpus, to_path, whole
 from util.errors import UsageError
-from util.flags import Given, Settings, named, parse, setting
+from util.flags import Given, Settings, named, parse, setting, switch
 
 FACE = 112  # pixels of an aligned face
 SCALES = ("2", "4", "8")
@@ -74,7 +74,7 @@ class TrainSettings(Settings):
         OPTIMISATION,
         number("a number above 0", lambda value: value > 0),
         "X",
-        "learning rate of Adam at the start; it falls to 0 along a cosine",
+        "highest learning rate of Adam: it rises over a twentieth of the steps, then falls to 0 along a cosine",
         "5e-4 for small, 1e-4 (the paper's) for default",
     )
     identity_weight: float = setting(0.0, IDENTITY, _NOT_NEGATIVE, "X", "weight of the identity term beside L1")
@@ -127,3 +127,34 @@ def parse_train(argv: list[str], inherit: Callable[[str], Given]) -> TrainSettin
         return inherit(given["resume_dir"]) if given.get("resume_dir") is not None else {}
 
     return parse(TrainSettings, "-m applications.super_resolution.train", GROUPS, argv, inherit_where_resumed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscaleSettings(Settings):
+    """The settings of applications/super_resolution/upscale.py."""
+
+    source: str | None = setting(None, WHERE, to_path, "DIR", "images, in folders; only read", "required")
+    out: str | None = setting(
+        None, WHERE, to_path, "DIR", "where the enlarged images go, in the same folders", "required"
+    )
+    sr_checkpoint_dir: str = setting(
+        "checkpoints_best", WHERE, to_path, "PATH", "the network: an SR file, a run, or a folder of runs"
+    )
+    scale: int | None = setting(
+        None, MODEL, _scale, "N", "that the network must have", "its own; 4 in a folder of runs"
+    )
+    degrade: bool = switch(DATA, "shrink the images, which are faces, before they are enlarged: for a look")
+    format: str = named("png", DATA, ("png", "jpg"), text="png, or jpg of quality 95")
+    batch_size: int = setting(16, MACHINE, whole(1), "N", "images of 112x112 at once; more of smaller ones")
+    gpu_num: tuple[int, ...] = setting((0,), MACHINE, to_gpus, "LIST", "GPUs, like 0 or [0,1], or cpu", "cpu")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("source", "out"):
+            if getattr(self, name) is None:
+                raise UsageError(f"--{name}: missing; name a folder")
+
+
+def parse_upscale(argv: list[str]) -> UpscaleSettings:
+    """The settings from the arguments; as parse_train."""
+    return parse(UpscaleSettings, "-m applications.super_resolution.upscale", GROUPS, argv)

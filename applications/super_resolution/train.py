@@ -180,7 +180,7 @@ class Training:
         self.identity = self._load_identity()
         self.optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr)
         self.loader = make_loader(settings, images, devices)
-        self.lr_at = partial(cosine_at, steps=settings.epochs * len(self.loader), first=settings.lr)
+        self.lr_at = partial(cosine_at, steps=settings.epochs * len(self.loader), highest=settings.lr)
         self.epoch, self.step, self.latest = 0, 0, "none yet"
         self.best_psnr, self.best_epoch = None, 0
         if resumed:
@@ -188,7 +188,7 @@ class Training:
         weights = sum(parameter.numel() for parameter in network.parameters())
         sizes = ", ".join(f"{name} {value}" for name, value in network.sizes.items())
         print(
-            f"RCAN x{network.scale}: {sizes} ({weights:,} weights); {len(self.loader)} steps an epoch, lr from "
+            f"RCAN x{network.scale}: {sizes} ({weights:,} weights); {len(self.loader)} steps an epoch, lr up to "
             f"{settings.lr:g}"
         )
 
@@ -220,7 +220,6 @@ class Training:
         import torch
 
         from applications.super_resolution.log import RunLog
-        from util import checkpoint
 
         log = RunLog(run, self.epoch, self.step)
         while self.epoch < self.settings.epochs:
@@ -235,10 +234,7 @@ class Training:
             is_best = self._note(quality)
             record = {"epoch": self.epoch, "step": self.step, **averages}
             log.epoch(self.settings.epochs, record, quality, self.validation.bicubic, samples)
-            file = checkpoint.save_parts(run, {"SR": self.network}, self._state())
-            if is_best:
-                checkpoint.save_best(run, file)
-            self.latest = str(file)
+            self._save(run, is_best)
         log.close()
         print(f"done: {self.latest}, best in {run.best}")
 
@@ -266,6 +262,20 @@ class Training:
         self.epoch += 1
         self.step += len(self.loader)
         return averages
+
+    def _save(self, run: Run, is_best: bool) -> None:
+        from util import checkpoint
+
+        try:
+            file = checkpoint.save_parts(run, {"SR": self.network}, self._state())
+            if is_best:
+                checkpoint.save_best(run, file)
+        except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
+            raise RunError(
+                f"{run.checkpoints}: epoch {self.epoch} cannot be written ({error}); make room, and go on with "
+                f"--resume_dir. The last good checkpoint is {self.latest}"
+            ) from None
+        self.latest = str(file)
 
     def _note(self, quality: Quality) -> bool:
         """Whether this epoch is the best so far."""
