@@ -1,6 +1,7 @@
 """What a run of super resolution says after each epoch: a line, metrics.jsonl, sample images, TensorBoard."""
 
 import json
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ class RunLog:
     def __init__(self, run: Run, epoch: int = 0, step: int = 0):
         from torch.utils.tensorboard import SummaryWriter
 
+        threading.excepthook = _report_but_full_disks
         run.log.mkdir(parents=True, exist_ok=True)
         self._folder, self._metrics = run.log, run.log / "metrics.jsonl"
         cut_metrics(self._metrics, epoch)
@@ -43,6 +45,12 @@ class RunLog:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _report_but_full_disks(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread hands its error over to the main one, which says it in a line: it need not say it too."""
+    if not issubclass(failed.exc_type, OSError):
+        threading.__excepthook__(failed)
 
 
 def quality_line(network: Quality, bicubic: Quality) -> str:

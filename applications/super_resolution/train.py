@@ -24,8 +24,10 @@ from util.errors import RunError, UsageError, run_script
 
 # torch takes seconds to import: what needs it is imported in functions, once the command line is known to be right.
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
+    from applications.super_resolution.log import RunLog
     from applications.super_resolution.quality import Quality, Validation
     from model.super_resolution import RCAN
     from util.checkpoint import Resumable, Run
@@ -231,10 +233,7 @@ class Training:
                 reason = str(error).split(". ")[0]
                 raise RunError(f"{reason}; lower --batch_size. The last good checkpoint is {self.latest}") from None
             quality, samples = self.validation(self.runner, self.device)
-            is_best = self._note(quality)
-            record = {"epoch": self.epoch, "step": self.step, **averages}
-            log.epoch(self.settings.epochs, record, quality, self.validation.bicubic, samples)
-            self._save(run, is_best)
+            self._save(run, log, averages, quality, samples)
         log.close()
         print(f"done: {self.latest}, best in {run.best}")
 
@@ -263,14 +262,18 @@ class Training:
         self.step += len(self.loader)
         return averages
 
-    def _save(self, run: Run, is_best: bool) -> None:
+    def _save(self, run: Run, log: RunLog, averages: dict[str, float], quality: Quality, samples: np.ndarray) -> None:
+        """Logs and saves an epoch, and as the best if it is. RunError on a full disk."""
         from util import checkpoint
 
+        is_best = self._note(quality)
+        record = {"epoch": self.epoch, "step": self.step, **averages}
         try:
+            log.epoch(self.settings.epochs, record, quality, self.validation.bicubic, samples)
             file = checkpoint.save_parts(run, {"SR": self.network}, self._state())
             if is_best:
                 checkpoint.save_best(run, file)
-        except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
+        except (OSError, RuntimeError) as error:  # the latter is what torch's writer raises
             raise RunError(
                 f"{run.checkpoints}: epoch {self.epoch} cannot be written ({error}); make room, and go on with "
                 f"--resume_dir. The last good checkpoint is {self.latest}"
