@@ -12,7 +12,6 @@ from util import transform
 from util.data import (
     INSIGHTFACE_FOLDERS,
     Augmentation,
-    BalancedSampler,
     ImageFolder,
     TrainLoader,
     _start_worker,
@@ -22,6 +21,7 @@ from util.data import (
 from util.errors import DataError
 from util.record_images import RecordImages
 from util.recordio import write_people
+from util.sampler import BalancedSampler
 
 
 def test_the_first_known_folder_is_trained_on(tmp_path):
@@ -205,38 +205,6 @@ def test_a_program_ends_although_a_loader_is_in_use(people_folder):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_every_class_is_drawn_as_often_and_every_image_within_it():
-    labels = np.repeat([0, 1, 2], [2, 8, 90])
-    shuffle = np.random.default_rng(0).permutation(100)
-    labels = labels[shuffle]
-    sampler = BalancedSampler(labels, 30, seed=1)
-    drawn = np.concatenate([sampler.order(epoch) for epoch in range(400)])
-    assert len(sampler.order(0)) == 100
-    assert len(drawn) == 40000
-    counts = np.bincount(drawn, minlength=100)
-    expected = 40000 / 3 / np.bincount(labels)[labels]
-    assert (np.abs(counts - expected) < 5 * np.sqrt(expected)).all()
-
-
-def test_batches_follow_the_order_and_the_last_partial_one_is_dropped():
-    sampler = BalancedSampler(np.repeat([0, 1], [4, 6]), 3, seed=1)
-    sampler.epoch = 2
-    batches = list(sampler)
-    assert len(sampler) == len(batches) == 3
-    assert [batch.start for batch in batches] == [0, 3, 6]
-    assert {batch.epoch for batch in batches} == {2}
-    np.testing.assert_array_equal(np.concatenate([batch.indices for batch in batches]), sampler.order(2)[:9])
-
-
-def test_the_order_depends_on_seed_and_epoch_alone():
-    labels = np.repeat([0, 1], [40, 60])
-    one, same, other = (BalancedSampler(labels, 8, seed) for seed in (1, 1, 2))
-    list(one)  # what was drawn before does not matter
-    np.testing.assert_array_equal(one.order(5), same.order(5))
-    assert (one.order(5) != one.order(6)).any()
-    assert (one.order(5) != other.order(5)).any()
-
-
 def batches_of(loader: TrainLoader, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
     images, labels = zip(*loader.epoch(epoch), strict=True)
     return torch.cat(images), torch.cat(labels)
@@ -264,6 +232,18 @@ def test_any_sample_can_be_made_again(people_folder):
     expected = transform.train_crop(images.image(index), np.random.default_rng([3, 4, 5]))
     np.testing.assert_array_equal(pixels[5].numpy(), expected)
     assert labels[5] == images.labels[index]
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation(lr_sizes=(28, 56)), Augmentation(strong=True)])
+def test_ranks_together_see_the_pixels_that_one_process_sees(people_folder, augmentation):
+    images = ImageFolder(people_folder)
+    alone = TrainLoader(images, 6, augmentation, seed=3, steps=3)
+    ranks = [TrainLoader(images, 2, augmentation, seed=3, steps=3, rank=rank, ranks=3) for rank in range(3)]
+    assert [len(loader) for loader in [alone, *ranks]] == [3] * 4
+    steps = [list(loader.epoch(2)) for loader in ranks]
+    for step, (pixels, labels) in enumerate(alone.epoch(2)):
+        assert torch.equal(torch.cat([batches[step][0] for batches in steps]), pixels)
+        assert torch.equal(torch.cat([batches[step][1] for batches in steps]), labels)
 
 
 def test_the_first_images_are_those_of_the_first_batch(people_folder):

@@ -1,4 +1,4 @@
-"""Training data: sets of images, a sampler balanced by class, and a loader whose every sample can be made again."""
+"""Training data: sets of images, and a loader whose every sample can be made again."""
 
 import os
 import signal
@@ -13,12 +13,13 @@ import cv2
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from util import transform
 from util.decode import decode_face
 from util.errors import DataError
 from util.record_images import RecordImages
+from util.sampler import BalancedSampler, Batch
 
 # Looked for in data_dir, in this order: first these folders, then, where they hold images, InsightFace's.
 TRAIN_FOLDERS = ("imgs_casia", "ms1m_align_112", "imgs_train", "imgs")
@@ -167,51 +168,11 @@ class Augmentation:
         return crop
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Which images make up one batch: positions start, start + 1, ... of the epoch's order."""
-
-    epoch: int
-    start: int
-    indices: np.ndarray  # (B,)
-
-
-class BalancedSampler(Sampler[Batch]):
-    """Draws images with replacement, every class as often as any other (weight 1 / class size).
-
-    An epoch has `steps` batches, or by default as many as N images fill; a last partial batch is dropped. The order is
-    a pure function of (seed, epoch).
-    """
-
-    def __init__(self, labels: np.ndarray, batch_size: int, seed: int, steps: int | None = None):
-        self.epoch = 0
-        self._batch_size, self._seed = batch_size, seed
-        self._total = len(labels) if steps is None else steps * batch_size
-        self._by_class = np.argsort(labels, kind="stable")
-        self._sizes = np.bincount(labels)
-        self._starts = np.cumsum(self._sizes) - self._sizes
-
-    def __len__(self) -> int:
-        return self._total // self._batch_size
-
-    def order(self, epoch: int) -> np.ndarray:
-        """The indices of the images of an epoch, (N,) or (steps * batch size,)."""
-        rng = np.random.default_rng([self._seed, epoch])
-        classes = rng.integers(len(self._sizes), size=self._total)
-        within = (rng.random(self._total) * self._sizes[classes]).astype(np.int64)
-        return self._by_class[self._starts[classes] + within]
-
-    def __iter__(self) -> Iterator[Batch]:
-        order = self.order(self.epoch)
-        for start in range(0, len(self) * self._batch_size, self._batch_size):
-            yield Batch(self.epoch, start, order[start : start + self._batch_size])
-
-
 class BatchDataset(Dataset):
     """Makes whole batches in the worker, so that one uint8 array and not many small ones passes between processes.
 
     The random numbers of a sample come from (seed, epoch, position): any sample of any epoch can be made again,
-    whatever the number of workers.
+    whatever the number of workers and ranks.
     """
 
     def __init__(self, images: TrainingImages, augmentation: Augmentation, seed: int):
@@ -233,6 +194,7 @@ class TrainLoader:
     """Iterates over the batches of an epoch: `for images, labels in loader.epoch(3)`.
 
     `dataset` makes them, a BatchDataset or what is derived from it; `steps`: how many there are, see BalancedSampler.
+    Of `ranks` processes that train together, the one of number `rank` gets its share of each step, `batch_size` images.
     """
 
     def __init__(
@@ -245,8 +207,10 @@ class TrainLoader:
         pin_memory: bool = False,
         steps: int | None = None,
         dataset: type[BatchDataset] = BatchDataset,
+        rank: int = 0,
+        ranks: int = 1,
     ):
-        self._sampler = BalancedSampler(images.labels, batch_size, seed, steps)
+        self._sampler = BalancedSampler(images.labels, batch_size, seed, steps, rank, ranks)
         self._batches = dataset(images, augmentation, seed)
         self._loader = DataLoader(
             self._batches,
@@ -262,6 +226,7 @@ class TrainLoader:
         )
 
     def __len__(self) -> int:
+        """The number of steps of an epoch, the same on all ranks."""
         return len(self._sampler)
 
     def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -270,7 +235,7 @@ class TrainLoader:
         yield from map(_unless_error, self._loader)
 
     def first_images(self) -> torch.Tensor:
-        """The images of the first batch of all, (B, 112, 112, 3) RGB uint8: something to look at."""
+        """The images of this rank's first batch of all, (B, 112, 112, 3) RGB uint8: something to look at."""
         self._sampler.epoch = 0
         return _unless_error(self._batches[next(iter(self._sampler))])[0]
 

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+
+from util.sampler import BalancedSampler
+
+
+def test_every_class_is_drawn_as_often_and_every_image_within_it():
+    labels = np.repeat([0, 1, 2], [2, 8, 90])
+    shuffle = np.random.default_rng(0).permutation(100)
+    labels = labels[shuffle]
+    sampler = BalancedSampler(labels, 30, seed=1)
+    drawn = np.concatenate([sampler.order(epoch) for epoch in range(400)])
+    assert len(sampler.order(0)) == 100
+    assert len(drawn) == 40000
+    counts = np.bincount(drawn, minlength=100)
+    expected = 40000 / 3 / np.bincount(labels)[labels]
+    assert (np.abs(counts - expected) < 5 * np.sqrt(expected)).all()
+
+
+def test_batches_follow_the_order_and_the_last_partial_one_is_dropped():
+    sampler = BalancedSampler(np.repeat([0, 1], [4, 6]), 3, seed=1)
+    sampler.epoch = 2
+    batches = list(sampler)
+    assert len(sampler) == len(batches) == 3
+    assert [batch.start for batch in batches] == [0, 3, 6]
+    assert {batch.epoch for batch in batches} == {2}
+    np.testing.assert_array_equal(np.concatenate([batch.indices for batch in batches]), sampler.order(2)[:9])
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    labels = np.repeat([0, 1], [40, 60])
+    one, same, other = (BalancedSampler(labels, 8, seed) for seed in (1, 1, 2))
+    list(one)  # what was drawn before does not matter
+    np.testing.assert_array_equal(one.order(5), same.order(5))
+    assert (one.order(5) != one.order(6)).any()
+    assert (one.order(5) != other.order(5)).any()
+
+
+@pytest.mark.parametrize("steps", [None, 4])
+def test_ranks_share_the_batches_of_one_process(steps):
+    labels = np.repeat([0, 1, 2], [4, 6, 15])  # 25 images fill 4 global batches of 6
+    alone = BalancedSampler(labels, 6, seed=1, steps=steps)
+    ranks = [BalancedSampler(labels, 2, seed=1, steps=steps, rank=rank, ranks=3) for rank in range(3)]
+    for sampler in (alone, *ranks):
+        sampler.epoch = 5
+        assert len(sampler) == len(list(sampler)) == 4
+    for step, whole in enumerate(alone):
+        shares = [list(sampler)[step] for sampler in ranks]
+        assert [share.start for share in shares] == [whole.start + 2 * rank for rank in range(3)]
+        assert {share.epoch for share in shares} == {5}
+        np.testing.assert_array_equal(np.concatenate([share.indices for share in shares]), whole.indices)
+
+
+@pytest.mark.parametrize(("images", "steps"), [(11, 1), (12, 2), (13, 2), (17, 2), (18, 3)])
+def test_all_ranks_make_the_same_number_of_steps(images, steps):
+    labels = np.arange(images) % 2
+    assert [len(list(BalancedSampler(labels, 3, seed=0, rank=rank, ranks=2))) for rank in range(2)] == [steps] * 2
+
+
+@pytest.mark.parametrize(("rank", "ranks"), [(2, 2), (-1, 2), (0, 0)])
+def test_a_rank_that_there_is_not_is_refused(rank, ranks):
+    with pytest.raises(ValueError, match=rf"rank {rank} of {ranks}"):
+        BalancedSampler(np.arange(4), 1, seed=0, rank=rank, ranks=ranks)
