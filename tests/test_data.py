@@ -21,7 +21,7 @@ from util.data import (
 from util.errors import DataError
 from util.record_images import RecordImages
 from util.recordio import write_people
-from util.sampler import BalancedSampler
+from util.sampler import BalancedSampler, Draws
 
 
 def test_the_first_known_folder_is_trained_on(tmp_path):
@@ -229,7 +229,7 @@ def test_any_sample_can_be_made_again(people_folder):
     images = ImageFolder(people_folder)
     pixels, labels = batches_of(TrainLoader(images, 2, Augmentation(), seed=3), 4)
     index = BalancedSampler(images.labels, 2, seed=3).order(4)[5]
-    expected = transform.train_crop(images.image(index), np.random.default_rng([3, 4, 5]))
+    expected = transform.train_crop(images.image(index), Draws(3, 4).at(5))
     np.testing.assert_array_equal(pixels[5].numpy(), expected)
     assert labels[5] == images.labels[index]
 

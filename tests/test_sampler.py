@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from util.sampler import BalancedSampler
+from util.sampler import BalancedSampler, Draws
 
 
 def test_every_class_is_drawn_as_often_and_every_image_within_it():
@@ -61,3 +61,29 @@ def test_all_ranks_make_the_same_number_of_steps(images, steps):
 def test_a_rank_that_there_is_not_is_refused(rank, ranks):
     with pytest.raises(ValueError, match=rf"rank {rank} of {ranks}"):
         BalancedSampler(np.arange(4), 1, seed=0, rank=rank, ranks=ranks)
+
+
+def test_the_numbers_of_a_sample_depend_on_seed_epoch_and_position_alone():
+    one, same = Draws(3, 4), Draws(3, 4)
+    expected = [one.at(position).random(6) for position in range(5)]
+    same.at(2).integers(7, size=3, dtype=np.uint32)  # leaves half of a 64-bit number, which must not be used later
+    for position in (4, 1, 1, 3, 0, 2):
+        np.testing.assert_array_equal(same.at(position).random(6), expected[position])
+    first = same.at(1).integers(1 << 30, size=3, dtype=np.uint32)
+    np.testing.assert_array_equal(same.at(1).integers(1 << 30, size=3, dtype=np.uint32), first)
+    for other in (Draws(3, 5), Draws(4, 4), Draws(2**32 - 1, 2**40)):
+        assert (other.at(0).random(6) != expected[0]).all()
+
+
+def test_the_numbers_of_neighbouring_samples_are_not_alike():
+    draws = Draws(0, 0)
+    table = np.array([draws.at(position).random(8) for position in range(4000)])
+    assert len(np.unique(table)) == table.size
+    assert (np.abs(table.mean(axis=0) - 0.5) < 5 * np.sqrt(1 / 12 / 4000)).all()
+    correlations = np.corrcoef(np.concatenate([table[1:], table[:-1]], axis=1).T) - np.eye(16)
+    assert np.abs(correlations).max() < 5 / np.sqrt(4000)
+
+
+def test_a_long_draw_does_not_reach_into_the_next_sample():
+    draws = Draws(1, 1)
+    assert not np.isin(draws.at(1).random(4), draws.at(0).random(100_000)).any()

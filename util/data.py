@@ -19,7 +19,7 @@ from util import transform
 from util.decode import decode_face
 from util.errors import DataError
 from util.record_images import RecordImages
-from util.sampler import BalancedSampler, Batch
+from util.sampler import BalancedSampler, Batch, Draws
 
 # Looked for in data_dir, in this order: first these folders, then, where they hold images, InsightFace's.
 TRAIN_FOLDERS = ("imgs_casia", "ms1m_align_112", "imgs_train", "imgs")
@@ -181,9 +181,10 @@ class BatchDataset(Dataset):
     def __getitem__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor] | DataError:
         """(B, 112, 112, 3) RGB uint8 and (B,) int64; or the error, which would lose its one line on the way up."""
         pixels = np.empty((len(batch.indices), transform.SIZE, transform.SIZE, 3), np.uint8)
+        draws = Draws(self._seed, batch.epoch)
         try:
-            for offset, index in enumerate(batch.indices):
-                rng = np.random.default_rng([self._seed, batch.epoch, batch.start + offset])
+            for offset, index in enumerate(batch.indices.tolist()):
+                rng = draws.at(batch.start + offset)
                 pixels[offset] = self._augmentation(self._images.image(index), rng)
         except DataError as error:
             return error

@@ -1,4 +1,4 @@
-"""Which images make up the batches of an epoch: every class as often as any other, on one process or on many."""
+"""Which images make up the batches of an epoch, on one process or on many, and the random numbers of each."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,3 +60,23 @@ class BalancedSampler(Sampler[Batch]):
         for step in range(len(self)):
             start = step * self._global_batch + self._rank * self._batch_size
             yield Batch(self.epoch, start, order[start : start + self._batch_size])
+
+
+class Draws:
+    """The random numbers of the samples of an epoch, each a pure function of (seed, epoch, position in the order).
+
+    Philox encrypts a counter under a key (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), so one
+    generator with the key (seed, epoch) moves to any sample at once, where seeding a new one takes as long as resizing
+    an image. Each position has 2^64 numbers of the counter for itself.
+    """
+
+    def __init__(self, seed: int, epoch: int):
+        self._philox = np.random.Philox(key=np.array([seed, epoch], np.uint64))
+        self._generator = np.random.Generator(self._philox)
+        self._state = self._philox.state
+
+    def at(self, position: int) -> np.random.Generator:
+        """The generator of one sample, good until the next call."""
+        self._state["state"]["counter"][1] = position
+        self._philox.state = self._state  # the rest of it says that no number has been drawn yet
+        return self._generator
