@@ -179,3 +179,31 @@ def test_the_strong_augmentation_flips_every_other_time():
         for warped in (transform.train_warp(image, np.random.default_rng(seed)) for seed in range(300))
     ]
     assert 110 < sum(brighter_left) < 190
+
+
+def test_colours_are_jittered_around_what_they_are():
+    image = noise(112, 112, 3)
+    greys, averages = 0, []
+    for seed in range(400):
+        out = transform._jitter_colour(image, np.random.default_rng(seed))
+        assert out.shape == image.shape and out.dtype == np.uint8
+        greys += (np.ptp(out.astype(int), axis=2) <= 1).all()
+        averages.append(out.mean(axis=(0, 1)))
+    assert 30 < greys < 90  # 15 %
+    averages = np.array(averages)
+    assert (np.abs(averages.mean(axis=0) - image.mean(axis=(0, 1))) < 3).all()
+    assert (averages.std(axis=0) > 8).all()
+
+
+def test_colour_jitter_equals_its_steps_one_by_one():
+    image = noise(112, 112, 3) // 4 + 96  # nothing is cut in between
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        overall, *balance = rng.random(4)
+        contrast = (0.7 + 0.6 * overall) * (0.9 + 0.2 * np.array(balance))
+        changed = (image - 127.5) * contrast + 127.5 + rng.uniform(-30, 30)
+        colour = 0.0 if rng.random() < 0.15 else rng.uniform(0.6, 1.2)
+        grey = changed @ [0.299, 0.587, 0.114]
+        expected = np.clip(colour * changed + (1 - colour) * grey[:, :, None], 0, 255)
+        out = transform._jitter_colour(image, np.random.default_rng(seed))
+        assert np.abs(out - expected).max() < 1.01  # OpenCV rounds the matrix to 1/1024, and then the levels
