@@ -2,7 +2,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,13 +11,13 @@ from util import transform
 from util.data import (
     INSIGHTFACE_FOLDERS,
     Augmentation,
-    ImageFolder,
     TrainLoader,
     _start_worker,
     find_train_data,
     open_training_images,
 )
 from util.errors import DataError
+from util.image_folder import ImageFolder
 from util.record_images import RecordImages
 from util.recordio import write_people
 from util.sampler import BalancedSampler, Draws
@@ -93,91 +92,6 @@ def test_what_is_neither_a_folder_nor_records_is_refused(tmp_path, name):
     (tmp_path / "train.idx").touch()
     with pytest.raises(DataError, match=rf"{name}: no training set; name a folder of people, or a \.rec file"):
         open_training_images(tmp_path / name)
-
-
-def test_classes_and_images_are_in_alphabetical_order(write_people):
-    root = write_people(Cid=1, Ann=2, Bob=3)
-    images = ImageFolder(root)
-    assert images.classes == ["Ann", "Bob", "Cid"]
-    assert images.labels.tolist() == [0, 0, 1, 1, 1, 2]
-    names = ["Ann/Ann_0000", "Ann/Ann_0001", "Bob/Bob_0000", "Bob/Bob_0001", "Bob/Bob_0002", "Cid/Cid_0000"]
-    assert [images.path(index) for index in range(len(images))] == [root / f"{name}.jpg" for name in names]
-
-
-def test_other_files_and_people_without_images_are_ignored(people_folder):
-    (people_folder / "Bea").mkdir()
-    (people_folder / "Bea" / "notes.txt").write_text("nobody")
-    (people_folder / "Ann" / "Thumbs.db").write_text("no image")
-    (people_folder / "Ann" / "Ann_0000.jpg").rename(people_folder / "Ann" / "Ann_0000.JPG")
-    (people_folder / "readme.jpg").write_text("not in a person's folder")
-    images = ImageFolder(people_folder)
-    assert images.classes == ["Ann", "Bob", "Cid"]
-    assert images.labels.tolist() == [0, 0, 1, 1, 1, 1, 2]
-
-
-def test_fewer_than_two_people_are_an_error(write_people):
-    root = write_people(Ann=3)
-    (root / "empty").mkdir()
-    with pytest.raises(DataError, match=r"people: found images in 1 folders.*two people"):
-        ImageFolder(root)
-
-
-def test_names_outside_ascii_are_read(write_people):
-    root = write_people(Ann=1, Bob=1)
-    (root / "Ann").rename(root / "김연아")
-    (root / "김연아" / "Ann_0000.jpg").rename(root / "김연아" / "사진 é.jpg")
-    images = ImageFolder(root)
-    assert images.classes == ["Bob", "김연아"]
-    assert images.path(1).name == "사진 é.jpg"
-    assert images.image(1).shape == (112, 112, 3)
-
-
-def test_images_are_rgb_whatever_the_file_holds(write_people):
-    root = write_people(Ann=1, Bob=1)
-    blue = np.zeros((112, 112, 4), np.uint8)
-    blue[:, :, [0, 3]] = 255  # BGRA
-    cv2.imwrite(str(root / "Ann" / "a_rgba.png"), blue)
-    cv2.imwrite(str(root / "Ann" / "b_rgb.png"), blue[:, :, :3])
-    cv2.imwrite(str(root / "Ann" / "c_grey.png"), np.full((112, 112), 77, np.uint8))
-    images = ImageFolder(root)
-    by_name = {images.path(index).name: images.image(index) for index in range(len(images))}
-    assert all(image.shape == (112, 112, 3) and image.dtype == np.uint8 for image in by_name.values())
-    for name, colour in {"a_rgba.png": (0, 0, 255), "b_rgb.png": (0, 0, 255), "c_grey.png": (77, 77, 77)}.items():
-        assert (by_name[name] == colour).all()
-
-
-def spoil_text(file):
-    file.write_text("not an image")
-
-
-def spoil_empty(file):
-    file.write_bytes(b"")
-
-
-def spoil_shape(file):
-    cv2.imwrite(str(file), np.zeros((112, 96, 3), np.uint8))
-
-
-def spoil_missing(file):
-    file.unlink()
-
-
-@pytest.mark.parametrize(
-    ("spoil", "rule"),
-    [
-        (spoil_text, "not an image"),
-        (spoil_empty, "empty"),
-        (spoil_shape, "96x112 is not square"),
-        (spoil_missing, "cannot be read"),
-    ],
-)
-def test_an_image_that_cannot_be_used_is_named_in_one_line(people_folder, spoil, rule):
-    images = ImageFolder(people_folder)
-    spoil(images.path(3))
-    with pytest.raises(DataError, match=rf"Bob/Bob_0001\.jpg: .*{rule}") as caught:
-        images.image(3)
-    assert "\n" not in str(caught.value)
-    assert images.image(2).shape == (112, 112, 3)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

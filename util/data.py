@@ -16,8 +16,9 @@ from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader, Dataset
 
 from util import transform
-from util.decode import decode_face
 from util.errors import DataError
+from util.image_folder import ImageFolder
+from util.listing import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from util.record_images import RecordImages
 from util.sampler import BalancedSampler, Batch, Draws
 
@@ -25,8 +26,6 @@ from util.sampler import BalancedSampler, Batch, Draws
 TRAIN_FOLDERS = ("imgs_casia", "ms1m_align_112", "imgs_train", "imgs")
 INSIGHTFACE_FOLDERS = ("faces_emore", "ms1m-retinaface-t1", "faces_webface_112x112", "glint360k")
 RECORDS = "train.rec"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-_REMEDY = "restore it or remove it"
 
 
 class TrainingImages(Protocol):
@@ -98,57 +97,6 @@ def open_training_images(path: str | Path) -> TrainingImages:
     if path.suffix != ".rec":
         raise DataError(f"{path}: no training set; name a folder of people, or a .rec file")
     return RecordImages(path)
-
-
-class ImageFolder:
-    """Aligned faces in one folder a person: ROOT/PERSON/IMAGE. Classes and images are in alphabetical order.
-
-    Names are held in numpy arrays and not in Python strings: worker processes would copy millions of those one by one
-    as they touch their reference counts.
-    """
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.classes, labels, names = [], [], []
-        for person in sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != "."):
-            images = sorted(name for name in os.listdir(root / person) if _is_image(name))
-            if images:
-                labels += [len(self.classes)] * len(images)
-                names += [os.fsencode(name) for name in images]
-                self.classes.append(person)
-        if len(self.classes) < 2:
-            raise DataError(
-                f"{root}: found images in {len(self.classes)} folders, and training needs two people or more; lay them "
-                f"out as {root}/PERSON/IMAGE.jpg"
-            )
-        self.labels = np.array(labels)  # (N,) int64
-        self._names = np.array(names)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def path(self, index: int) -> Path:
-        return self.root / self.classes[self.labels[index]] / os.fsdecode(self._names[index])
-
-    def where(self, index: int) -> str:
-        return str(self.path(index))
-
-    def encoded(self, index: int) -> bytes:
-        """The bytes of the file of image `index`. DataError names a file that cannot be read."""
-        path = self.path(index)
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
-
-    def image(self, index: int) -> np.ndarray:
-        """Image `index` as (S, S, 3) RGB uint8. DataError names a file that cannot be used."""
-        return decode_face(self.encoded(index), self.where(index), _REMEDY)
-
-
-def _is_image(name: str) -> bool:
-    """Hidden files are none: macOS leaves `._0001.jpg` beside `0001.jpg`."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 @dataclass(frozen=True)

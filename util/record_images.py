@@ -8,15 +8,14 @@ Labels are float32, which counts exactly to 2^24 only, so the numbers of later i
 rounded (Glint360K and WebFace42M are that large). The labels of the images themselves are small, and right.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from util.decode import decode_face
 from util.errors import DataError
 from util.recordio import EXACT, Record, RecordFile
+from util.waiting import shown_if_slow
 
 _CLASS_DIGITS = 7  # enough for every public set; with them, names sort as the numbers do
 _SAMPLED = 64  # images whose labels are compared with the identity records at opening
@@ -152,9 +151,7 @@ def _image_labels(file: RecordFile, positions: np.ndarray) -> np.ndarray:
     """The class numbers (N,) int64 in the headers of the images at `positions`, read in the order of the file."""
     values = np.empty(len(positions))
     order = np.argsort(file.offsets[positions], kind="stable")
-    seconds = 1 if sys.stderr.isatty() else 30
-    title = f"labels in {file.path.name}"
-    for place in tqdm(order, title, unit=" images", unit_scale=True, delay=2, mininterval=seconds):
+    for place in shown_if_slow(order, f"labels in {file.path.name}", "images"):
         values[place] = file.labels(int(positions[place]))[0]
     wrong = np.flatnonzero(~((values >= 0) & (values < 10**_CLASS_DIGITS) & (np.floor(values) == values)))
     if len(wrong):
