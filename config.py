@@ -24,6 +24,7 @@ BACKBONE_NAMES = _IR_NAMES + _MOBILE_NAMES + ("iresnet18", "iresnet34", "iresnet
 HEAD_NAMES = ("ArcFace", "CosFace")
 LOSS_NAMES = ("focal", "cross_entropy")
 AUGMENTATIONS = ("standard", "strong")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 SR_SCALES = (2, 4, 8)  # powers of two that divide 112, and leave a face to be seen
 
 # The sections of --help, in their order; that of the flags which every script has comes last.
@@ -129,6 +130,9 @@ class Config(Settings):
         "best_checkpoint_dir",
     )
     gpu_num: tuple[int, ...] = setting((0,), MACHINE, to_gpus, "LIST", "GPUs, as 0 or 0,1 or [0,1]; or cpu")
+    precision: str = named(
+        "auto", MACHINE, PRECISIONS, text="what the backbone computes in; auto: bf16 on a GPU that has it, else fp32"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,6 +191,9 @@ class TrainConfig(Config):
     m: float = setting(0.5, MODEL, _FROM_0_TO_1, "X", "margin: radians for ArcFace, cosine for CosFace")
     margin_warmup_epochs: float = setting(0.0, MODEL, _NOT_NEGATIVE, "X", "epochs in which m grows from 0")
     batch_size: int = setting(64, OPTIMISATION, whole(2), "N", "images in a step, over all GPUs")
+    accumulate: int = setting(
+        1, OPTIMISATION, whole(1), "N", "parts that each batch is worked through in, for less memory"
+    )
     epochs: int = setting(50, OPTIMISATION, whole(1), "N", "epochs in all, those before a resume included")
     lr: float = setting(0.025, OPTIMISATION, _POSITIVE, "X", "learning rate after the warm-up")
     stages: tuple[int, ...] = setting(
@@ -208,13 +215,20 @@ class TrainConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         gpus = max(len(self.gpu_num), 1)
+        if self.batch_size % self.accumulate:
+            raise UsageError(
+                f"--accumulate={self.accumulate}: does not divide --batch_size={self.batch_size}; choose a divisor"
+            )
         if self.compile and gpus > 1:
             raise UsageError(f"--compile: works on one GPU, and --gpu_num names {gpus}; leave it out, or name one GPU")
-        share = -(-self.batch_size // gpus)  # images on each GPU but the last, which gets what is left
-        if self.batch_size < 2 * gpus or self.batch_size % share == 1:
+        together = self.batch_size // self.accumulate
+        share = -(-together // gpus)  # images on each GPU but the last, which gets what is left
+        if together < 2 * gpus or together % share == 1:
+            parts = f" in {self.accumulate} parts" if self.accumulate > 1 else ""
             raise UsageError(
-                f"--batch_size: {self.batch_size} leaves one of {gpus} GPUs with less than two images, and batch "
-                f"normalisation needs two; choose a multiple of {gpus}, {2 * gpus} or more"
+                f"--batch_size: {self.batch_size}{parts} leaves one of {gpus} GPUs with less than two images, and "
+                f"batch normalisation needs two; choose a multiple of {gpus * self.accumulate}, "
+                f"{2 * gpus * self.accumulate} or more"
             )
 
 

@@ -148,19 +148,31 @@ class Training:
         from model.loss import build_loss
         from model.super_resolution import load_rcan
         from util.distributed import wrap
+        from util.engine import TrainingStep
         from util.optim import Schedule, parameter_groups
+        from util.precision import dtype_for, loss_scaler
         from util.super_resolution import load_networks
 
         self.config, self.device, self.images, self.pair_sets = config, devices[0], images, pair_sets
         self.backbone = build_backbone(config.backbone, embedding_size=config.embedding_size)
         self.head = build_head(config.head, config.embedding_size, len(images.classes), s=config.s, m=config.m)
-        self.trained: nn.Module = wrap(self.backbone, devices, config.compile)
-        self.evaluated: nn.Module = wrap(self.backbone, devices)  # compiling it for each shape would not pay
+        dtype = dtype_for(config.precision, self.device)
+        trained = wrap(self.backbone, devices, config.compile, dtype)
+        self.evaluated: nn.Module = wrap(self.backbone, devices, dtype=dtype)  # to compile each shape would not pay
         self.super_resolution = load_networks(config.sr_path, config.sr_scales, devices, load_rcan)
         self.head.to(self.device)
-        self.criterion = build_loss(config.loss)
         groups = parameter_groups([self.backbone, self.head], config.weight_decay)
-        self.optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+        self.optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+        self.scaler = loss_scaler(dtype, self.device)
+        self.training_step = TrainingStep(
+            trained,
+            self.head,
+            build_loss(config.loss),
+            self.optimizer,
+            self.device,
+            config.accumulate,
+            self.scaler,
+        )
         self.loader = make_loader(config, images, devices)
         self.schedule = Schedule(
             steps_per_epoch=len(self.loader),
@@ -182,6 +194,8 @@ class Training:
         checkpoint.load_into(self.backbone, resumed.backbone, resumed.files["Backbone"], remedy)
         checkpoint.load_into(self.head, resumed.head, resumed.files["Head"], remedy)
         self.optimizer.load_state_dict(resumed.state["optimizer"])
+        if scaler := resumed.state.get("scaler"):  # empty but for fp16
+            self.scaler.load_state_dict(scaler)
         self.epoch, self.step = resumed.state["epoch"], resumed.state["step"]
         self.best_accuracy, self.best_epoch = resumed.state["best_accuracy"], resumed.state["best_epoch"]
         self.latest = str(resumed.files["Backbone"])
@@ -223,14 +237,10 @@ class Training:
         title = f"epoch {self.epoch + 1}/{self.config.epochs}"
         with Progress(title, len(self.loader), self.config.batch_size) as progress:
             averages = train_one_epoch(
-                self.trained,
-                self.head,
-                self.criterion,
-                self.optimizer,
+                self.training_step,
                 self.loader.epoch(self.epoch),
                 self.schedule,
                 self.epoch,
-                self.device,
                 progress.report,
                 progress.report_every,
             )
@@ -274,6 +284,7 @@ class Training:
 
         return {
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
             "best_accuracy": self.best_accuracy,

@@ -40,19 +40,21 @@ def main(arguments: list[str]) -> None:
     from util.evaluate import evaluate
     from util.log import evaluation_lines, labelled
     from util.plot import roc_figure, save_figure
+    from util.precision import dtype_for
     from util.super_resolution import load_networks
     from util.transform import SIZE
 
     devices = select_devices(config.gpu_num)
     file = find_backbone(config.resume_dir or newest_run(config.best_checkpoint_dir))
     name, backbone = load_backbone(file, config.backbone)
+    dtype = dtype_for(config.precision, devices[0])
     print(f"validating {file} ({name})")
     pair_sets = open_pair_sets(config)
     for scale in config.LR_scale if len(config.views) > 1 else ():
         print(f"low resolution x{scale}: down to {SIZE // scale}x{SIZE // scale} pixels and up again")
     enlargers = load_networks(config.sr_path, config.sr_scales, devices, load_rcan)
     results = evaluate(
-        wrap(backbone, devices),
+        wrap(backbone, devices, dtype=dtype),
         pair_sets,
         devices[0],
         config.batch_size,

@@ -37,6 +37,7 @@ def test_defaults_of_training_are_the_documented_ones():
         "m": 0.5,
         "margin_warmup_epochs": 0.0,
         "batch_size": 64,
+        "accumulate": 1,
         "epochs": 50,
         "lr": 0.025,
         "stages": [15, 23, 30],
@@ -50,6 +51,7 @@ def test_defaults_of_training_are_the_documented_ones():
         "SR_eval": False,
         "sr_checkpoint_dir": None,
         "gpu_num": [0],
+        "precision": "auto",
         "num_workers": None,
         "compile": False,
         "seed": 1337,
@@ -318,3 +320,22 @@ def test_a_resumed_run_keeps_its_verification_sets_unless_others_or_none_are_nam
     for words, names in ((["none"], []), (["b=x"], ["b"])):
         again = parse_train(["--resume_dir=x", "--val_data", *words], inherit=lambda path: saved)
         assert list(again.named_pair_sets) == names
+
+
+def test_a_batch_is_cut_into_equal_parts():
+    assert parse_train(["--batch_size=64", "--accumulate=4"]).accumulate == 4
+    with pytest.raises(UsageError, match=r"^--accumulate=3: does not divide --batch_size=64; choose a divisor$"):
+        parse_train(["--batch_size=64", "--accumulate=3"])
+
+
+def test_each_part_of_a_batch_has_two_images_for_each_gpu():
+    assert parse_train(["--batch_size=16", "--accumulate=4", "--gpu_num=0,1"]).batch_size == 16
+    with pytest.raises(UsageError, match=r"^--batch_size: 8 in 4 parts leaves one of 2 GPUs .* multiple of 8, 16 or"):
+        parse_train(["--batch_size=8", "--accumulate=4", "--gpu_num=0,1"])
+
+
+@pytest.mark.parametrize("parse", [parse_train, parse_validation])
+def test_the_precision_is_one_of_four(parse):
+    assert parse([]).precision == "auto"
+    with pytest.raises(UsageError, match="--precision"):
+        parse(["--precision=half"])

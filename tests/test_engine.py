@@ -8,7 +8,7 @@ from torch import nn
 from model.backbone import build_backbone
 from model.head import build_head
 from model.loss import FocalLoss
-from util.engine import precision, train_one_epoch
+from util.engine import TrainingStep, precision, train_one_epoch
 from util.errors import RunError
 from util.optim import Schedule, parameter_groups
 
@@ -43,16 +43,12 @@ class Setup:
         ]
         self.reports: list[tuple[int, dict[str, float]]] = []
 
-    def train(self, epoch: int = 0, every: int = 3) -> dict[str, float]:
+    def train(self, epoch: int = 0, every: int = 3, accumulate: int = 1) -> dict[str, float]:
         return train_one_epoch(
-            self.backbone,
-            self.head,
-            self.criterion,
-            self.optimizer,
+            TrainingStep(self.backbone, self.head, self.criterion, self.optimizer, CPU, accumulate),
             self.batches,
             self.schedule,
             epoch,
-            CPU,
             lambda done, averages: self.reports.append((done, averages)),
             every,
         )
@@ -92,11 +88,40 @@ def test_every_trainable_parameter_of_the_real_networks_moves_in_one_step(name):
     schedule = Schedule(1, lr=1.0, warmup_epochs=0, stages=(), margin=0.5, margin_warmup_epochs=0)
     images = torch.randint(0, 256, (4, 112, 112, 3), dtype=torch.uint8)
     batches = [(images, torch.arange(4))]
-    train_one_epoch(backbone, head, FocalLoss(), optimizer, batches, schedule, 0, CPU, lambda done, averages: None)
+    step = TrainingStep(backbone, head, FocalLoss(), optimizer, CPU)
+    train_one_epoch(step, batches, schedule, 0, lambda done, averages: None)
     for key, module in modules.items():
         for parameter_name, parameter in module.named_parameters():
             moved = not torch.equal(parameter.detach(), before[key][parameter_name])
             assert moved == parameter.requires_grad, parameter_name
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_a_batch_in_parts_gives_the_weights_of_the_whole_batch_where_batch_norm_is_frozen(parts):
+    whole, parted = Setup(), Setup()
+    for setup in (whole, parted):
+        setup.backbone.body[1].train = lambda mode=True: None
+        setup.backbone.body[1].training = False
+    expected, averages = whole.train(), parted.train(accumulate=parts)
+    assert averages == pytest.approx(expected, rel=1e-5)
+    for key, value in whole.backbone.state_dict().items():
+        torch.testing.assert_close(parted.backbone.state_dict()[key], value, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(parted.head.weight, whole.head.weight, rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_in_parts_normalises_each_part_by_itself():
+    whole, parted = Setup(steps=1), Setup(steps=1)
+    whole.train()
+    parted.train(accumulate=3)
+    assert whole.backbone.body[1].num_batches_tracked == 1
+    assert parted.backbone.body[1].num_batches_tracked == 3
+
+
+def test_no_more_than_a_part_passes_through_the_network_at_once():
+    setup, sizes = Setup(steps=1), []
+    setup.backbone.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    setup.train(accumulate=2)
+    assert sizes == [3, 3]
 
 
 def test_an_epoch_equals_a_slow_one():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from util.errors import UsageError
+from util.precision import in_precision
 
 
 def select_devices(gpu_num: Sequence[int]) -> list[torch.device]:
@@ -24,19 +25,27 @@ def select_devices(gpu_num: Sequence[int]) -> list[torch.device]:
         if index >= count:
             names = ", ".join(f"{i} ({torch.cuda.get_device_name(i)})" for i in range(count))
             raise UsageError(f"--gpu_num={list(gpu_num)}: there is no GPU {index} here; there are: {names}")
+    torch.backends.cudnn.benchmark = True  # every batch has the same shape: the search for the fastest way pays
     torch.cuda.set_device(gpu_num[0])  # what names no device, like pinned memory, then leaves GPU 0 alone
     return [torch.device("cuda", index) for index in gpu_num]
 
 
-def wrap(backbone: nn.Module, devices: Sequence[torch.device], compiled: bool = False) -> nn.Module:
-    """The backbone as it is run: moved to its device, compiled if wanted; several each get a copy at every step.
+def wrap(
+    backbone: nn.Module,
+    devices: Sequence[torch.device],
+    compiled: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """The backbone as it is run: moved to its device, computing in `dtype` (see util.precision), compiled if wanted;
+    several devices each get a copy at every step.
 
     Nothing else is wrapped: neither the head's weights nor its logits travel between GPUs. The parameters stay those of
     `backbone`, which is the one to save.
     """
     # The layout in which pixels arrive; without it a CPU spends most of a step on shuffling them.
     backbone.to(devices[0], memory_format=torch.channels_last)
-    runner = torch.compile(backbone) if compiled else backbone
+    runner = in_precision(backbone, dtype)
+    runner = torch.compile(runner) if compiled else runner
     return runner if len(devices) == 1 else nn.DataParallel(runner, device_ids=list(devices))
 
 

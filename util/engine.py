@@ -8,20 +8,56 @@ from torch import nn
 
 from util.errors import RunError
 from util.optim import Schedule
+from util.prefetch import on_device
 from util.transform import normalise
 
 Report = Callable[[int, dict[str, float]], None]
 
 
+class TrainingStep:
+    """Forward, backward and update on one batch: everything but what the schedule changes.
+
+    The batch is worked through in `accumulate` parts, whose gradients add up to those of the whole batch: to rounding,
+    the weights are those of a single part, except that batch norm normalises each part by itself. `scaler` is for fp16,
+    see util.precision. Nothing here waits for a GPU.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        criterion: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        accumulate: int = 1,
+        scaler: torch.amp.GradScaler | None = None,
+    ):
+        self.backbone, self.head, self.criterion = backbone, head, criterion
+        self.optimizer, self.device, self.accumulate = optimizer, device, accumulate
+        self.scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, 3) uint8 images and (B,) labels on the device -> (3,): loss, prec1 and prec5 of the batch."""
+        self.optimizer.zero_grad(set_to_none=True)
+        size = -(-len(labels) // self.accumulate)
+        parts = zip(images.split(size), labels.split(size), strict=True)
+        totals = torch.stack([self._backward(*part, share=len(part[1]) / len(labels)) for part in parts])
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return totals.sum(dim=0)
+
+    def _backward(self, images: torch.Tensor, labels: torch.Tensor, share: float) -> torch.Tensor:
+        logits = self.head(self.backbone(normalise(images)), labels)
+        loss = self.criterion(logits, labels) * share
+        self.scaler.scale(loss).backward()
+        return torch.cat([loss.detach()[None], precision(logits.detach(), labels) * share])
+
+
 def train_one_epoch(
-    backbone: nn.Module,
-    head: nn.Module,
-    criterion: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    step: TrainingStep,
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
     schedule: Schedule,
     epoch: int,
-    device: torch.device,
     report: Report,
     report_every: int = 100,
 ) -> dict[str, float]:
@@ -31,27 +67,19 @@ def train_one_epoch(
     and the last lr. `report(steps done, averages so far)` is called every `report_every` steps and at the end, and only
     then are numbers fetched from the device. Raises RunError there if the loss is no longer finite.
     """
-    backbone.train()
-    head.train()
-    totals = torch.zeros(3, device=device)
+    step.backbone.train()
+    step.head.train()
+    totals = torch.zeros(3, device=step.device)
     averages: dict[str, float] = {}
-    for index, (images, labels) in enumerate(batches):
-        step = epoch * schedule.steps_per_epoch + index
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.lr_at(step)
-        head.m = schedule.margin_at(step)
-
-        labels = labels.to(device, non_blocking=True)
-        logits = head(backbone(normalise(images.to(device, non_blocking=True))), labels)
-        loss = criterion(logits, labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-
-        totals += torch.cat([loss.detach()[None], precision(logits.detach(), labels)])
+    for index, (images, labels) in enumerate(on_device(batches, step.device)):
+        number = epoch * schedule.steps_per_epoch + index
+        for group in step.optimizer.param_groups:
+            group["lr"] = schedule.lr_at(number)
+        step.head.m = schedule.margin_at(number)
+        totals += step(images, labels)
         done = index + 1
         if done % report_every == 0 or done == schedule.steps_per_epoch:
-            averages = _averages(totals, done) | {"lr": schedule.lr_at(step)}
+            averages = _averages(totals, done) | {"lr": schedule.lr_at(number)}
             if not math.isfinite(averages["loss"]):
                 raise RunError(
                     f"the loss became {averages['loss']} in epoch {epoch + 1}, between steps "
