@@ -197,7 +197,6 @@ def arrays(root: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     "lie",
     [
-        {"format": np.array("0 .jpg")},
         {"counts": np.array([2, 3, 0, 2])},
         {"counts": np.array([2, 3, -1, 2])},
         {"counts": np.array([2.0, 3.0, 0.0, 1.0])},
@@ -222,6 +221,20 @@ def test_a_list_that_does_not_hold_together_is_made_anew(root, lie):
     del missing[next(iter(lie))]
     np.savez(root / KEPT, **missing)
     assert content(root) == before
+
+
+def test_a_list_of_another_version_is_made_anew(root, opened):
+    """One that knew fewer suffixes, say."""
+    content(root)
+    lacking = {
+        "counts": np.array([2, 2, 0, 1]),
+        "images": np.frombuffer(b"a.jpg\0b.jpg\0c.jpg\0d.jpg\0f.jpg\0", np.uint8),
+    }
+    np.savez(root / KEPT, **(arrays(root) | lacking))
+    opened.clear()
+    assert len(content(root)["Bob"]) == 2 and opened == []  # it is believed, for its version
+    np.savez(root / KEPT, **(arrays(root) | {"format": np.array("1 .jpg")}))
+    assert content(root) == truth(root)
 
 
 def test_a_folder_that_cannot_be_written_to_is_noted_only_if_listing_took_long(root, monkeypatch, capsys):
@@ -253,7 +266,8 @@ def test_a_list_that_cannot_be_finished_leaves_the_old_one(root, monkeypatch):
 
 def test_processes_that_open_a_set_at_once_do_not_disturb_each_other(root):
     program = (
-        "import sys\nfrom pathlib import Path\nfrom util import listing\nlisting.KEPT_FROM = 5\n"
+        "import sys\nfrom pathlib import Path\nfrom util import listing\n"
+        "listing.KEPT_FROM, listing._LONG = 5, -1\n"  # so that a list that cannot be kept is noted
         "for _ in range(200):\n    assert len(listing.list_images(Path(sys.argv[1])).images) == 6\n"
     )
     command = [sys.executable, "-c", program, str(root)]  # made just now, so each writes the list each time
