@@ -4,11 +4,16 @@ python -m benchmarks.lfw_split --source LFW --out data/lfw
 
 SOURCE has aligned_112/PERSON/PERSON_0001.jpg (112x112), train_people.txt (a name a line) and pairs.txt (LFW's official
 form), whose last fold has none of the training people. OUT gets imgs/ (links to the images of those people who have two
-or more) and lfw_align_112/lfw (the last fold, same and different pairs alternating, so that each tenth holds both).
+or more), lfw_align_112/lfw (the last fold, same and different pairs alternating, so that each tenth holds both) and
+more_pairs.txt: every same pair of all images of the last fold's people, and as many different ones, drawn at random.
+They are not independent (people with many images make most of the same pairs) but leave less to chance:
+
+python validation.py --data_dir data/lfw --val_data more=data/lfw/more_pairs.txt:LFW/aligned_112
 """
 
 import argparse
 import shutil
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +47,8 @@ def main(arguments: list[str]) -> None:
     count = link_images(aligned, people[: options.people], options.out / "imgs")
     fold = ChosenPairs(pairs, chosen)
     write_carray(options.out / "lfw_align_112" / "lfw", each_image(fold), fold.issame)
+    more = every_pair(aligned, sorted(named))
+    (options.out / "more_pairs.txt").write_text("".join(f"{first} {second} {same:d}\n" for first, second, same in more))
     print(f"{options.out}: {count} training images, {len(fold)} pairs of people that are not among them")
 
 
@@ -50,6 +57,20 @@ def last_fold(issame: np.ndarray) -> np.ndarray:
     begins = np.flatnonzero(issame & ~np.roll(issame, 1))
     fold = np.arange(begins[-1], len(issame))
     return fold[interleaved(issame[fold])]
+
+
+def every_pair(aligned: Path, people: list[str]) -> list[tuple[str, str, bool]]:
+    """All same pairs of these people's images and as many random different ones, in turn, as paths under `aligned`."""
+    images = {person: sorted(f"{person}/{file.name}" for file in (aligned / person).glob("*.jpg")) for person in people}
+    same = [pair for person in people for pair in combinations(images[person], 2)]
+    rng = np.random.default_rng(0)
+    rng.shuffle(same)
+    different: set[tuple[str, str]] = set()
+    while len(different) < len(same):
+        first, second = (images[people[index]] for index in rng.choice(len(people), 2, replace=False))
+        different.add((str(rng.choice(first)), str(rng.choice(second))))
+    pairs = zip(same, sorted(different), strict=True)
+    return [(*pair, is_same) for both in pairs for pair, is_same in zip(both, (True, False), strict=True)]
 
 
 def link_images(aligned: Path, people: list[str], out: Path) -> int:
