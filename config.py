@@ -6,14 +6,11 @@
 util/flags.py reads them, from the command line or from the file given with --config.
 """
 
-import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
-from util.conversions import integers, number, to_gpus, to_path, whole
+from util.conversions import SET_NAMES, integers, named_pair_sets, number, to_gpus, to_pair_sets, to_path, whole
 from util.errors import UsageError
 from util.flags import Given, Settings, named, parse, setting, switch
 
@@ -42,46 +39,6 @@ _STAGES = integers(
     lambda epochs: all(first < second for first, second in pairwise([0, *epochs])),
 )
 
-SET_NAMES = "letters, digits, _, - and ."
-_SET_NAME = re.compile(r"[A-Za-z0-9_.-]+")
-# NAME=PATH:ROOT, of which NAME= and :ROOT may be left out. A name has no slash, and C:/sets is one path, not two.
-_PAIR_SET = re.compile(r"(?:([^=/\\]*)=)?((?:[A-Za-z]:(?=[/\\]))?[^:]*)(?::(.+))?")
-
-
-def _pair_sets(value: object) -> tuple[str, ...]:
-    """A conversion to a tuple of `NAME=PATH` or `NAME=PATH:ROOT`: from one or more of those, or a mapping of YAML."""
-    rule = "a list like lfw=/sets/lfw.bin cplfw=/sets/pairs.txt:/sets/cplfw, nor the word none"
-    if isinstance(value, Mapping):
-        value = [f"{name}={path}" if isinstance(path, str) else path for name, path in value.items()]
-    items = [value] if isinstance(value, str) else value
-    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
-        raise ValueError(rule)
-    if [item.strip().lower() for item in items] == ["none"]:
-        return ()
-    sets, seen = [], set()
-    for item in items:
-        name, path, root = split_pair_set(item)
-        if not path:
-            raise ValueError(f"{rule} ({item!r} has no path)")
-        if not _SET_NAME.fullmatch(name) or name.lower() == "avg":
-            raise ValueError(f"{rule} ({name!r} is not made of {SET_NAMES}, or is Avg; write NAME={path})")
-        if name.lower() in seen:
-            raise ValueError(f"{rule} ({name!r} is there twice; name one of them, NAME={path})")
-        seen.add(name.lower())
-        sets.append(f"{name}={path}" + (f":{root}" if root else ""))
-    return tuple(sets)
-
-
-def split_pair_set(text: str) -> tuple[str, str, str | None]:
-    """The name, path and root of `NAME=PATH:ROOT`. Without NAME, that of the file or folder without its suffix."""
-    match = _PAIR_SET.fullmatch(text.strip())
-    if match is None:
-        return "", "", None
-    name, path, root = match.groups()
-    path, root = os.path.expanduser(path), os.path.expanduser(root) if root else None
-    return Path(path).stem if name is None else name, path, root
-
-
 _scales = integers(
     None,
     "different whole numbers from 2 to 14, like 4 or 2,4,8",
@@ -102,7 +59,7 @@ class Config(Settings):
     val_data: tuple[str, ...] = setting(
         (),
         DATA,
-        _pair_sets,
+        to_pair_sets,
         "SET ...",
         "verification sets besides those in data_dir, each NAME=PATH: a bcolz folder, a .bin of InsightFace, or a list "
         "of pairs in text, whose images are beside it, or in ROOT with NAME=PATH:ROOT. A name is made of "
@@ -162,8 +119,8 @@ class Config(Settings):
 
     @property
     def named_pair_sets(self) -> dict[str, tuple[str, str | None]]:
-        """{name: (path, folder of the images or None)} of `val_data`, in its order."""
-        return {name: (path, root) for name, path, root in map(split_pair_set, self.val_data)}
+        """`val_data` as find_pair_sets wants it."""
+        return named_pair_sets(self.val_data)
 
 
 @dataclass(frozen=True, kw_only=True)

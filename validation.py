@@ -21,8 +21,6 @@ from util.files import check_file, replacing
 
 # torch takes seconds to import: what needs it is imported in functions, once the command line is known to be right.
 if TYPE_CHECKING:
-    from torch import nn
-
     from util.pairs import PairSet
     from util.verification import Verification
 
@@ -34,8 +32,9 @@ def main(arguments: list[str]) -> None:
     config = parse_validation(arguments)
     check_outputs(config)
 
+    from model.backbone import load_backbone as build
     from model.super_resolution import load_rcan
-    from util.checkpoint import find_backbone, newest_run
+    from util.checkpoint import find_backbone, load_backbone, newest_run
     from util.distributed import select_devices, wrap
     from util.evaluate import evaluate
     from util.log import evaluation_lines, labelled
@@ -46,7 +45,11 @@ def main(arguments: list[str]) -> None:
 
     devices = select_devices(config.gpu_num)
     file = find_backbone(config.resume_dir or newest_run(config.best_checkpoint_dir))
-    name, backbone = load_backbone(file, config.backbone)
+    name, backbone = load_backbone(file, build)
+    if config.backbone not in (None, name):
+        raise DataError(
+            f"{file}: holds {name}, not --backbone={config.backbone}; leave --backbone out, or name another file"
+        )
     dtype = dtype_for(config.precision, devices[0])
     print(f"validating {file} ({name})")
     pair_sets = open_pair_sets(config)
@@ -83,23 +86,6 @@ def check_outputs(config: ValidationConfig) -> None:
         raise UsageError(f"--plot={config.plot}: must end in {', '.join(PLOT_SUFFIXES)}; rename it")
 
 
-def load_backbone(file: Path, expected: str | None) -> tuple[str, nn.Module]:
-    """The name of the network that the file's keys belong to, and that network with its weights."""
-    from model.backbone import build_backbone, identify_backbone, strip_module_prefix
-    from util.checkpoint import load
-
-    state = strip_module_prefix(load(file))
-    try:
-        name, embedding_size = identify_backbone(state)
-    except (ValueError, AttributeError) as error:
-        raise DataError(f"{file}: not a backbone's state dict ({error}); name a Backbone file") from None
-    if expected is not None and expected != name:
-        raise DataError(f"{file}: holds {name}, not --backbone={expected}; leave --backbone out, or name another file")
-    backbone = build_backbone(name, embedding_size=embedding_size)
-    backbone.load_state_dict(state, strict=True)
-    return name, backbone
-
-
 def open_pair_sets(config: ValidationConfig) -> list[PairSet]:
     """The verification sets of data_dir and of --val_data. DataError if there are none."""
     from util.pairs import VERIFICATION_SETS, find_pair_sets
@@ -118,7 +104,7 @@ def open_pair_sets(config: ValidationConfig) -> list[PairSet]:
 
 def table(results: Results) -> str:
     """One row a set and view. TAR@FAR=1e-2 is added where a set has too few pairs for 1e-3 to mean much."""
-    from util.log import labelled
+    from util.log import in_columns, labelled
 
     rows = labelled(results)
     fars = ["1e-3", "1e-2"] if any(result.negatives < 1000 for result in rows.values()) else ["1e-3"]
@@ -143,6 +129,7 @@ def table(results: Results) -> str:
 def recovery_table(results: Results, scales: Sequence[int]) -> str:
     """One row a set and scale: what low resolution costs, and the share of it that super resolution wins back."""
     from util.evaluate import view_name, won_back
+    from util.log import in_columns
 
     lines = [["set", "scale", "HR", "LR", "SR", "lost", "won back"]]
     for name, high in results["HR"].items():
@@ -155,13 +142,9 @@ def recovery_table(results: Results, scales: Sequence[int]) -> str:
     return in_columns(lines)
 
 
-def in_columns(lines: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-
-
 def write_json(file: Path, results: Results, checkpoint: Path, backbone: str, config: ValidationConfig) -> None:
     from util.evaluate import average_accuracy
+    from util.log import as_json
 
     content: dict[str, Any] = {"checkpoint": str(checkpoint), "backbone": backbone}
     content |= {"LR_scale": list(config.LR_scale), "LR_oneside": config.LR_oneside}
@@ -172,20 +155,6 @@ def write_json(file: Path, results: Results, checkpoint: Path, backbone: str, co
     with replacing(file) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n")
     print(f"results: {file}")
-
-
-def as_json(result: Verification) -> dict[str, Any]:
-    return {
-        "accuracy": result.accuracy,
-        "accuracy_std": result.accuracy_std,
-        "fold_accuracies": result.fold_accuracies.tolist(),
-        "threshold": result.threshold,
-        "auc": result.auc,
-        "eer": result.eer,
-        "tar_at_far": {"1e-3": result.tar_at_far(1e-3), "1e-2": result.tar_at_far(1e-2)},
-        "pairs": result.pairs,
-        "images_per_second": result.images_per_second,
-    }
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ from torch import nn
 
 import validation
 from model.backbone import build_backbone
+from model.backbone import load_backbone as build
 from model.super_resolution import RCAN
 from util.carray import write_carray
+from util.checkpoint import load_backbone
 from util.errors import DataError, UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -60,7 +62,7 @@ def known_sets(tmp_path) -> Path:
 
 @pytest.fixture
 def known_backbone(monkeypatch):
-    monkeypatch.setattr(validation, "load_backbone", lambda file, expected: ("RedAngle", RedAngle()))
+    monkeypatch.setattr("util.checkpoint.load_backbone", lambda file, build: ("RedAngle", RedAngle()))
 
 
 @pytest.fixture(scope="module")
@@ -128,19 +130,20 @@ def test_newest_run_is_taken_and_named(trained, tiny_data, capsys):
 
 
 def test_backbone_is_recognised_from_its_file(trained, tiny_data):
-    name, backbone = validation.load_backbone(trained / "LRTRAIN_LRx4_2022-07-28-19-15" / "Backbone_Best.pth", None)
+    name, backbone = load_backbone(trained / "LRTRAIN_LRx4_2022-07-28-19-15" / "Backbone_Best.pth", build)
     assert name == "iresnet18"
     assert backbone.eval()(torch.zeros(1, 3, 112, 112)).shape == (1, 32)
 
 
 def test_another_backbone_than_the_files_is_an_error(trained):
+    file = trained / "HRTRAIN_2022-08-01-00-00" / "Backbone_Best.pth"
     with pytest.raises(DataError, match="holds MobileFaceNet, not --backbone=IR_50"):
-        validation.load_backbone(trained / "HRTRAIN_2022-08-01-00-00" / "Backbone_Best.pth", "IR_50")
+        validation.main([f"--resume_dir={file}", "--backbone=IR_50", "--gpu_num=cpu"])
 
 
 def test_a_head_file_is_no_backbone(trained):
     with pytest.raises(DataError, match=r"Head_Best.pth: not a backbone's state dict .*name a Backbone file"):
-        validation.load_backbone(trained / "HRTRAIN_2022-08-01-00-00" / "Head_Best.pth", None)
+        load_backbone(trained / "HRTRAIN_2022-08-01-00-00" / "Head_Best.pth", build)
 
 
 def test_no_verification_set_is_an_error(trained, tmp_path):

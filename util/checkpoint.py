@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -141,9 +141,9 @@ def dated_runs(folder: str | Path, pattern: str) -> list[Path]:
     return [path for _, path in sorted(dated)]
 
 
-def find_backbone(path: str | Path, whole: bool = False) -> Path:
+def find_backbone(path: str | Path, flag: str = "--resume_dir") -> Path:
     """The Backbone file meant by `path`, as find_network says."""
-    return find_network(path, "Backbone", whole)
+    return find_network(path, "Backbone", flag=flag)
 
 
 def find_network(path: str | Path, lead: str, whole: bool = False, flag: str = "--resume_dir") -> Path:
@@ -247,6 +247,20 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}, and a checkpoint holds a dictionary")
     return content
+
+
+def load_backbone(
+    file: Path, build: Callable[[Mapping[str, torch.Tensor]], tuple[str, nn.Module]], where: str | None = None
+) -> tuple[str, nn.Module]:
+    """The name and the network of a Backbone file. `build` makes them: model.backbone.load_backbone.
+
+    DataError, which begins with `where` or the file's name, for a file that holds no backbone.
+    """
+    state = load(file)
+    try:
+        return build(state)
+    except ValueError as error:
+        raise DataError(f"{where or file}: not a backbone's state dict ({error}); name a Backbone file") from None
 
 
 def state_of(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -7,11 +7,16 @@ is. number, whole, integers and one_of make conversions; the others are some.
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 Convert = Callable[[object], Any]
 
+SET_NAMES = "letters, digits, _, - and ."
+_SET_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+# NAME=PATH:ROOT, of which NAME= and :ROOT may be left out. A name has no slash, and C:/sets is one path, not two.
+_PAIR_SET = re.compile(r"(?:([^=/\\]*)=)?((?:[A-Za-z]:(?=[/\\]))?[^:]*)(?::(.+))?")
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -86,3 +91,42 @@ _gpu_numbers = integers(
 def to_gpus(value: object) -> tuple[int, ...]:
     """The numbers in `0`, `0,1` or `[0, 1]`; none for `cpu`."""
     return _gpu_numbers([value] if type(value) is int else value)  # `gpu_num: 0` in a file
+
+
+def to_pair_sets(value: object) -> tuple[str, ...]:
+    """A conversion to a tuple of `NAME=PATH` or `NAME=PATH:ROOT`: from one or more of those, or a mapping of YAML."""
+    rule = "a list like lfw=/sets/lfw.bin cplfw=/sets/pairs.txt:/sets/cplfw, nor the word none"
+    if isinstance(value, Mapping):
+        value = [f"{name}={path}" if isinstance(path, str) else path for name, path in value.items()]
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        raise ValueError(rule)
+    if [item.strip().lower() for item in items] == ["none"]:
+        return ()
+    sets, seen = [], set()
+    for item in items:
+        name, path, root = split_pair_set(item)
+        if not path:
+            raise ValueError(f"{rule} ({item!r} has no path)")
+        if not _SET_NAME.fullmatch(name) or name.lower() == "avg":
+            raise ValueError(f"{rule} ({name!r} is not made of {SET_NAMES}, or is Avg; write NAME={path})")
+        if name.lower() in seen:
+            raise ValueError(f"{rule} ({name!r} is there twice; name one of them, NAME={path})")
+        seen.add(name.lower())
+        sets.append(f"{name}={path}" + (f":{root}" if root else ""))
+    return tuple(sets)
+
+
+def named_pair_sets(sets: Sequence[str]) -> dict[str, tuple[str, str | None]]:
+    """{name: (path, folder of the images or None)} of what to_pair_sets gives, in its order."""
+    return {name: (path, root) for name, path, root in map(split_pair_set, sets)}
+
+
+def split_pair_set(text: str) -> tuple[str, str, str | None]:
+    """The name, path and root of `NAME=PATH:ROOT`. Without NAME, that of the file or folder without its suffix."""
+    match = _PAIR_SET.fullmatch(text.strip())
+    if match is None:
+        return "", "", None
+    name, path, root = match.groups()
+    path, root = os.path.expanduser(path), os.path.expanduser(root) if root else None
+    return Path(path).stem if name is None else name, path, root

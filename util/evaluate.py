@@ -31,26 +31,29 @@ def views_named(
     """What is done to the evaluation crop: nothing ("HR"); down by a scale and up again, bicubic ("LR"), or up by the
     network for that scale ("SR"). With several scales the last two become "LRx2", "SRx2" and so on."""
 
-    def as_they_are(crops: np.ndarray) -> torch.Tensor:
-        return normalise(torch.from_numpy(crops).to(device, non_blocking=True))
-
-    def low(scale: int) -> View:
-        return lambda crops: as_they_are(degrade(crops, SIZE // scale))
-
-    def enlarged(scale: int) -> View:
-        network = networks[scale]
-        return lambda crops: normalise(enlarge(network, torch.from_numpy(shrink(crops, SIZE // scale)).to(device)))
-
     views: dict[str, View] = {}
     for name in names:
-        if name == "HR":
-            views[name] = as_they_are
-        elif name not in LOW_VIEWS:
+        if name not in ("HR", *LOW_VIEWS):
             raise UsageError(f"view {name!r}: unknown; known are HR, {', '.join(LOW_VIEWS)}")
-        else:
-            make = low if name == "LR" else enlarged
-            views |= {view_name(name, scale, scales): make(scale) for scale in scales}
+        if name == "HR":
+            views[name] = full_view(device)
+        for scale in scales if name in LOW_VIEWS else ():
+            network = networks[scale] if name == "SR" else None
+            views[view_name(name, scale, scales)] = low_view(SIZE // scale, device, network)
     return views
+
+
+def full_view(device: torch.device | str) -> View:
+    """The evaluation crop as it is."""
+    return lambda crops: normalise(torch.from_numpy(crops).to(device, non_blocking=True))
+
+
+def low_view(size: int, device: torch.device | str, network: nn.Module | None = None) -> View:
+    """The crop shrunk to size x size pixels and enlarged again: bicubic, or by a network on the device."""
+    if network is None:
+        full = full_view(device)
+        return lambda crops: full(degrade(crops, size))
+    return lambda crops: normalise(enlarge(network, torch.from_numpy(shrink(crops, size)).to(device)))
 
 
 def view_name(name: str, scale: int, scales: Sequence[int]) -> str:
@@ -73,19 +76,20 @@ def evaluate(
     pair_sets: Iterable[PairSet],
     device: torch.device | str = "cpu",
     batch_size: int = 64,
-    views: Iterable[str] = ("HR",),
+    views: Iterable[str] | Mapping[str, View] = ("HR",),
     lr_scale: int | Sequence[int] = 4,
     super_resolution: Mapping[int, nn.Module] | None = None,
     oneside: bool = False,
 ) -> dict[str, dict[str, Verification]]:
     """Ten-fold verification of every set in every view: {view: {set name: result}}.
 
+    Views are names, of which views_named knows the meaning, or what is wanted itself, under any names.
     `super_resolution` has a network for each scale, on the device, for the view "SR". With `oneside` the first image of
     a pair alone is degraded, and the second stays as in the view "HR", which then has to be there.
     Each image is read and cropped once for all views. The backbone is put into eval mode and back.
     """
     scales = (lr_scale,) if isinstance(lr_scale, int) else tuple(lr_scale)
-    chosen = views_named(views, scales, super_resolution, device)
+    chosen = views if isinstance(views, Mapping) else views_named(views, scales, super_resolution, device)
     if oneside and "HR" not in chosen:
         raise UsageError("one side in low resolution: the other one is that of the view HR; add it")
     results: dict[str, dict[str, Verification]] = {view: {} for view in chosen}
@@ -128,7 +132,7 @@ def _verify(pairs: PairSet, vectors: np.ndarray) -> Verification:
 
 @torch.inference_mode()
 def _embed_set(
-    backbone: nn.Module, pairs: PairSet, batch_size: int, views: dict[str, View], oneside: bool
+    backbone: nn.Module, pairs: PairSet, batch_size: int, views: Mapping[str, View], oneside: bool
 ) -> dict[str, np.ndarray]:
     """{view: (2P, D) float32}. The embeddings stay on the device until the last batch."""
     parts: dict[str, list[torch.Tensor]] = {view: [] for view in views}

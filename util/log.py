@@ -176,3 +176,24 @@ def _keep_lines(path: Path, keep: Callable[[str], bool]) -> None:
         lines = [line for line in path.read_text().splitlines(keepends=True) if keep(line)]
         with replacing(path) as partial:
             partial.write_text("".join(lines))
+
+
+def in_columns(lines: list[list[str]]) -> str:
+    """Rows of cells as text, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def as_json(result: Verification) -> dict[str, Any]:
+    """The numbers of a result that JSON can hold and that people quote."""
+    return {
+        "accuracy": result.accuracy,
+        "accuracy_std": result.accuracy_std,
+        "fold_accuracies": result.fold_accuracies.tolist(),
+        "threshold": result.threshold,
+        "auc": result.auc,
+        "eer": result.eer,
+        "tar_at_far": {"1e-3": result.tar_at_far(1e-3), "1e-2": result.tar_at_far(1e-2)},
+        "pairs": result.pairs,
+        "images_per_second": result.images_per_second,
+    }

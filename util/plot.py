@@ -49,7 +49,7 @@ def roc_figure(results: Mapping[str, Verification]) -> Figure:
     axes.set_xlim(min(far[0] for far, _ in curves.values()), 1)
     axes.set_ylim(bottom, 1 + 0.02 * (1 - bottom))
     axes.yaxis.set_major_formatter(_percent)
-    _calm(axes, grid="both")
+    calm(axes, grid="both")
     columns = {
         "accuracy (%)": [f"{100 * r.accuracy:.2f} ± {100 * r.accuracy_std:.2f}" for r in results.values()],
         "AUC": [f"{r.auc:.4f}" for r in results.values()],
@@ -81,7 +81,7 @@ def score_histogram(result: Verification) -> Figure:
     axes.axvline(result.threshold, color=INK, linewidth=1.2, linestyle=DASHES[1], label=label)
     axes.set(xlabel="Squared distance between embeddings", ylabel="Share of pairs (%)", xlim=(0, bins[-1]))
     axes.yaxis.set_major_formatter(_percent)
-    _calm(axes, grid="y")
+    calm(axes, grid="y")
     figure.legend(loc="outside upper center", ncols=3, fontsize=9, labelcolor=INK, frameon=False)
     return figure
 
@@ -185,7 +185,7 @@ def _percent(share: float, position: int) -> str:
     return f"{100 * share:g}"
 
 
-def _calm(axes: Axes, grid: str) -> None:
+def calm(axes: Axes, grid: str) -> None:
     """Two spines, pale grid lines behind the data, dark grey and not black text."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(SPINE)
@@ -205,4 +205,4 @@ def _epoch_axis(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
     for before, after in pairwise(records):
         if after["lr"] <= before["lr"] / 2:
             axes.axvline(after["epoch"] - 0.5, color="#AAAAAA", linewidth=0.9, linestyle=DASHES[2], zorder=0)
-    _calm(axes, grid="y")
+    calm(axes, grid="y")

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.backbone import build_backbone, identify_backbone, strip_module_prefix
-from util.checkpoint import find_network, load
-from util.errors import DataError
+from model.backbone import load_backbone as build
+from util.checkpoint import find_network, load_backbone
 from util.transform import RESIZED, SIZE
 
 _FLAG = "--identity_backbone"
@@ -48,12 +47,5 @@ class IdentityLoss(nn.Module):
 def load_identity(path: str | Path) -> tuple[str, IdentityLoss]:
     """The name of the recognition network in a Backbone file, or in a run's best or newest, and the term with it."""
     file = find_network(path, "Backbone", flag=_FLAG)
-    state = load(file)
-    try:
-        state = strip_module_prefix(state)
-        name, embedding_size = identify_backbone(state)
-    except (ValueError, AttributeError) as error:
-        raise DataError(f"{_FLAG}={file}: not a backbone's state dict ({error}); name a Backbone file") from None
-    backbone = build_backbone(name, embedding_size=embedding_size)
-    backbone.load_state_dict(state, strict=True)
+    name, backbone = load_backbone(file, build, f"{_FLAG}={file}")
     return name, IdentityLoss(backbone)

@@ -65,6 +65,19 @@ def identify_backbone(state_dict: Mapping[str, Tensor]) -> tuple[str, int]:
     )
 
 
+def load_backbone(state_dict: Mapping[str, Tensor]) -> tuple[str, nn.Module]:
+    """The name of the backbone that a state dict belongs to, with or without `module.` prefixes, and that backbone
+    with its weights. ValueError where none fits."""
+    try:
+        state_dict = strip_module_prefix(state_dict)
+        name, embedding_size = identify_backbone(state_dict)
+    except AttributeError:  # of values that are no tensors, or keys that are no text
+        raise ValueError("it holds other things than named tensors") from None
+    backbone = build_backbone(name, embedding_size=embedding_size)
+    backbone.load_state_dict(state_dict, strict=True)
+    return name, backbone
+
+
 def strip_module_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors without the `module.` that DataParallel and DistributedDataParallel put before every key."""
     return {key.removeprefix("module."): value for key, value in state_dict.items()}

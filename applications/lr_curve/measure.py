@@ -1,0 +1,54 @@
+"""The numbers of the curve: one evaluation of a network gives all of its sizes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from applications.lr_curve.settings import CurveSettings
+from util.evaluate import evaluate, full_view, low_view
+from util.pairs import PairSet
+from util.transform import SIZE
+from util.verification import Verification
+
+BICUBIC, SUPER_RESOLUTION = "bicubic", "SR"
+FULL = "HR"  # evaluate()'s name of the view that the other side keeps when one side is degraded
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One network, with one way of enlarging: `results` is {size: {set name: result}}, the largest size first."""
+
+    label: str
+    method: str
+    results: dict[int, dict[str, Verification]]
+
+    @property
+    def title(self) -> str:
+        return f"{self.label}, {self.method}"
+
+
+def measure(
+    label: str,
+    backbone: nn.Module,
+    pair_sets: Sequence[PairSet],
+    networks: Mapping[int, nn.Module],
+    settings: CurveSettings,
+    device: torch.device,
+) -> list[Curve]:
+    """The bicubic curve of a backbone, and, if there are networks ({size of what it enlarges: network}), theirs.
+
+    112 pixels are the image as it is: a point of both curves, and evaluated once.
+    """
+    low = sorted(set(settings.sizes) - {SIZE}, reverse=True)
+    views = {FULL: full_view(device)}
+    views |= {f"{size} {BICUBIC}": low_view(size, device) for size in low}
+    views |= {f"{size} {SUPER_RESOLUTION}": low_view(size, device, network) for size, network in networks.items()}
+    results = evaluate(backbone, pair_sets, device, settings.batch_size, views, oneside=settings.LR_oneside)
+    curves = []
+    for method in (BICUBIC, SUPER_RESOLUTION) if networks else (BICUBIC,):
+        points = {SIZE: results[FULL]}
+        points |= {size: results[f"{size} {method}"] for size in low if f"{size} {method}" in results}
+        curves.append(Curve(label, method, points))
+    return curves

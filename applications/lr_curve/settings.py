@@ -1,0 +1,102 @@
+"""Every flag of the accuracy curve: its default, its rule and its help. Imports no torch."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from util.conversions import integers, named_pair_sets, one_of, to_gpus, to_pair_sets, to_path, whole
+from util.errors import UsageError
+from util.files import check_file
+from util.flags import Settings, parse, setting, switch
+
+FACE = 112  # pixels of an aligned face
+WHERE, RESOLUTION, MACHINE, OUTPUT = "Where things are", "Resolution", "Machine", "Output"
+GROUPS = (WHERE, RESOLUTION, MACHINE, OUTPUT)
+PLOT_SUFFIXES = (".png", ".pdf", ".svg")
+
+
+def _to_checkpoints(value: object) -> tuple[str, ...]:
+    """A conversion to a tuple of `NAME=PATH`, from one or more of those; without NAME it is that of the run or file."""
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        raise ValueError("a list of runs or Backbone files, like HR=checkpoints_best/HRTRAIN_… LR=…")
+    named = []
+    for item in items:
+        name, _, path = item.rpartition("=")
+        path = to_path(path)
+        named.append(f"{name or _own_name(Path(path))}={path}")
+    twice = [name for name, count in Counter(item.partition("=")[0] for item in named).items() if count > 1]
+    if twice:
+        raise ValueError(f"a list of runs or Backbone files with different names ({twice[0]!r} is there twice)")
+    return tuple(named)
+
+
+def _own_name(path: Path) -> str:
+    return path.parent.name if path.suffix == ".pth" and path.stem.endswith("_Best") else path.stem or str(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveSettings(Settings):
+    """The settings of applications/lr_curve. UsageError where a value breaks its rule."""
+
+    checkpoints: tuple[str, ...] = setting(
+        (),
+        WHERE,
+        _to_checkpoints,
+        "NAME=PATH ...",
+        "recognition networks to compare: runs (their best or newest epoch) or Backbone files; NAME is for the legend",
+        "required",
+        apart=True,
+    )
+    data_dir: str = setting("./data", WHERE, to_path, "DIR", "verification sets")
+    val_data: tuple[str, ...] = setting(
+        (), WHERE, to_pair_sets, "SET ...", "verification sets besides those, as in validation.py", apart=True
+    )
+    sizes: tuple[int, ...] = setting(
+        (112, 56, 28, 21, 16, 14, 8),
+        RESOLUTION,
+        integers(
+            None,
+            f"different whole numbers from 4 to {FACE}, like 112 56 28",
+            lambda sizes: len(set(sizes)) == len(sizes) > 0 and all(4 <= size <= FACE for size in sizes),
+        ),
+        "N ...",
+        "pixels a side that faces are shrunk to",
+    )
+    SR_eval: bool = switch(RESOLUTION, "enlarge by super resolution, too, where there is a network")
+    sr_checkpoint_dir: str = setting(
+        "./checkpoints_best", WHERE, to_path, "PATH", "super resolution: an SR file, a run, or a folder of runs"
+    )
+    LR_oneside: bool = switch(RESOLUTION, "low resolution in the first image of each pair alone")
+    gpu_num: tuple[int, ...] = setting((0,), MACHINE, to_gpus, "LIST", "GPUs, as 0 or 0,1 or [0,1]; or cpu")
+    precision: str = setting(
+        "auto", MACHINE, one_of(("auto", "bf16", "fp16", "fp32")), "NAME", "what the backbones compute in"
+    )
+    batch_size: int = setting(64, MACHINE, whole(1), "N", "images in a batch")
+    plot: str | None = setting(None, OUTPUT, to_path, "FILE", "draw the curve, as .png, .pdf or .svg", "not drawn")
+    json: str | None = setting(None, OUTPUT, to_path, "FILE", "write all numbers", "not written")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.checkpoints:
+            raise UsageError("--checkpoints: missing; name runs or Backbone files, NAME=PATH each")
+        if self.plot and Path(self.plot).suffix.lower() not in PLOT_SUFFIXES:
+            raise UsageError(f"--plot={self.plot}: must end in {', '.join(PLOT_SUFFIXES)}; rename it")
+        for flag, file in (("--json", self.json), ("--plot", self.plot)):
+            if file is not None:
+                check_file(flag, file)
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """{name: path} of `checkpoints`."""
+        return {name: Path(path) for name, path in (item.rsplit("=", 1) for item in self.checkpoints)}
+
+    @property
+    def named_pair_sets(self) -> dict[str, tuple[str, str | None]]:
+        """`val_data` as find_pair_sets wants it."""
+        return named_pair_sets(self.val_data)
+
+
+def parse_curve(argv: list[str]) -> CurveSettings:
+    """The settings from the arguments. UsageError for a mistake; SystemExit(0) after --help has printed."""
+    return parse(CurveSettings, "-m applications.lr_curve", GROUPS, argv)
