@@ -137,7 +137,10 @@ def test_the_figure_has_a_panel_a_set_and_a_line_a_curve(made_pairs, sets):
     [
         (["--gpu_num=cpu"], r"^--checkpoints: missing; name runs or Backbone files"),
         (["--checkpoints", "a=x.pth", "a=y.pth"], r"--checkpoints: .*'a' is there twice"),
-        (["--checkpoints=x.pth", "--sizes", "3"], r"--sizes: '3' is not a list of different whole numbers from 4 to 112"),
+        (
+            ["--checkpoints=x.pth", "--sizes", "3"],
+            r"--sizes: '3' is not a list of different whole numbers from 4 to 112",
+        ),
         (["--checkpoints=x.pth", "--sizes", "224"], r"--sizes: '224' is not"),
         (["--checkpoints=x.pth", "--sizes", "28", "28"], r"--sizes: "),
         (["--checkpoints=x.pth", "--plot=curve.doc"], r"^--plot=curve.doc: must end in .png, .pdf, .svg"),
