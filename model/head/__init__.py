@@ -3,11 +3,13 @@
 from model.head.arcface import ArcFace
 from model.head.cosface import CosFace
 from model.head.margin import MarginHead
+from model.head.sharded import ShardedHead as ShardedHead
+from model.head.sharded import shard_of as shard_of
 
 HEADS: dict[str, type[MarginHead]] = {"ArcFace": ArcFace, "CosFace": CosFace}
 
 
-def build_head(name: str, in_features: int, out_features: int, **settings: float | bool) -> MarginHead:
+def build_head(name: str, in_features: int, out_features: int, **settings: float | bool | range) -> MarginHead:
     """A new head for embeddings of in_features and out_features classes; settings as the class takes them (s, m ...).
 
     An unknown name raises ValueError.

@@ -18,8 +18,16 @@ class ArcFace(MarginHead):
     elsewhere.
     """
 
-    def __init__(self, in_features: int, out_features: int, s: float = 64.0, m: float = 0.5, easy_margin: bool = False):
-        super().__init__(in_features, out_features, s, m)
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        s: float = 64.0,
+        m: float = 0.5,
+        easy_margin: bool = False,
+        rows: range | None = None,
+    ):
+        super().__init__(in_features, out_features, s, m, rows)
         self.easy_margin = easy_margin
 
     def added(self, embeddings: Tensor, centres: Tensor, labels: Tensor) -> Tensor:

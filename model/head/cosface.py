@@ -11,8 +11,10 @@ class CosFace(MarginHead):
     Wang et al., "CosFace: Large Margin Cosine Loss for Deep Face Recognition" (2018), equation 4.
     """
 
-    def __init__(self, in_features: int, out_features: int, s: float = 64.0, m: float = 0.35):
-        super().__init__(in_features, out_features, s, m)
+    def __init__(
+        self, in_features: int, out_features: int, s: float = 64.0, m: float = 0.35, rows: range | None = None
+    ):
+        super().__init__(in_features, out_features, s, m, rows)
 
     def added(self, embeddings: Tensor, centres: Tensor, labels: Tensor) -> Tensor:
         return embeddings.new_full((len(labels),), -self.m)

@@ -1,15 +1,13 @@
-"""Losses by name: from logits and labels to a scalar."""
+"""Losses by name: from logits and labels, or from log probabilities, to a scalar."""
 
 from collections.abc import Callable
 
-from torch import nn
+from model.loss.focal import CrossEntropy, FocalLoss, Loss
 
-from model.loss.focal import FocalLoss
-
-LOSSES: dict[str, Callable[..., nn.Module]] = {"focal": FocalLoss, "cross_entropy": nn.CrossEntropyLoss}
+LOSSES: dict[str, Callable[..., Loss]] = {"focal": FocalLoss, "cross_entropy": CrossEntropy}
 
 
-def build_loss(name: str, **settings: float) -> nn.Module:
+def build_loss(name: str, **settings: float) -> Loss:
     """A loss, called with logits (N, C) and labels (N,); settings as its class takes them (gamma ...).
 
     An unknown name raises ValueError.
