@@ -5,8 +5,8 @@ python -m benchmarks.lfw_split --source LFW --out data/lfw
 SOURCE has aligned_112/PERSON/PERSON_0001.jpg (112x112), train_people.txt (a name a line) and pairs.txt (LFW's official
 form), whose last fold has none of the training people. OUT gets imgs/ (links to the images of those people who have two
 or more), lfw_align_112/lfw (the last fold, same and different pairs alternating, so that each tenth holds both) and
-more_pairs.txt: every same pair of the first images (six at most) of each of the last fold's people, and as many different
-ones, drawn at random. They share images, so they are not quite independent, but leave less to chance:
+more_pairs.txt: every same pair of the first images (six at most) of each of the last fold's people, and as many
+different ones, drawn at random. They share images, so they are not quite independent, but leave less to chance:
 
 python validation.py --data_dir data/lfw --val_data more=data/lfw/more_pairs.txt:LFW/aligned_112
 """
@@ -23,7 +23,6 @@ from util.cli import Parser
 from util.errors import DataError, run_script
 from util.pair_list import read_pair_list
 from util.pairs import ChosenPairs, each_image, interleaved, load_pairs
-
 
 FIRST = 6  # images of a person in more_pairs.txt: else a few people make most of the same pairs
 
@@ -63,7 +62,7 @@ def last_fold(issame: np.ndarray) -> np.ndarray:
 
 
 def every_pair(aligned: Path, people: list[str]) -> list[tuple[str, str, bool]]:
-    """All same pairs of these people's first images and as many different ones at random, in turn; paths in `aligned`."""
+    """All same pairs of these people's first images and as many random different ones, in turn: paths in `aligned`."""
     images = {person: sorted(f"{person}/{file.name}" for file in (aligned / person).glob("*.jpg")) for person in people}
     images = {person: files[:FIRST] for person, files in images.items()}
     same = [pair for person in people for pair in combinations(images[person], 2)]
