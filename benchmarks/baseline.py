@@ -1,0 +1,146 @@
+"""What one would write without this toolkit: torchvision's folder and transforms, an eager float32 step, plain numpy.
+
+Everything here is written to be fair: no work that its result does not need, and the libraries used as their manuals
+show it.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, WeightedRandomSampler
+
+# isort: off
+import util.torchvision_import  # noqa: F401, makes the next two work beside any build of torch
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+# isort: on
+
+SIZE, RESIZED = 112, 128
+_TO_RANGE = ([0.5] * 3, [0.5] * 3)  # [0, 1] -> [-1, 1]
+
+
+class LowResolution:
+    """Down to size x size and up again, bicubic, for half of the images."""
+
+    def __init__(self, size: int):
+        self._size = size
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if torch.rand(()) >= 0.5:
+            return image
+        small = image.resize((self._size, self._size), Image.Resampling.BICUBIC)
+        return small.resize(image.size, Image.Resampling.BICUBIC)
+
+
+def training_loader(root: str, batch_size: int, low_size: int | None, images: int) -> DataLoader:
+    """Batches of (B, 3, 112, 112) float32 in [-1, 1] and (B,) labels, every person as often, made in this process."""
+    steps: list[Callable[[Any], Any]] = [
+        transforms.Resize([RESIZED, RESIZED]),
+        transforms.RandomCrop([SIZE, SIZE]),
+        transforms.RandomHorizontalFlip(),
+    ]
+    if low_size is not None:
+        steps.append(LowResolution(low_size))
+    folder = ImageFolder(root, transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(*_TO_RANGE)]))
+    weights = 1 / np.bincount(folder.targets)[folder.targets]
+    sampler = WeightedRandomSampler(weights.tolist(), images)
+    return DataLoader(folder, batch_size, sampler=sampler, drop_last=True)
+
+
+def evaluation_batch(images: np.ndarray) -> tuple[Tensor, Tensor]:
+    """(N, 112, 112, 3) RGB uint8 -> the centre crops and their mirror images, (N, 3, 112, 112) in [-1, 1] each."""
+    crop = transforms.Compose([transforms.Resize([RESIZED, RESIZED]), transforms.CenterCrop([SIZE, SIZE])])
+    to_network = transforms.Compose([transforms.ToTensor(), transforms.Normalize(*_TO_RANGE)])
+    crops = [crop(Image.fromarray(image)) for image in images]
+    mirrored = [crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for crop in crops]
+    return torch.stack([to_network(crop) for crop in crops]), torch.stack([to_network(crop) for crop in mirrored])
+
+
+class OneHotArcFace(nn.Module):
+    """ArcFace over the whole matrix of cosines, with a one-hot matrix that picks where the margin holds."""
+
+    def __init__(self, in_features: int, classes: int, s: float = 64.0, m: float = 0.5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(classes, in_features))
+        nn.init.xavier_uniform_(self.weight)
+        self.s, self.m = s, m
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        cosine = F.linear(F.normalize(embeddings), F.normalize(self.weight))
+        sine = torch.sqrt((1.0 - cosine.pow(2)).clamp(1e-9, 1))
+        shifted = cosine * math.cos(self.m) - sine * math.sin(self.m)
+        beyond = cosine - math.sin(math.pi - self.m) * self.m
+        shifted = torch.where(cosine > math.cos(math.pi - self.m), shifted, beyond)
+        one_hot = torch.zeros_like(cosine)
+        one_hot.scatter_(1, labels[:, None], 1)
+        return (one_hot * shifted + (1.0 - one_hot) * cosine) * self.s
+
+
+class BatchFocalLoss(nn.Module):
+    """Focal loss of the batch's mean cross entropy, as older toolkits have it."""
+
+    def forward(self, logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
+        log_p = F.cross_entropy(logits, labels)
+        return (1 - torch.exp(-log_p)) ** gamma * log_p
+
+
+def train(
+    backbone: nn.Module,
+    head: nn.Module,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+) -> tuple[float, float]:
+    """An eager float32 loop over ((B, 3, 112, 112), (B,)) batches; the sums of the losses and of the top-5 hits."""
+    backbone.train()
+    head.train()
+    losses = hits = 0.0
+    for images, labels in batches:
+        images, labels = images.to(device), labels.to(device)
+        logits = head(backbone(images), labels)
+        loss = criterion(logits, labels)
+        top = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        losses += loss.item()
+        hits += top.sum().item()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return losses, hits
+
+
+@torch.no_grad()
+def embed(backbone: nn.Module, batch: Tensor) -> Tensor:
+    """(N, 3, 112, 112) -> (N, D), L2-normalised: image and mirror image."""
+    return F.normalize(backbone(batch) + backbone(torch.flip(batch, [3])))
+
+
+def verify(embeddings: np.ndarray, issame: np.ndarray, folds: int = 10) -> float:
+    """Ten-fold accuracy of (2P, D) embeddings: for each fold, every threshold on the other folds' pairs in turn."""
+    distances = np.square(embeddings[0::2] - embeddings[1::2]).sum(1)
+    thresholds = np.arange(0, 4, 0.01)
+    accuracies = []
+    for test in np.array_split(np.arange(len(issame)), folds):
+        train = np.setdiff1d(np.arange(len(issame)), test)
+        scores = [_accuracy(threshold, distances[train], issame[train])[2] for threshold in thresholds]
+        rates = [_accuracy(threshold, distances[test], issame[test]) for threshold in thresholds]
+        accuracies.append(rates[int(np.argmax(scores))][2])
+    return float(np.mean(accuracies))
+
+
+def _accuracy(threshold: float, distances: np.ndarray, issame: np.ndarray) -> tuple[float, float, float]:
+    """True and false accept rate, and accuracy, at one threshold."""
+    accepted = distances < threshold
+    true_accepts = np.sum(accepted & issame)
+    false_accepts = np.sum(accepted & ~issame)
+    true_rejects = np.sum(~accepted & ~issame)
+    false_rejects = np.sum(~accepted & issame)
+    true_rate = true_accepts / max(true_accepts + false_rejects, 1)
+    false_rate = false_accepts / max(false_accepts + true_rejects, 1)
+    return float(true_rate), float(false_rate), float((true_accepts + true_rejects) / len(distances))

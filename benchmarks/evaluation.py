@@ -1,0 +1,66 @@
+"""How fast images of a verification set become what the network gets, and what share of the validation that is.
+
+python -m benchmarks.evaluation
+python -m benchmarks.evaluation --data data/imgs_casia --backbone MobileFaceNet
+
+The baseline sends each image through PIL: resized, cropped, mirrored and turned into a tensor. Both end in the batch
+of the images and that of their mirror images. The share is taken without reading the images, and with one thread; in a
+validation the crops are cut beside the network, in a thread of their own.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import baseline
+from benchmarks.faces import folder_of_people, some_images
+from benchmarks.timing import Benchmark, at_least_one, finish, in_turns, parse, parser_for, rate_row, use_threads
+from model.backbone import BACKBONES, build_backbone
+from util.errors import UsageError, run_script
+from util.evaluate import embed
+from util.transform import eval_crop, normalise
+
+
+def main(arguments: list[str]) -> None:
+    parser = parser_for(__doc__, threads=1, repeats=7)
+    parser.add_argument("--data", type=Path, help="a folder of people (data/demo's, or faces drawn for the moment)")
+    parser.add_argument("--images", type=int, default=512, help="of one turn (512)")
+    parser.add_argument("--backbone", default="IR_SE_50", help="of which the share is taken (IR_SE_50)")
+    options = parse(parser, arguments)
+    at_least_one(options, "images")
+    if options.backbone not in BACKBONES:
+        raise UsageError(f"--backbone={options.backbone}: must be one of {', '.join(BACKBONES)}")
+    name = "MobileFaceNet_025" if options.quick else options.backbone
+    use_threads(options.threads)
+    with folder_of_people(options.data, options.quick) as folder:
+        images = some_images(folder, 8 if options.quick else options.images)
+    finish(measure(images, name, options.threads, options.repeats), options.json)
+
+
+def measure(images: np.ndarray, name: str, threads: int, repeats: int) -> Benchmark:
+    """Images per second of both, and the share of ours in judging with the backbone of that name."""
+    row = rate_row("crop and mirror", len(images), in_turns(partial(_ours, images), partial(_theirs, images), repeats))
+    backbone, few = build_backbone(name).eval(), images[:16]
+    backbone.to(memory_format=torch.channels_last)
+    preparing, judging = in_turns(partial(eval_crop, few), partial(embed, backbone, few), min(repeats, 3))
+    share = sum(preparing) / (sum(preparing) + sum(judging))
+    notes = (f"Reading the images apart, preparing them is {share:.2%} of the time of judging them with {name}.",)
+    setting = f"{len(images)} images of 112x112, threads: {threads}, median of {repeats} turns"
+    return Benchmark("evaluation", setting, (row,), notes)
+
+
+def _ours(images: np.ndarray) -> None:
+    for start in range(0, len(images), 64):
+        batch = normalise(torch.from_numpy(eval_crop(images[start : start + 64])))
+        batch.flip(3)
+
+
+def _theirs(images: np.ndarray) -> None:
+    for start in range(0, len(images), 64):
+        baseline.evaluation_batch(images[start : start + 64])
+
+
+if __name__ == "__main__":
+    run_script(main)

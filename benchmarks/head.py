@@ -1,0 +1,110 @@
+"""Time and memory of ArcFace with focal loss over many classes, beside the same with one-hot matrices.
+
+python -m benchmarks.head
+python -m benchmarks.head --classes 360232 --batch_size 128 --json head.json
+
+A step is forward and backward; embeddings and weights both get their gradients. The times are taken in turns in one
+process. The memory is the most that a process of its own has resident over a few steps, less what it had before.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks import baseline
+from benchmarks.timing import Benchmark, Row, at_least_one, finish, in_turns, parse, parser_for, time_row, use_threads
+from model.head import ArcFace
+from model.loss import FocalLoss
+from util.distributed import available_cores
+from util.errors import RunError, UsageError, run_script
+
+DIMENSIONS = 512
+OURS, BASELINE = "ours", "baseline"
+_STEPS = 3  # of which the memory is taken
+
+
+def main(arguments: list[str]) -> None:
+    parser = parser_for(__doc__, threads=min(2, available_cores()), repeats=5)
+    parser.add_argument("--classes", type=int, default=85742, help="MS1MV2 has 85742 (85742)")
+    parser.add_argument("--batch_size", type=int, default=64, help="(64)")
+    parser.add_argument("--memory_of", choices=(OURS, BASELINE), help="print the memory of one of the two, in JSON")
+    options = parse(parser, arguments)
+    at_least_one(options, "classes", "batch_size")
+    if options.classes < 2:
+        raise UsageError("--classes=1: must be 2 or more")
+    classes, batch_size = (1000, 8) if options.quick else (options.classes, options.batch_size)
+    use_threads(options.threads)
+    if options.memory_of:
+        print(json.dumps(memory(options.memory_of, classes, batch_size)))
+    else:
+        finish(measure(classes, batch_size, options.threads, options.repeats), options.json)
+
+
+def measure(classes: int, batch_size: int, threads: int, repeats: int) -> Benchmark:
+    """Time of a step, and memory, of both."""
+    ours, theirs = (_memory_apart(which, classes, batch_size, threads) for which in (OURS, BASELINE))
+    times = in_turns(_step(OURS, classes, batch_size), _step(BASELINE, classes, batch_size), repeats)
+    rows = (
+        time_row("forward and backward", times),
+        Row("memory of the process at its peak", "MB", ours["peak"], theirs["peak"], theirs["peak"] / ours["peak"]),
+        Row("the same, beyond what it began with", "MB", ours["own"], theirs["own"], theirs["own"] / ours["own"]),
+    )
+    logits, weights = batch_size * classes * 4 / 1e6, DIMENSIONS * classes * 4 / 1e6
+    notes = (f"A matrix of logits is {logits:.0f} MB, one of weights {weights:.0f} MB.",)
+    setting = f"{classes} classes, batches of {batch_size}, threads: {threads}, median of {repeats} turns"
+    return Benchmark("head", setting, rows, notes)
+
+
+def _step(which: str, classes: int, batch_size: int) -> Callable[[], None]:
+    """Forward and backward of one of the two, on random embeddings."""
+    torch.manual_seed(0)
+    embeddings = torch.randn(batch_size, DIMENSIONS, requires_grad=True)
+    labels = torch.randint(classes, (batch_size,))
+    if which == OURS:
+        head, criterion = ArcFace(DIMENSIONS, classes), FocalLoss()
+    else:
+        head, criterion = baseline.OneHotArcFace(DIMENSIONS, classes), baseline.BatchFocalLoss()
+    return partial(_forward_backward, head, criterion, embeddings, labels)
+
+
+def _forward_backward(head: nn.Module, criterion: nn.Module, embeddings: torch.Tensor, labels: torch.Tensor) -> None:
+    head.zero_grad(set_to_none=True)
+    embeddings.grad = None
+    criterion(head(embeddings, labels), labels).backward()
+
+
+def _memory_apart(which: str, classes: int, batch_size: int, threads: int) -> dict[str, float]:
+    """`memory` in a process of its own: what one has freed, another would find."""
+    flags = {"memory_of": which, "classes": classes, "batch_size": batch_size, "threads": threads}
+    command = [sys.executable, "-m", "benchmarks.head", *(f"--{name}={value}" for name, value in flags.items())]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    if done.returncode:
+        raise RunError(f"the process that takes the memory of {which} failed: {done.stderr.strip() or 'killed'}")
+    return json.loads(done.stdout)
+
+
+def memory(which: str, classes: int, batch_size: int) -> dict[str, float]:
+    """Resident MB of this process at its peak, after a few steps, and how many of them it did not have before."""
+    _step(which, 10, 2)()  # loads what torch loads at its first step
+    before = _peak()
+    step = _step(which, classes, batch_size)
+    for _ in range(_STEPS):
+        step()
+    return {"peak": _peak(), "own": max(_peak() - before, 1e-3)}
+
+
+def _peak() -> float:
+    import resource  # not on Windows, where nothing else here needs it
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,180 @@
+"""How fast a backbone is trained and gives embeddings, on the CPU or a GPU, beside an eager float32 loop.
+
+python -m benchmarks.network
+python -m benchmarks.network --device cuda
+python -m benchmarks.network --device cuda --backbone IR_50 --batch_size 256 --compile --json network.json
+
+A training step is forward, backward and update with ArcFace and focal loss on images that are already decoded, through
+util.engine; an embedding is that of an image and its mirror image, so two passes. Ours computes in --precision, by
+default in what train.py takes: bf16 on a GPU that has it, and fp32 elsewhere. On a GPU the rate of a large bf16 matrix
+product is measured beside them, and the share of it that training and embedding reach, counted in the multiplications
+and additions of the backbone's convolutions and linear layers.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import baseline
+from benchmarks.timing import Benchmark, Row, at_least_one, finish, in_turns, parse, parser_for, rate_row, use_threads
+from model.backbone import BACKBONES, build_backbone
+from model.backbone.fold import fold_batch_norm
+from model.head import ArcFace
+from model.loss import FocalLoss
+from util.distributed import available_cores, select_devices, wrap
+from util.engine import TrainingStep, train_one_epoch
+from util.errors import UsageError, run_script
+from util.evaluate import embed
+from util.optim import Schedule, parameter_groups
+from util.precision import dtype_for, loss_scaler
+from util.transform import SIZE, normalise
+
+DIMENSIONS, LR, MOMENTUM, DECAY = 512, 0.01, 0.9, 5e-4
+MATRIX = 8192  # of the product that says how fast the GPU can be
+Batches = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def main(arguments: list[str]) -> None:
+    parser = parser_for(__doc__, threads=available_cores(), repeats=5)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(cpu)")
+    parser.add_argument("--backbone", default="IR_SE_50", help="(IR_SE_50)")
+    parser.add_argument("--batch_size", type=int, help="16 on the CPU, 128 on a GPU")
+    parser.add_argument("--classes", type=int, default=1000, help="of the head, whose own benchmark is another (1000)")
+    parser.add_argument("--steps", type=int, help="of one turn: 1 on the CPU, 20 on a GPU")
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp16", "fp32"), default="auto", help="of ours (auto)")
+    parser.add_argument("--compile", action="store_true", help="train ours with torch.compile, as train.py --compile")
+    options = parse(parser, arguments)
+    if options.backbone not in BACKBONES:
+        raise UsageError(f"--backbone={options.backbone}: must be one of {', '.join(BACKBONES)}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("skipped: there is no CUDA device here; run it on a machine with one, or with --device cpu")
+        return
+    on_cpu = options.device == "cpu"
+    options.batch_size = options.batch_size if options.batch_size is not None else 16 if on_cpu else 128
+    options.steps = options.steps if options.steps is not None else 1 if on_cpu else 20
+    at_least_one(options, "batch_size", "classes", "steps")
+    if options.quick:
+        options.backbone, options.batch_size, options.steps, options.classes = "MobileFaceNet_025", 2, 1, 10
+    use_threads(options.threads)
+    finish(measure(options), options.json)
+
+
+def measure(options: argparse.Namespace) -> Benchmark:
+    """Images per second of training and of embedding, with the shares of the GPU's rate where there is a GPU."""
+    device = select_devices([] if options.device == "cpu" else [0])[0]
+    images = options.batch_size * options.steps
+    batches = _batches(options.batch_size, options.steps, options.classes, pinned=device.type == "cuda")
+    dtype = dtype_for(options.precision, device)
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    training = in_turns(
+        _train_ours(options, device, dtype, batches), _train_baseline(options, device, batches), options.repeats, wait
+    )
+    embedding = in_turns(
+        _embed_ours(options.backbone, device, dtype, batches),
+        _embed_baseline(options.backbone, device, batches),
+        options.repeats,
+        wait,
+    )
+    rows = (rate_row("training step", images, training), rate_row("embedding", images, embedding))
+    setting = (
+        f"{options.backbone} on {options.device}, ours in {str(dtype).removeprefix('torch.')}"
+        f"{', compiled for training' if options.compile else ''}; batches of {options.batch_size}, {options.steps} a "
+        f"turn, {options.classes} classes, threads: {options.threads}, median of {options.repeats} turns"
+    )
+    notes = shares(options.backbone, rows, device) if device.type == "cuda" else ()
+    return Benchmark(f"network-{options.device}", setting, rows, notes)
+
+
+def _batches(batch_size: int, steps: int, classes: int, pinned: bool) -> Batches:
+    """Random pixels, (B, 112, 112, 3) uint8 and (B,) int64, in the main memory."""
+    torch.manual_seed(0)
+    batches = [
+        (torch.randint(256, (batch_size, SIZE, SIZE, 3), dtype=torch.uint8), torch.randint(classes, (batch_size,)))
+        for _ in range(steps)
+    ]
+    return [(images.pin_memory(), labels.pin_memory()) for images, labels in batches] if pinned else batches
+
+
+def _train_ours(
+    options: argparse.Namespace, device: torch.device, dtype: torch.dtype, batches: Batches
+) -> Callable[[], object]:
+    """One call trains on all batches, as train.py does it."""
+    backbone = build_backbone(options.backbone, embedding_size=DIMENSIONS)
+    runner = wrap(backbone, [device], options.compile, dtype)
+    head = ArcFace(DIMENSIONS, options.classes).to(device)
+    optimizer = torch.optim.SGD(parameter_groups([backbone, head], DECAY), lr=LR, momentum=MOMENTUM)
+    step = TrainingStep(runner, head, FocalLoss(), optimizer, device, scaler=loss_scaler(dtype, device))
+    schedule = Schedule(len(batches), LR, 0, (), 0.5, 0)
+    return partial(train_one_epoch, step, batches, schedule, 0, lambda done, averages: None)
+
+
+def _train_baseline(options: argparse.Namespace, device: torch.device, batches: Batches) -> Callable[[], object]:
+    """The same batches, as its loader would give them: floats, in PyTorch's own layout of memory."""
+    backbone = build_backbone(options.backbone, embedding_size=DIMENSIONS).to(device)
+    head = baseline.OneHotArcFace(DIMENSIONS, options.classes).to(device)
+    groups = parameter_groups([backbone, head], DECAY)
+    optimizer = torch.optim.SGD(groups, lr=LR, momentum=MOMENTUM)
+    floats = [(_floats(images), labels) for images, labels in batches]
+    return partial(baseline.train, backbone, head, baseline.BatchFocalLoss(), optimizer, floats, device)
+
+
+def _embed_ours(name: str, device: torch.device, dtype: torch.dtype, batches: Batches) -> Callable[[], object]:
+    backbone = wrap(fold_batch_norm(build_backbone(name)), [device], dtype=dtype)
+    arrays = [images.numpy() for images, _ in batches]
+    return lambda: [embed(backbone, images, device) for images in arrays]
+
+
+def _embed_baseline(name: str, device: torch.device, batches: Batches) -> Callable[[], object]:
+    backbone = build_backbone(name).to(device).eval()
+    floats = [_floats(images) for images, _ in batches]
+    return lambda: [baseline.embed(backbone, images.to(device)) for images in floats]
+
+
+def _floats(images: torch.Tensor) -> torch.Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32, pinned where the pixels were."""
+    floats = normalise(images).contiguous()
+    return floats.pin_memory() if images.is_pinned() else floats
+
+
+def shares(name: str, rows: tuple[Row, Row], device: torch.device) -> tuple[str, ...]:
+    """What part of the rate of a large bf16 matrix product the backbone reaches, of ours and of the baseline."""
+    rate = _matrix_rate(device)
+    work = _operations(name)
+    lines = [f"A bf16 matrix product of {MATRIX}x{MATRIX} runs at {rate / 1e12:.0f} TFLOPS; shares of that rate:"]
+    # A backward pass is two products for each one of the forward pass; an embedding is two forward passes.
+    for row, passes in zip(rows, (3, 2), strict=True):
+        ours, theirs = (speed * work * passes / rate for speed in (row.ours, row.baseline))
+        lines.append(f"- {row.name}: ours {ours:.1%}, baseline {theirs:.1%}")
+    return tuple(lines)
+
+
+def _matrix_rate(device: torch.device) -> float:
+    """Operations per second, the median of ten, by the GPU's own clock."""
+    first, second = (torch.randn(MATRIX, MATRIX, device=device, dtype=torch.bfloat16) for _ in range(2))
+    out = torch.empty_like(first)
+    seconds = []
+    for _ in range(13):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        torch.mm(first, second, out=out)
+        end.record()
+        end.synchronize()
+        seconds.append(begin.elapsed_time(end) / 1e3)
+    return 2 * MATRIX**3 / statistics.median(seconds[3:])
+
+
+def _operations(name: str) -> int:
+    """Multiplications and additions of one image's forward pass."""
+    with torch.device("meta"):
+        backbone, image = build_backbone(name).eval(), torch.empty(1, 3, SIZE, SIZE)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            backbone(image)
+    return counter.get_total_flops()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,52 @@
+"""How long ten-fold verification of embeddings takes, beside a loop over folds and thresholds.
+
+python -m benchmarks.verification
+"""
+
+from functools import partial
+
+import numpy as np
+
+from benchmarks import baseline
+from benchmarks.timing import Benchmark, at_least_one, finish, in_turns, parse, parser_for, time_row, use_threads
+from util.distributed import available_cores
+from util.errors import RunError, run_script
+from util.verification import verify
+
+DIMENSIONS = 512
+
+
+def main(arguments: list[str]) -> None:
+    parser = parser_for(__doc__, threads=min(2, available_cores()), repeats=9)
+    parser.add_argument("--pairs", type=int, default=6000, help="LFW has 6000 (6000)")
+    options = parse(parser, arguments)
+    at_least_one(options, "pairs")
+    finish(measure(200 if options.quick else options.pairs, options.threads, options.repeats), options.json)
+
+
+def measure(pairs: int, threads: int, repeats: int) -> Benchmark:
+    """Milliseconds with one thread, and with `threads`. RunError if the two do not agree on the accuracy."""
+    embeddings, issame = random_pairs(pairs)
+    both = verify(embeddings, issame).accuracy, baseline.verify(embeddings, issame)
+    if abs(both[0] - both[1]) > 1e-9:
+        raise RunError(f"ours finds an accuracy of {both[0]}, the baseline {both[1]}; one of them is wrong")
+    rows = []
+    for count in sorted({1, threads}):
+        use_threads(count)
+        times = in_turns(partial(verify, embeddings, issame), partial(baseline.verify, embeddings, issame), repeats)
+        rows.append(time_row(f"threads: {count}", times))
+    setting = f"{pairs} pairs of {DIMENSIONS} dimensions, ten folds, 400 thresholds, median of {repeats} turns"
+    return Benchmark("verification", setting, tuple(rows))
+
+
+def random_pairs(pairs: int) -> tuple[np.ndarray, np.ndarray]:
+    """(2P, 512) float32 of unit length and (P,) bool: every other pair is the same vector twice, with noise."""
+    rng = np.random.default_rng(0)
+    embeddings = rng.standard_normal((2 * pairs, DIMENSIONS)).astype(np.float32)
+    issame = np.arange(pairs) % 2 == 0
+    embeddings[1::2][issame] = embeddings[0::2][issame] + 1.7 * embeddings[1::2][issame]
+    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True), issame
+
+
+if __name__ == "__main__":
+    run_script(main)
