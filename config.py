@@ -13,6 +13,7 @@ from itertools import pairwise
 from util.conversions import SET_NAMES, integers, named_pair_sets, number, to_gpus, to_pair_sets, to_path, whole
 from util.errors import UsageError
 from util.flags import Given, Settings, named, parse, setting, switch
+from util.ranks import own_gpus, own_ranks
 
 # The registries of model/ know the same names; they are repeated here because importing them would import torch.
 _IR_NAMES = ("IR_50", "IR_101", "IR_152", "IR_SE_50", "IR_SE_101", "IR_SE_152")
@@ -32,6 +33,7 @@ GROUPS = (WHERE, DATA, MODEL, OPTIMISATION, RESOLUTION, MACHINE, OUTPUT)
 _POSITIVE = number("a number above 0", lambda value: value > 0)
 _NOT_NEGATIVE = number("a number, 0 or more", lambda value: value >= 0)
 _FROM_0_TO_1 = number("a number from 0 to 1", lambda value: 0 <= value <= 1)
+_SHARE = number("a number above 0, and 1 at most", lambda value: 0 < value <= 1)
 _BELOW_1 = number("a number from 0 to less than 1", lambda value: 0 <= value < 1)
 _STAGES = integers(
     "none",
@@ -147,12 +149,22 @@ class TrainConfig(Config):
     s: float = setting(64.0, MODEL, _POSITIVE, "X", "scale of the head's cosines")
     m: float = setting(0.5, MODEL, _FROM_0_TO_1, "X", "margin: radians for ArcFace, cosine for CosFace")
     margin_warmup_epochs: float = setting(0.0, MODEL, _NOT_NEGATIVE, "X", "epochs in which m grows from 0")
-    batch_size: int = setting(64, OPTIMISATION, whole(2), "N", "images in a step, over all GPUs")
+    sample_rate: float = setting(
+        1.0,
+        MODEL,
+        _SHARE,
+        "X",
+        "share of the classes that take part in each step: those of the batch, and others at random (Partial FC)",
+    )
+    batch_size: int = setting(
+        64, OPTIMISATION, whole(2), "N", "images in a step, over all GPUs; under torchrun, of each process"
+    )
     accumulate: int = setting(
         1, OPTIMISATION, whole(1), "N", "parts that each batch is worked through in, for less memory"
     )
     epochs: int = setting(50, OPTIMISATION, whole(1), "N", "epochs in all, those before a resume included")
     lr: float = setting(0.025, OPTIMISATION, _POSITIVE, "X", "learning rate after the warm-up")
+    scale_lr: bool = switch(OPTIMISATION, "under torchrun, multiply lr by the number of processes")
     stages: tuple[int, ...] = setting(
         (15, 23, 30), OPTIMISATION, _STAGES, "LIST", "epochs that divide lr by 10, or none"
     )
@@ -171,7 +183,7 @@ class TrainConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        gpus = max(len(self.gpu_num), 1)
+        gpus = max(len(own_gpus(self.gpu_num, own_ranks())), 1)
         if self.batch_size % self.accumulate:
             raise UsageError(
                 f"--accumulate={self.accumulate}: does not divide --batch_size={self.batch_size}; choose a divisor"

@@ -2,6 +2,7 @@
 
 python train.py                                                  # the images in data/, on GPU 0
 python train.py --gpu_num=[0,1] --batch_size=256                 # on two GPUs
+torchrun --nproc_per_node=8 train.py --batch_size=128            # on eight GPUs, 128 images on each
 python train.py --LR_train=True --LR_scale=4 --LR_eval=True      # half of the images in low resolution
 python train.py --backbone=MobileFaceNet --head=CosFace --m=0.35 --train_data=/sets/faces --gpu_num=cpu
 python train.py --train_data=/sets/faces_emore/train.rec         # InsightFace's records, as they are published
@@ -12,10 +13,12 @@ python train.py --config=run.yaml --print_config                 # the settings 
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import TrainConfig, parse_train
 from util.errors import RunError, UsageError, run_script
+from util.ranks import explaining_the_end, first_to_say
 
 # torch takes seconds to import: what needs it is imported in functions, once the command line is known to be right.
 if TYPE_CHECKING:
@@ -25,30 +28,48 @@ if TYPE_CHECKING:
     from util.checkpoint import Resumable, Run
     from util.data import TrainingImages, TrainLoader
     from util.pairs import PairSet
+    from util.ranks import Ranks
     from util.verification import Verification
 
 
 def main(arguments: list[str]) -> None:
     config = parse_train(arguments, inherit=saved_settings)
 
+    from util.ranks import joined, own_ranks
+
+    ranks = own_ranks()
+    with joined(config.gpu_num, ranks) as devices:
+        train(config, devices, ranks)
+
+
+def train(config: TrainConfig, devices: list[torch.device], ranks: Ranks) -> None:
     import torch
 
     from util import checkpoint
-    from util.distributed import select_devices
+    from util.ranks import of_the_first
 
-    devices = select_devices(config.gpu_num)
-    resumed = checkpoint.load_resumable(config.resume_dir) if config.resume_dir else None
-    images, pair_sets = open_data(config)
+    resumed = checkpoint.load_resumable(config.resume_dir, mapped=ranks.several) if config.resume_dir else None
+    images, pair_sets = open_data(config, ranks)
     if resumed:
         check_network(resumed.state["settings"], config)
         checkpoint.check_classes(resumed, images.classes, images.root)
         print(f"resuming {resumed.files['Backbone']} after epoch {resumed.state['epoch']}")
         report_changes(resumed.state["settings"], config.as_dict())
+        before = resumed.state.get("ranks", 1)
+        if before != ranks.count:
+            print(f"the run had {before} processes, and has {ranks.count} now: so change its batches and its steps")
         if resumed.state["epoch"] >= config.epochs:
             print(f"all of its {config.epochs} epochs are done; raise --epochs to go on")
+    if ranks.several:
+        print(f"{ranks.count} processes with {config.batch_size} images each: batches of {global_batch(config, ranks)}")
     torch.manual_seed(config.seed)
-    training = Training(config, devices, images, pair_sets, resumed)
-    training.run(open_run(config, resumed))
+    training = Training(config, devices, images, pair_sets, resumed, ranks)
+    training.run(of_the_first(lambda: open_run(config, resumed), ranks))
+
+
+def global_batch(config: TrainConfig, ranks: Ranks) -> int:
+    """The images of a step, in all processes."""
+    return config.batch_size * ranks.count
 
 
 def saved_settings(resume_dir: str) -> dict[str, Any]:
@@ -78,16 +99,23 @@ def report_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
             print(f"changed setting: --{name} was {before[name]}, now {value}")
 
 
-def open_data(config: TrainConfig) -> tuple[TrainingImages, list[PairSet]]:
+def open_data(config: TrainConfig, ranks: Ranks) -> tuple[TrainingImages, list[PairSet]]:
     """The training images and the verification sets that there are, both named on the console."""
     from util.data import find_train_data, open_training_images
     from util.pairs import find_pair_sets
 
     images = open_training_images(find_train_data(config.data_dir, config.train_data))
     print(f"training on {images.root}: {len(images)} images of {len(images.classes)} people")
-    if len(images) < config.batch_size:
+    if len(images) < global_batch(config, ranks):
+        each = f" in each of {ranks.count} processes" if ranks.several else ""
         raise UsageError(
-            f"--batch_size={config.batch_size}: {images.root} has only {len(images)} images; give at most that"
+            f"--batch_size={config.batch_size}{each}: {images.root} has only {len(images)} images; give at most "
+            f"{len(images) // ranks.count}"
+        )
+    if len(images.classes) < ranks.count:
+        raise UsageError(
+            f"{images.root}: {len(images.classes)} people, and each of {ranks.count} processes holds some of them; "
+            f"start fewer processes"
         )
     pair_sets, missing = find_pair_sets(config.data_dir, config.named_pair_sets)
     if pair_sets:
@@ -113,13 +141,14 @@ def open_run(config: TrainConfig, resumed: Resumable | None) -> Run:
     return run
 
 
-def make_loader(config: TrainConfig, images: TrainingImages, devices: list[torch.device]) -> TrainLoader:
+def make_loader(config: TrainConfig, images: TrainingImages, devices: list[torch.device], ranks: Ranks) -> TrainLoader:
     from util.data import Augmentation, TrainLoader
     from util.distributed import available_cores, workers_for
     from util.transform import SIZE
 
     lr_sizes = tuple(SIZE // scale for scale in config.LR_scale) if config.LR_train else ()
-    workers = workers_for(devices, available_cores()) if config.num_workers is None else config.num_workers
+    cores = available_cores() // ranks.local_count
+    workers = workers_for(devices, cores) if config.num_workers is None else config.num_workers
     return TrainLoader(
         images,
         config.batch_size,
@@ -127,6 +156,8 @@ def make_loader(config: TrainConfig, images: TrainingImages, devices: list[torch
         seed=config.seed,
         num_workers=workers,
         pin_memory=devices[0].type == "cuda",
+        rank=ranks.rank,
+        ranks=ranks.count,
     )
 
 
@@ -140,22 +171,26 @@ class Training:
         images: TrainingImages,
         pair_sets: list[PairSet],
         resumed: Resumable | None,
+        ranks: Ranks,
     ):
         import torch
 
         from model.backbone import build_backbone
-        from model.head import build_head
+        from model.head import ShardedHead, build_head, shard_of
         from model.loss import build_loss
         from model.super_resolution import load_rcan
-        from util.distributed import wrap
+        from util.distributed import on_every_rank, wrap
         from util.engine import TrainingStep
         from util.optim import Schedule, parameter_groups
         from util.precision import dtype_for, loss_scaler
         from util.super_resolution import load_networks
 
         self.config, self.device, self.images, self.pair_sets = config, devices[0], images, pair_sets
+        self.ranks = ranks
         self.backbone = build_backbone(config.backbone, embedding_size=config.embedding_size)
-        self.head = build_head(config.head, config.embedding_size, len(images.classes), s=config.s, m=config.m)
+        classes, margin = len(images.classes), {"s": config.s, "m": config.m}
+        rows = shard_of(classes, ranks.rank, ranks.count)
+        self.head = build_head(config.head, config.embedding_size, classes, **margin, rows=rows)
         dtype = dtype_for(config.precision, self.device)
         trained = wrap(self.backbone, devices, config.compile, dtype)
         self.evaluated: nn.Module = wrap(self.backbone, devices, dtype=dtype)  # to compile each shape would not pay
@@ -164,19 +199,28 @@ class Training:
         groups = parameter_groups([self.backbone, self.head], config.weight_decay)
         self.optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
         self.scaler = loss_scaler(dtype, self.device)
+        loss, objective = build_loss(config.loss), None
+        if ranks.several:
+            trained = on_every_rank(trained, self.device)
+        if ranks.several or config.sample_rate < 1:
+            objective = ShardedHead(self.head, loss, config.sample_rate, config.seed)
         self.training_step = TrainingStep(
             trained,
             self.head,
-            build_loss(config.loss),
+            loss,
             self.optimizer,
             self.device,
             config.accumulate,
             self.scaler,
+            objective,
         )
-        self.loader = make_loader(config, images, devices)
+        self.loader = make_loader(config, images, devices, ranks)
+        rate = config.lr * (ranks.count if config.scale_lr else 1)
+        if rate != config.lr:
+            print(f"learning rate {rate:g}: --lr={config.lr:g}, scaled by the number of processes")
         self.schedule = Schedule(
             steps_per_epoch=len(self.loader),
-            lr=config.lr,
+            lr=rate,
             warmup_epochs=config.warmup_epochs,
             stages=config.stages,
             margin=config.m,
@@ -189,11 +233,15 @@ class Training:
 
     def _restore(self, resumed: Resumable) -> None:
         from util import checkpoint
+        from util.sharded_checkpoint import load_shard
 
         remedy = "take another epoch, or start a new run without --resume_dir"
         checkpoint.load_into(self.backbone, resumed.backbone, resumed.files["Backbone"], remedy)
-        checkpoint.load_into(self.head, resumed.head, resumed.files["Head"], remedy)
-        self.optimizer.load_state_dict(resumed.state["optimizer"])
+        if self.ranks.several:
+            load_shard(self.head, self.optimizer, resumed)
+        else:
+            checkpoint.load_into(self.head, resumed.head, resumed.files["Head"], remedy)
+            self.optimizer.load_state_dict(resumed.state["optimizer"])
         if scaler := resumed.state.get("scaler"):  # empty but for fp16
             self.scaler.load_state_dict(scaler)
         self.epoch, self.step = resumed.state["epoch"], resumed.state["step"]
@@ -208,8 +256,8 @@ class Training:
         from util import checkpoint
         from util.log import RunLog
 
-        log = RunLog(run, self.epoch, self.step)
-        if self.epoch == 0:
+        log = RunLog(run, self.epoch, self.step) if self.ranks.is_first else None
+        if log and self.epoch == 0:
             log.samples(self.loader.first_images())
         while self.epoch < self.config.epochs:
             try:
@@ -221,21 +269,36 @@ class Training:
                 raise RunError(f"{reason}; lower --batch_size. The last good checkpoint is {self.latest}") from None
             results = self._validate()
             is_best = self._note_accuracy(results.get("HR"))
-            log.epoch(self.config.epochs, self._record(averages), results)
-            file = checkpoint.save_epoch(run, self.backbone, self.head, self._state())
-            if is_best:
+            if log:
+                log.epoch(self.config.epochs, self._record(averages), results)
+            file = self._save(run)
+            if is_best and self.ranks.is_first:
                 checkpoint.save_best(run, file)
             self.latest = str(file)
-        log.close()
+        if log:
+            log.close()
         print(f"done: {self.latest}, best in {run.best}")
+
+    def _save(self, run: Run) -> Path:
+        from util.checkpoint import save_epoch
+        from util.sharded_checkpoint import save_sharded_epoch
+
+        if self.ranks.several:
+            return save_sharded_epoch(run, self.backbone, self.head, self.optimizer, self._state())
+        return save_epoch(run, self.backbone, self.head, self._state())
 
     def _train_epoch(self) -> dict[str, float]:
         from util.checkpoint import check_finite
+        from util.distributed import average_buffers
         from util.engine import train_one_epoch
         from util.log import Progress
+        from util.ranks import seed_epoch
 
         title = f"epoch {self.epoch + 1}/{self.config.epochs}"
-        with Progress(title, len(self.loader), self.config.batch_size) as progress:
+        if self.ranks.several:  # dropout differs between processes, and a resumed run has that of this epoch again
+            seed_epoch(self.config.seed, self.epoch, self.ranks.rank)
+        terminal = None if self.ranks.is_first else False
+        with Progress(title, len(self.loader), global_batch(self.config, self.ranks), terminal) as progress:
             averages = train_one_epoch(
                 self.training_step,
                 self.loader.epoch(self.epoch),
@@ -244,6 +307,8 @@ class Training:
                 progress.report,
                 progress.report_every,
             )
+        if self.ranks.several:
+            average_buffers(self.backbone)
         check_finite(self.backbone, "backbone")
         check_finite(self.head, "head")
         self.epoch += 1
@@ -292,8 +357,9 @@ class Training:
             "random_states": random_states(),
             "classes": self.images.classes,
             "settings": self.config.as_dict(),
+            "ranks": self.ranks.count,
         }
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(explaining_the_end(main), first_to_say)

@@ -21,6 +21,7 @@ from model.backbone import BACKBONES
 from util import checkpoint
 from util.data import ImageFolder
 from util.errors import DataError, RunError, UsageError
+from util.ranks import Ranks
 from util.recordio import write_people
 
 ROOT = Path(__file__).parents[1]
@@ -299,7 +300,8 @@ def test_loader_processes_follow_the_cores_unless_their_number_is_given(tiny_dat
     monkeypatch.setattr("util.distributed.available_cores", lambda: 8)
     asked = []
     monkeypatch.setattr("util.data.TrainLoader", lambda *_, num_workers, **__: asked.append(num_workers))
-    train.make_loader(train.parse_train(flags), ImageFolder(tiny_data / "imgs"), [torch.device("cpu")])
+    images = ImageFolder(tiny_data / "imgs")
+    train.make_loader(train.parse_train(flags), images, [torch.device("cpu")], Ranks())
     assert asked == [processes]
 
 

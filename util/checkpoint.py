@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -186,10 +187,10 @@ class Resumable:
         return self.networks["Head"]
 
 
-def load_state(path: str | Path, parts: tuple[str, ...] = PARTS) -> dict[str, Any]:
+def load_state(path: str | Path, parts: tuple[str, ...] = PARTS, mapped: bool = False) -> dict[str, Any]:
     """What save_epoch was given as `state`, of the epoch meant by `path`. DataError if it is missing or is not ours."""
     file = _siblings(find_network(path, parts[0], whole=True), parts)["Optimizer"]
-    state = load(file)
+    state = load(file, mapped)
     wanted = _STATES[parts[0]]
     if not wanted <= state.keys():
         raise DataError(
@@ -199,11 +200,11 @@ def load_state(path: str | Path, parts: tuple[str, ...] = PARTS) -> dict[str, An
     return state
 
 
-def load_resumable(path: str | Path, parts: tuple[str, ...] = PARTS) -> Resumable:
+def load_resumable(path: str | Path, parts: tuple[str, ...] = PARTS, mapped: bool = False) -> Resumable:
     """The epoch meant by `path`, as find_network reads it. Raises DataError for a missing file, or one not ours."""
     lead = find_network(path, parts[0], whole=True)
     files = _siblings(lead, parts)
-    return Resumable(files, {part: load(files[part]) for part in parts[:-1]}, load_state(lead, parts))
+    return Resumable(files, {part: load(files[part], mapped) for part in parts[:-1]}, load_state(lead, parts, mapped))
 
 
 def load_into(module: nn.Module, state: dict[str, torch.Tensor], file: Path, remedy: str) -> None:
@@ -237,10 +238,14 @@ def _part(file: Path, part: str) -> Path:
     return file.with_name(file.name.replace(file.name.partition("_")[0], part, 1))
 
 
-def load(path: Path) -> dict[str, Any]:
-    """A file's dictionary, on the CPU, read without running any code that it may hold."""
+def load(path: Path, mapped: bool = False) -> dict[str, Any]:
+    """A file's dictionary, on the CPU, read without running any code that it may hold.
+
+    Of a file that is `mapped`, what is used is read when it is used: for those who need a slice of a large matrix.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        mapped = mapped and zipfile.is_zipfile(path)  # what torch wrote before 1.6 cannot be mapped
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"{path}: not a checkpoint that can be loaded safely ({reason[:160]}); take another") from None
@@ -296,12 +301,17 @@ def save_parts(run: Run, networks: Mapping[str, nn.Module], state: dict[str, Any
 
     The Optimizer file comes last, so an epoch that has one is whole.
     """
-    contents = {part: state_of(network) for part, network in networks.items()} | {"Optimizer": _on_cpu(state)}
-    paths = [run.checkpoints / f"{part}_{state['epoch']}_{state['step']}.pth" for part in contents]
-    for path, content in zip(paths, contents.values(), strict=True):
-        with replacing(path) as partial:
-            torch.save(content, partial)
+    contents = {part: state_of(network) for part, network in networks.items()} | {"Optimizer": state}
+    paths = [save_part(run, part, content, state) for part, content in contents.items()]
     return paths[0]
+
+
+def save_part(run: Run, part: str, content: dict[str, Any], state: dict[str, Any]) -> Path:
+    """Writes one file of an epoch, whole or not at all, with its tensors on the CPU; `state` knows epoch and step."""
+    path = run.checkpoints / f"{part}_{state['epoch']}_{state['step']}.pth"
+    with replacing(path) as partial:
+        torch.save(_on_cpu(content), partial)
+    return path
 
 
 def save_best(run: Run, file: Path) -> None:

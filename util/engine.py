@@ -12,6 +12,8 @@ from util.prefetch import on_device
 from util.transform import normalise
 
 Report = Callable[[int, dict[str, float]], None]
+# From embeddings (B, D) and labels (B,) to the loss and, for all samples that it is of, the ranks of their labels.
+Objective = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class TrainingStep:
@@ -19,7 +21,8 @@ class TrainingStep:
 
     The batch is worked through in `accumulate` parts, whose gradients add up to those of the whole batch: to rounding,
     the weights are those of a single part, except that batch norm normalises each part by itself. `scaler` is for fp16,
-    see util.precision. Nothing here waits for a GPU.
+    see util.precision. `objective` takes the place of head and criterion where the head is spread over processes, or
+    sampled. Nothing here waits for a GPU.
     """
 
     def __init__(
@@ -31,8 +34,10 @@ class TrainingStep:
         device: torch.device,
         accumulate: int = 1,
         scaler: torch.amp.GradScaler | None = None,
+        objective: Objective | None = None,
     ):
         self.backbone, self.head, self.criterion = backbone, head, criterion
+        self.objective = objective or self._whole
         self.optimizer, self.device, self.accumulate = optimizer, device, accumulate
         self.scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
 
@@ -47,10 +52,14 @@ class TrainingStep:
         return totals.sum(dim=0)
 
     def _backward(self, images: torch.Tensor, labels: torch.Tensor, share: float) -> torch.Tensor:
-        logits = self.head(self.backbone(normalise(images)), labels)
-        loss = self.criterion(logits, labels) * share
+        loss, ranks = self.objective(self.backbone(normalise(images)), labels)
+        loss = loss * share
         self.scaler.scale(loss).backward()
-        return torch.cat([loss.detach()[None], precision(logits.detach(), labels) * share])
+        return torch.cat([loss.detach()[None], hits(ranks) * share])
+
+    def _whole(self, embeddings: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.head(embeddings, labels)
+        return self.criterion(logits, labels), label_ranks(logits.detach(), labels)
 
 
 def train_one_epoch(
@@ -75,7 +84,7 @@ def train_one_epoch(
         number = epoch * schedule.steps_per_epoch + index
         for group in step.optimizer.param_groups:
             group["lr"] = schedule.lr_at(number)
-        step.head.m = schedule.margin_at(number)
+        step.head.m, step.head.step = schedule.margin_at(number), number
         totals += step(images, labels)
         done = index + 1
         if done % report_every == 0 or done == schedule.steps_per_epoch:
@@ -91,9 +100,17 @@ def train_one_epoch(
 
 def precision(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """(N, C) logits -> (2,): the per cent of samples whose class is the highest, and among the five highest."""
-    target = logits.gather(1, labels[:, None])
-    rank = (logits > target).sum(dim=1)  # of each label among the classes, 0 the highest
-    return torch.stack([(rank < k).float().mean() * 100 for k in (1, 5)])
+    return hits(label_ranks(logits, labels))
+
+
+def label_ranks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """(N,) how many classes have a larger logit than each label: 0 for the highest."""
+    return (logits > logits.gather(1, labels[:, None])).sum(dim=1)
+
+
+def hits(ranks: torch.Tensor) -> torch.Tensor:
+    """(N,) ranks of the labels -> (2,): the per cent of them that are the highest, and among the five highest."""
+    return torch.stack([(ranks < k).float().mean() * 100 for k in (1, 5)])
 
 
 def _averages(totals: torch.Tensor, steps: int) -> dict[str, float]:

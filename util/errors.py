@@ -20,9 +20,10 @@ class RunError(RuntimeError):
     """A run that cannot go on, through no fault of its command line or data."""
 
 
-def run_script(main: Callable[[list[str]], None]) -> None:
+def run_script(main: Callable[[list[str]], None], say: Callable[[str], bool] = bool) -> None:
     """Runs main(arguments); every failure ends in one line on stderr, with a traceback only under --debug.
 
+    `say(line)` tells whether to print it: of several processes that fail alike, one is to.
     Exit codes: 0 success, 2 bad command line, 3 bad data, 1 anything else, 130 or 143 after SIGINT or SIGTERM.
     """
     arguments = sys.argv[1:]
@@ -32,18 +33,20 @@ def run_script(main: Callable[[list[str]], None]) -> None:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        sys.exit(_report(error))
+        sys.exit(_report(error, say))
     except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
+        if say("Interrupted."):
+            print("\nInterrupted.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 
-def _report(error: Exception) -> int:
+def _report(error: Exception, say: Callable[[str], bool]) -> int:
     code = 2 if isinstance(error, UsageError) else 3 if isinstance(error, DataError) else 1
     message = " ".join(str(error).split())
     if code == 1 and not isinstance(error, RunError):
         message = f"{type(error).__name__}: {message} (run again with --debug for the traceback)"
-    print(f"error: {message}", file=sys.stderr)
+    if say(message or "no message"):
+        print(f"error: {message}", file=sys.stderr)
     return code
 
 

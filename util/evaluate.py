@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
 from util.errors import DataError, UsageError
-from util.pairs import PairSet
+from util.pairs import ChosenPairs, PairSet
 from util.super_resolution import enlarge
 from util.transform import SIZE, degrade, eval_crop, normalise, shrink
 from util.verification import Verification, verify
@@ -98,7 +99,7 @@ def evaluate(
     try:
         for pairs in pair_sets:
             started = time.perf_counter()
-            embeddings = _embed_set(backbone, pairs, batch_size, chosen, oneside)
+            embeddings = _embed_shared(backbone, pairs, batch_size, chosen, oneside)
             rate = 2 * len(pairs) * len(chosen) / (time.perf_counter() - started)
             for view, vectors in embeddings.items():
                 results[view][pairs.name] = replace(_verify(pairs, vectors), images_per_second=rate)
@@ -128,6 +129,27 @@ def _verify(pairs: PairSet, vectors: np.ndarray) -> Verification:
         return verify(vectors, pairs.issame)
     except DataError as error:
         raise DataError(f"{pairs.name}: {error}") from None
+
+
+def _embed_shared(
+    backbone: nn.Module, pairs: PairSet, batch_size: int, views: Mapping[str, View], oneside: bool
+) -> dict[str, np.ndarray]:
+    """As _embed_set. Processes of torch.distributed embed a contiguous share of the batches each, and all get all.
+
+    The batches are those of a single process, if batch_size is even: so are the embeddings, then.
+    """
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    if ranks == 1:
+        return _embed_set(backbone, pairs, batch_size, views, oneside)
+    size = max(1, batch_size // 2)  # pairs in a batch
+    batches = -(-len(pairs) // size)
+    bounds = [min(size * (batches * rank // ranks), len(pairs)) for rank in range(ranks + 1)]
+    first, last = bounds[dist.get_rank() :][:2]
+    share = ChosenPairs(pairs, np.arange(first, last))
+    own = _embed_set(backbone, share, 2 * size, views, oneside) if first < last else {}
+    shares: list[dict[str, np.ndarray]] = [{}] * ranks
+    dist.all_gather_object(shares, own)
+    return {view: np.concatenate([share[view] for share in shares if share]) for view in views}
 
 
 @torch.inference_mode()

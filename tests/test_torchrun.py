@@ -1,0 +1,154 @@
+"""train.py under torchrun: what several processes learn, leave and say."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from util import checkpoint
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+SMALL = ("--backbone=MobileFaceNet_025", "--batch_size=2", "--embedding_size=32", "--s=16", "--lr=0.01")
+Train = Callable[..., subprocess.Popen]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Train:
+    """start(ranks, *flags): train.py in so many processes, in folders of tmp_path."""
+    started = []
+
+    def launch(ranks: int, *flags: str, data: Path, name: str = "a") -> subprocess.Popen:
+        folders = [f"--checkpoint_dir={tmp_path / name}", f"--best_checkpoint_dir={tmp_path / name}_best"]
+        common = ["--gpu_num=cpu", "--num_workers=0", f"--data_dir={data}", f"--log_dir={tmp_path / name}_log"]
+        launcher = [sys.executable] if ranks == 1 else [*LAUNCH, f"--nproc_per_node={ranks}", "--"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        started.append(
+            subprocess.Popen(
+                [*launcher, "train.py", *common, *folders, *flags],
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return started[-1]
+
+    yield launch
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.fixture
+def train(start: Train, tmp_path: Path) -> Callable[..., tuple[Path, str]]:
+    """train(ranks, *flags): the folder of the finished run, and what was printed."""
+
+    def run(ranks: int, *flags: str, name: str = "a", **settings: Path) -> tuple[Path, str]:
+        process = start(ranks, *flags, name=name, **settings)
+        output = process.communicate(timeout=120)[0]
+        assert process.returncode == 0, output
+        return checkpoint.newest_run(tmp_path / name), output
+
+    return run
+
+
+def states(run: Path, suffix: str) -> list[dict]:
+    return [torch.load(run / f"{part}_{suffix}.pth", weights_only=True) for part in checkpoint.PARTS]
+
+
+def assert_same(first: object, second: object) -> None:
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_same(first[key], second[key])
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+
+
+def test_two_processes_go_on_bit_for_bit_and_other_numbers_go_on(train, tiny_data) -> None:
+    whole, output = train(2, "--epochs=2", *SMALL, data=tiny_data)
+    assert len(re.findall("training on", output)) == 1
+    assert "2 processes with 2 images each: batches of 4" in output
+    part, _ = train(2, "--epochs=1", *SMALL, name="b", data=tiny_data)
+    resumed, _ = train(2, "--epochs=2", f"--resume_dir={part}", name="b", data=tiny_data)
+    for one, other in zip(states(whole, "2_6"), states(resumed, "2_6"), strict=True):
+        assert_same({**one, "settings": 0}, {**other, "settings": 0})
+    assert (resumed / "Evaluation.txt").read_text().replace("1/1", "1/2") == (whole / "Evaluation.txt").read_text()
+
+    backbone, head, state = states(whole, "2_6")
+    assert {key: tuple(value.shape) for key, value in head.items()} == {"weight": (3, 32)}
+    assert not any(key.startswith("module.") for key in backbone)
+    momenta = [entry["momentum_buffer"].shape for entry in state["optimizer"]["state"].values()]
+    assert momenta.count((3, 32)) == 1
+    for ranks in (1, 3):
+        more, output = train(ranks, "--epochs=3", f"--resume_dir={whole}", "--batch_size=4", data=tiny_data)
+        assert f"the run had 2 processes, and has {ranks} now" in output
+        assert list(more.glob("Optimizer_3_*.pth"))
+        for file in more.glob("*_3_*.pth"):
+            file.unlink()
+
+
+def test_one_process_saves_what_two_resume_and_samples_classes(train, tiny_data) -> None:
+    run, _ = train(1, "--epochs=1", "--sample_rate=0.5", *SMALL, data=tiny_data)
+    _, output = train(2, "--epochs=2", "--scale_lr", f"--resume_dir={run}", data=tiny_data)
+    assert "learning rate 0.02: --lr=0.01, scaled by the number of processes" in output
+    before, after = (states(run, suffix)[1]["weight"] for suffix in ("1_6", "2_9"))
+    assert before.shape == after.shape and not torch.equal(before, after)
+
+
+def test_a_broken_image_is_named_once_and_ends_all(start, make_people, tmp_path) -> None:
+    images = make_people(tmp_path / "data" / "imgs", people=3, images=4)
+    broken = images / "person_1" / "image_2.jpg"
+    broken.write_bytes(b"no image")
+    process = start(2, "--epochs=20", *SMALL, data=tmp_path / "data")
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode != 0
+    assert output.count(f"error: {broken}") == 1
+    assert 'Traceback (most recent call last):\n  File "' + str(ROOT / "train.py") not in output
+
+
+def test_a_bad_flag_is_named_once(start, tiny_data) -> None:
+    process = start(2, "--epochs=none", data=tiny_data)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode != 0
+    assert output.count("error: --epochs: 'none' is not a whole number") == 1
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_process_or_ctrl_c_ends_all_soon_and_leaves_whole_files(start, tiny_data, tmp_path, how) -> None:
+    process = start(2, "--epochs=5000", *SMALL, data=tiny_data)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "a").glob("*/Optimizer_1_*.pth")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)
+    else:
+        os.kill(children(process.pid)[1], how)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode != 0
+    wanted = "Interrupted." if how == signal.SIGINT else "error: another process of this run ended"
+    assert output.count(wanted) == 1
+    run = checkpoint.newest_run(tmp_path / "a")
+    assert not list(run.glob(".*partial*"))
+    for file in run.glob("*.pth"):
+        checkpoint.load(file)
+
+
+def children(parent: int) -> list[int]:
+    """The processes that another one has started, in the order of their start."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=True)
+    return sorted(int(line) for line in listed.stdout.split())
