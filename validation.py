@@ -33,6 +33,7 @@ def main(arguments: list[str]) -> None:
     check_outputs(config)
 
     from model.backbone import load_backbone as build
+    from model.backbone.fold import fold_batch_norm
     from model.super_resolution import load_rcan
     from util.checkpoint import find_backbone, load_backbone, newest_run
     from util.distributed import select_devices, wrap
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> None:
         print(f"low resolution x{scale}: down to {SIZE // scale}x{SIZE // scale} pixels and up again")
     enlargers = load_networks(config.sr_path, config.sr_scales, devices, load_rcan)
     results = evaluate(
-        wrap(backbone, devices, dtype=dtype),
+        wrap(fold_batch_norm(backbone), devices, dtype=dtype),
         pair_sets,
         devices[0],
         config.batch_size,

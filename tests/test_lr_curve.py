@@ -99,7 +99,11 @@ def test_a_run_prints_draws_and_writes_every_curve(place, tmp_path, capsys):
         ("LR", "bicubic", ["112", "56", "28", "14"]),
         ("LR", "SR", ["112", "56", "14"]),
     ]
-    assert set(content["curves"][0]["sizes"]["14"]) == {"LFW", "AgeDB"}
+    point = content["curves"][0]["sizes"]["14"]
+    assert set(point["sets"]) == {"LFW", "AgeDB"}
+    assert point["average"] == sum(result["accuracy"] for result in point["sets"].values()) / 2
+    assert "average accuracy over the 2 sets" in printed
+    assert "not in " in printed and "so left out: CFP_FF, CFP_FP\n" in printed
     assert (tmp_path / "c.png").stat().st_size > 10_000
 
 
@@ -108,7 +112,7 @@ def test_the_table_leaves_empty_what_was_not_measured(made_pairs):
     result = evaluate(Pixels(), [pairs])["HR"]
     curves = [Curve("A", "bicubic", {112: result, 20: result}), Curve("A", "SR", {112: result})]
     number = f"{result[pairs.name].accuracy:.4f}"
-    assert table(curves, pairs.name) == [
+    assert table(curves, lambda sets: sets[pairs.name].accuracy) == [
         ["", "112", "20"], ["A, bicubic", number, number], ["A, SR", number, ""],
     ]  # fmt: skip
 
@@ -132,6 +136,17 @@ def test_the_figure_has_a_panel_a_set_and_a_line_a_curve(made_pairs, sets):
     assert [text.get_text() for text in legend.get_texts()] == ["A, bicubic", "A, SR", "B, bicubic", "B, SR"]
 
 
+def test_a_network_is_named_by_its_user_or_else_by_its_run():
+    given = ["HR=/runs/lr=0.1/A", "/runs/lr=0.1/B_v1.5", "/runs/C/Backbone_7_42.pth", "D/Backbone_Best.pth"]
+    paths = parse_curve(["--checkpoints", *given]).paths
+    assert {name: str(path) for name, path in paths.items()} == {
+        "HR": "/runs/lr=0.1/A",
+        "B_v1.5": "/runs/lr=0.1/B_v1.5",
+        "C": "/runs/C/Backbone_7_42.pth",
+        "D": "D/Backbone_Best.pth",
+    }
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -144,6 +159,7 @@ def test_the_figure_has_a_panel_a_set_and_a_line_a_curve(made_pairs, sets):
         (["--checkpoints=x.pth", "--sizes", "224"], r"--sizes: '224' is not"),
         (["--checkpoints=x.pth", "--sizes", "28", "28"], r"--sizes: "),
         (["--checkpoints=x.pth", "--plot=curve.doc"], r"^--plot=curve.doc: must end in .png, .pdf, .svg"),
+        (["--checkpoints=x.pth", "--sr_checkpoint_dir=best"], r"^--sr_checkpoint_dir: is used with --SR_eval alone"),
         (["--checkpoints=x.pth", "--json=/"], r"^--json=/: is a folder"),
     ],
 )

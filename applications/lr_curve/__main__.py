@@ -8,6 +8,7 @@ python -m applications.lr_curve --checkpoints RUN --val_data qmul=/sets/pairs.tx
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from applications.lr_curve.measure import Curve
+    from util.verification import Verification
 
 
 def main(arguments: list[str]) -> None:
@@ -28,8 +30,10 @@ def main(arguments: list[str]) -> None:
     from applications.lr_curve.figure import curve_figure
     from applications.lr_curve.measure import measure
     from model.backbone import load_backbone as build
+    from model.backbone.fold import fold_batch_norm
     from util.checkpoint import find_backbone, load_backbone
     from util.distributed import select_devices, wrap
+    from util.evaluate import average_accuracy
     from util.log import in_columns
     from util.pairs import find_pair_sets
     from util.plot import save_figure
@@ -39,17 +43,23 @@ def main(arguments: list[str]) -> None:
     dtype = dtype_for(settings.precision, devices[0])
     files = {label: find_backbone(path, flag="--checkpoints") for label, path in settings.paths.items()}
     networks = find_networks(settings, devices) if settings.SR_eval else {}
-    pair_sets, _ = find_pair_sets(settings.data_dir, settings.named_pair_sets)
+    pair_sets, missing = find_pair_sets(settings.data_dir, settings.named_pair_sets)
     if not pair_sets:
         raise DataError(f"{settings.data_dir}: no verification set in it; put one there, or name sets with --val_data")
+    if missing:
+        print(f"not in {settings.data_dir}, so left out: {', '.join(missing)}")
     curves: list[Curve] = []
-    for label, file in files.items():
-        name, backbone = load_backbone(file, build)
+    loaded = {label: load_backbone(file, build) for label, file in files.items()}  # all, before the work begins
+    for (label, file), (name, backbone) in zip(files.items(), loaded.values(), strict=True):
         print(f"{label}: {file} ({name})", flush=True)
-        curves += measure(label, wrap(backbone, devices, dtype=dtype), pair_sets, networks, settings, devices[0])
+        judged = wrap(fold_batch_norm(backbone), devices, dtype=dtype)
+        curves += measure(label, judged, pair_sets, networks, settings, devices[0])
     for pairs in pair_sets:
         print(f"\naccuracy on {pairs.name} ({len(pairs)} pairs), by pixels a side")
-        print(in_columns(table(curves, pairs.name)))
+        print(in_columns(table(curves, lambda sets, name=pairs.name: sets[name].accuracy)))
+    if len(pair_sets) > 1:
+        print(f"\naverage accuracy over the {len(pair_sets)} sets")
+        print(in_columns(table(curves, average_accuracy)))
     if settings.json:
         write_json(Path(settings.json), curves, {label: str(file) for label, file in files.items()}, settings)
     if settings.plot:
@@ -70,7 +80,7 @@ def find_networks(settings: CurveSettings, devices: list) -> dict[int, nn.Module
         if size not in settings.sizes:
             continue
         try:
-            file = find_super_resolution(settings.sr_checkpoint_dir, scale)
+            file = find_super_resolution(settings.sr_path, scale)
         except DataError as error:
             missing = error
             continue
@@ -80,7 +90,7 @@ def find_networks(settings: CurveSettings, devices: list) -> dict[int, nn.Module
             print(f"super resolution from {size}x{size}: {file}")
     if not found:
         raise missing or DataError(
-            f"--sr_checkpoint_dir={settings.sr_checkpoint_dir}: for none of --sizes; networks enlarge from 56, 28 or 14"
+            f"--sr_checkpoint_dir={settings.sr_path}: for none of --sizes; networks enlarge from 56, 28 or 14"
         )
     bicubic = [str(size) for size in settings.sizes if size not in found and size != FACE]
     if bicubic:
@@ -88,23 +98,28 @@ def find_networks(settings: CurveSettings, devices: list) -> dict[int, nn.Module
     return found
 
 
-def table(curves: list[Curve], name: str) -> list[list[str]]:
-    """A row for each curve of one set, a column for each size."""
+def table(curves: list[Curve], value: Callable[[dict[str, Verification]], float]) -> list[list[str]]:
+    """A row for each curve, a column for each size; `value` makes a number of the results of all sets."""
     sizes = sorted({size for curve in curves for size in curve.results}, reverse=True)
     rows = [["", *map(str, sizes)]]
     for curve in curves:
         results = [curve.results.get(size) for size in sizes]
-        rows.append([curve.title, *("" if result is None else f"{result[name].accuracy:.4f}" for result in results)])
+        rows.append([curve.title, *("" if sets is None else f"{value(sets):.4f}" for sets in results)])
     return rows
 
 
 def write_json(file: Path, curves: list[Curve], checkpoints: dict[str, str], settings: CurveSettings) -> None:
+    from util.evaluate import average_accuracy
     from util.log import as_json
 
     content = {"checkpoints": checkpoints, "LR_oneside": settings.LR_oneside, "curves": []}
     for curve in curves:
         sizes = {
-            str(size): {name: as_json(result) for name, result in sets.items()} for size, sets in curve.results.items()
+            str(size): {
+                "sets": {name: as_json(result) for name, result in sets.items()},
+                "average": average_accuracy(sets),
+            }
+            for size, sets in curve.results.items()
         }
         content["curves"].append({"checkpoint": curve.label, "enlarged_by": curve.method, "sizes": sizes})
     with replacing(file) as partial:

@@ -29,12 +29,12 @@ def curve_figure(curves: Sequence[Curve], sets: Sequence[str]) -> Figure:
     labels = list(dict.fromkeys(curve.label for curve in curves))
     sizes = sorted({size for curve in curves for size in curve.results})
     for name, axes in zip(sets, panels, strict=False):
-        for curve in curves:
+        for shift, curve in enumerate(curves):
             results = {size: sets[name] for size, sets in curve.results.items()}
             accuracies = [100 * result.accuracy for result in results.values()]
             errors = [100 * math.sqrt(r.accuracy * (1 - r.accuracy) / r.pairs) for r in results.values()]
             axes.errorbar(
-                list(results),
+                [size * 1.012**shift for size in results],  # else one bar hides another
                 accuracies,
                 errors,
                 label=curve.title,
@@ -53,8 +53,15 @@ def curve_figure(curves: Sequence[Curve], sets: Sequence[str]) -> Figure:
         calm(axes, grid="y")
     for axes in list(panels):  # of the last row, where it is not full
         axes.set_visible(False)
-    handles, texts = figure.axes[0].get_legend_handles_labels()
+    bars, texts = figure.axes[0].get_legend_handles_labels()
     figure.legend(
-        handles, texts, loc="outside upper center", ncols=min(2, len(texts)), fontsize=9, labelcolor=INK, frameon=False
+        [bar[0] for bar in bars],  # the lines alone: a bar across would hide which is dashed
+        texts,
+        loc="outside upper center",
+        ncols=min(2, len(texts)),
+        handlelength=3,
+        fontsize=9,
+        labelcolor=INK,
+        frameon=False,
     )
     return figure

@@ -1,5 +1,6 @@
 """Every flag of the accuracy curve: its default, its rule and its help. Imports no torch."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from util.flags import Settings, parse, setting, switch
 FACE = 112  # pixels of an aligned face
 WHERE, RESOLUTION, MACHINE, OUTPUT = "Where things are", "Resolution", "Machine", "Output"
 GROUPS = (WHERE, RESOLUTION, MACHINE, OUTPUT)
+# NAME=PATH, of which NAME= may be left out; there may be an = in a folder's name, after a slash.
+_NAMED = re.compile(r"(?:([^=/\\]+)=)?(.*)", re.DOTALL)
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 
 
@@ -22,7 +25,7 @@ def _to_checkpoints(value: object) -> tuple[str, ...]:
         raise ValueError("a list of runs or Backbone files, like HR=checkpoints_best/HRTRAIN_… LR=…")
     named = []
     for item in items:
-        name, _, path = item.rpartition("=")
+        name, path = _NAMED.fullmatch(item).groups()
         path = to_path(path)
         named.append(f"{name or _own_name(Path(path))}={path}")
     twice = [name for name, count in Counter(item.partition("=")[0] for item in named).items() if count > 1]
@@ -32,7 +35,8 @@ def _to_checkpoints(value: object) -> tuple[str, ...]:
 
 
 def _own_name(path: Path) -> str:
-    return path.parent.name if path.suffix == ".pth" and path.stem.endswith("_Best") else path.stem or str(path)
+    """That of the run, also where one of its files is named."""
+    return (path.absolute().parent if path.suffix == ".pth" else path.absolute()).name.replace("=", "_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +65,11 @@ class CurveSettings(Settings):
             lambda sizes: len(set(sizes)) == len(sizes) > 0 and all(4 <= size <= FACE for size in sizes),
         ),
         "N ...",
-        "pixels a side that faces are shrunk to",
+        f"pixels a side that faces are shrunk to; {FACE}, the face as it is, is always there",
     )
     SR_eval: bool = switch(RESOLUTION, "enlarge by super resolution, too, where there is a network")
-    sr_checkpoint_dir: str = setting(
-        "./checkpoints_best", WHERE, to_path, "PATH", "super resolution: an SR file, a run, or a folder of runs"
+    sr_checkpoint_dir: str | None = setting(
+        None, WHERE, to_path, "PATH", "super resolution: an SR file, a run, or a folder of runs", "./checkpoints_best"
     )
     LR_oneside: bool = switch(RESOLUTION, "low resolution in the first image of each pair alone")
     gpu_num: tuple[int, ...] = setting((0,), MACHINE, to_gpus, "LIST", "GPUs, as 0 or 0,1 or [0,1]; or cpu")
@@ -80,6 +84,8 @@ class CurveSettings(Settings):
         super().__post_init__()
         if not self.checkpoints:
             raise UsageError("--checkpoints: missing; name runs or Backbone files, NAME=PATH each")
+        if self.sr_checkpoint_dir and not self.SR_eval:
+            raise UsageError("--sr_checkpoint_dir: is used with --SR_eval alone; add it, or leave this out")
         if self.plot and Path(self.plot).suffix.lower() not in PLOT_SUFFIXES:
             raise UsageError(f"--plot={self.plot}: must end in {', '.join(PLOT_SUFFIXES)}; rename it")
         for flag, file in (("--json", self.json), ("--plot", self.plot)):
@@ -89,7 +95,12 @@ class CurveSettings(Settings):
     @property
     def paths(self) -> dict[str, Path]:
         """{name: path} of `checkpoints`."""
-        return {name: Path(path) for name, path in (item.rsplit("=", 1) for item in self.checkpoints)}
+        return {name: Path(path) for name, path in (item.split("=", 1) for item in self.checkpoints)}
+
+    @property
+    def sr_path(self) -> str:
+        """Where super resolution networks are looked for."""
+        return self.sr_checkpoint_dir or "./checkpoints_best"
 
     @property
     def named_pair_sets(self) -> dict[str, tuple[str, str | None]]:
