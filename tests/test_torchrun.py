@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.ranks import losses
 from util import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +101,13 @@ def test_two_processes_go_on_bit_for_bit_and_other_numbers_go_on(train, tiny_dat
         assert list(more.glob("Optimizer_3_*.pth"))
         for file in more.glob("*_3_*.pth"):
             file.unlink()
+
+
+def test_two_processes_have_the_losses_of_one_where_batch_norm_is_frozen(tiny_data) -> None:
+    options = Namespace(data=tiny_data / "imgs", batch=6, steps=3, backbone="MobileFaceNet_025", double=True, lr=0.001)
+    one, two = (losses(ranks, True, options) for ranks in (1, 2))
+    assert len(set(one.tolist())) == 3
+    torch.testing.assert_close(two, one, rtol=1e-5, atol=0)
 
 
 def test_one_process_saves_what_two_resume_and_samples_classes(train, tiny_data) -> None:

@@ -1,0 +1,88 @@
+"""Compares the losses of one process with those of two that share each batch, over a few steps from the same start.
+
+python -m benchmarks.ranks --data data/imgs --processes 2 --batch 16 --steps 20
+
+All see the same pixels in the same step. With batch norm frozen the losses differ by rounding alone; else each process
+normalises its own part of the batch, as GPUs do under DataParallel.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from model.backbone import build_backbone
+from model.head import ShardedHead, build_head, shard_of
+from model.loss import build_loss
+from util.cli import Parser
+from util.data import Augmentation, TrainLoader, open_training_images
+from util.distributed import on_every_rank, wrap
+from util.engine import TrainingStep
+from util.errors import UsageError, run_script
+from util.optim import parameter_groups
+
+
+def main(arguments: list[str]) -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="a folder of people, or a train.rec")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=16, help="images in a step, in all")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--double", action="store_true", help="compute in float64, which shows what is rounding")
+    parser.add_argument("--lr", type=float, default=0.001)
+    parser.add_argument("--backbone", default="MobileFaceNet_025")
+    options = parser.parse_args(arguments)
+    if options.processes < 2 or options.batch % options.processes:
+        raise UsageError(f"--batch={options.batch}: does not divide by --processes={options.processes}; two or more")
+    open_training_images(options.data)
+    for frozen in (True, False):
+        one, several = (losses(ranks, frozen, options) for ranks in (1, options.processes))
+        worst = ((several - one).abs() / one.abs()).max()
+        print(f"batch norm {'frozen' if frozen else 'trained'}: largest relative difference {worst:.1e}")
+        for step in range(0, len(one), max(1, len(one) // 5)):
+            print(f"  step {step + 1:3}  1 process {one[step]:.6f}  {options.processes} processes {several[step]:.6f}")
+
+
+def losses(ranks: int, frozen: bool, options: argparse.Namespace) -> torch.Tensor:
+    """(steps,) the loss of each step, of all samples."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_train, (ranks, frozen, options, folder), nprocs=ranks)
+        return torch.load(Path(folder) / "losses.pt", weights_only=True)
+
+
+def _train(rank: int, ranks: int, frozen: bool, options: argparse.Namespace, folder: str) -> None:
+    torch.set_num_threads(1)
+    if ranks > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
+    images = open_training_images(options.data)
+    device, classes, loss = torch.device("cpu"), len(images.classes), build_loss("focal")
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64 if options.double else torch.float32)
+    backbone = build_backbone(options.backbone)
+    head = build_head("ArcFace", 512, classes, s=32.0, rows=shard_of(classes, rank, ranks))
+    groups = parameter_groups([backbone, head], weight_decay=5e-4)
+    optimizer = torch.optim.SGD(groups, lr=options.lr, momentum=0.9, fused=True)
+    for layer in backbone.modules():
+        if frozen and isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.eval()
+    if options.double:
+        backbone.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
+    runner = wrap(backbone, [device])
+    runner = on_every_rank(runner, device) if ranks > 1 else runner
+    objective = ShardedHead(head, loss) if ranks > 1 else None
+    step = TrainingStep(runner, head, loss, optimizer, device, objective=objective)
+    each = options.batch // ranks
+    loader = TrainLoader(images, each, Augmentation(), seed=0, steps=options.steps, rank=rank, ranks=ranks)
+    found = torch.tensor([step(*batch)[0].item() for batch in loader.epoch(0)])
+    if rank == 0:
+        torch.save(found, Path(folder) / "losses.pt")
+    if ranks > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run_script(main)
