@@ -23,7 +23,6 @@ from util.ranks import explaining_the_end, first_to_say
 # torch takes seconds to import: what needs it is imported in functions, once the command line is known to be right.
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from util.checkpoint import Resumable, Run
     from util.data import TrainingImages, TrainLoader
@@ -193,7 +192,7 @@ class Training:
         self.head = build_head(config.head, config.embedding_size, classes, **margin, rows=rows)
         dtype = dtype_for(config.precision, self.device)
         trained = wrap(self.backbone, devices, config.compile, dtype)
-        self.evaluated: nn.Module = wrap(self.backbone, devices, dtype=dtype)  # to compile each shape would not pay
+        self.devices, self.dtype = devices, dtype
         self.super_resolution = load_networks(config.sr_path, config.sr_scales, devices, load_rcan)
         self.head.to(self.device)
         groups = parameter_groups([self.backbone, self.head], config.weight_decay)
@@ -316,13 +315,15 @@ class Training:
         return averages
 
     def _validate(self) -> dict[str, dict[str, Verification]]:
+        from model.backbone.fold import fold_batch_norm
+        from util.distributed import wrap
         from util.evaluate import evaluate
 
         if not self.pair_sets:
             return {}
         config = self.config
         return evaluate(
-            self.evaluated,
+            wrap(fold_batch_norm(self.backbone), self.devices, dtype=self.dtype),  # to compile it would not pay
             self.pair_sets,
             self.device,
             config.batch_size,

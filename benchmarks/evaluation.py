@@ -19,8 +19,8 @@ from benchmarks.faces import folder_of_people, some_images
 from benchmarks.timing import Benchmark, at_least_one, finish, in_turns, parse, parser_for, rate_row, use_threads
 from model.backbone import BACKBONES, build_backbone
 from util.errors import UsageError, run_script
-from util.evaluate import embed
-from util.transform import eval_crop, normalise
+from util.evaluate import both_ways, embed
+from util.transform import eval_crop
 
 
 def main(arguments: list[str]) -> None:
@@ -53,8 +53,7 @@ def measure(images: np.ndarray, name: str, threads: int, repeats: int) -> Benchm
 
 def _ours(images: np.ndarray) -> None:
     for start in range(0, len(images), 64):
-        batch = normalise(torch.from_numpy(eval_crop(images[start : start + 64])))
-        batch.flip(3)
+        both_ways(torch.from_numpy(eval_crop(images[start : start + 64])))
 
 
 def _theirs(images: np.ndarray) -> None:

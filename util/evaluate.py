@@ -18,7 +18,7 @@ from util.super_resolution import enlarge
 from util.transform import SIZE, degrade, eval_crop, normalise, shrink
 from util.verification import Verification, verify
 
-# From evaluation crops (n, 112, 112, 3) uint8 to what the network gets, (n, 3, 112, 112) in [-1, 1] on the device.
+# From evaluation crops to what is seen of them, (n, 112, 112, 3) RGB uint8 both, the latter on the device.
 View = Callable[[np.ndarray], torch.Tensor]
 LOW_VIEWS = ("LR", "SR")
 
@@ -46,7 +46,7 @@ def views_named(
 
 def full_view(device: torch.device | str) -> View:
     """The evaluation crop as it is."""
-    return lambda crops: normalise(torch.from_numpy(crops).to(device, non_blocking=True))
+    return lambda crops: torch.from_numpy(crops).to(device, non_blocking=True)
 
 
 def low_view(size: int, device: torch.device | str, network: nn.Module | None = None) -> View:
@@ -54,7 +54,7 @@ def low_view(size: int, device: torch.device | str, network: nn.Module | None = 
     if network is None:
         full = full_view(device)
         return lambda crops: full(degrade(crops, size))
-    return lambda crops: normalise(enlarge(network, torch.from_numpy(shrink(crops, size)).to(device)))
+    return lambda crops: enlarge(network, torch.from_numpy(shrink(crops, size)).to(device))
 
 
 def view_name(name: str, scale: int, scales: Sequence[int]) -> str:
@@ -65,11 +65,19 @@ def view_name(name: str, scale: int, scales: Sequence[int]) -> str:
 @torch.inference_mode()
 def embed(backbone: nn.Module, images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
     """(n, 112, 112, 3) RGB uint8 -> (n, D) on the device: image and mirror image embedded, summed, L2-normalised."""
-    return _embed(backbone, normalise(torch.from_numpy(images).to(device, non_blocking=True)))
+    return _embed(backbone, full_view(device)(images))
 
 
-def _embed(backbone: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-    return F.normalize(backbone(batch) + backbone(batch.flip(3)))
+def _embed(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    return F.normalize(sum(map(backbone, both_ways(images))))
+
+
+def both_ways(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, H, W, 3) uint8 -> what the network gets of the images and of their mirror images, (n, 3, H, W) in [-1, 1].
+
+    They are mirrored as bytes, which takes a tenth of the time that it takes with floats.
+    """
+    return normalise(images), normalise(images.flip(2))
 
 
 def evaluate(
