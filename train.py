@@ -23,9 +23,12 @@ from util.ranks import explaining_the_end, first_to_say
 # torch takes seconds to import: what needs it is imported in functions, once the command line is known to be right.
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from util.checkpoint import Resumable, Run
     from util.data import TrainingImages, TrainLoader
+    from util.engine import TrainingStep
+    from util.optim import Schedule
     from util.pairs import PairSet
     from util.ranks import Ranks
     from util.verification import Verification
@@ -160,6 +163,22 @@ def make_loader(config: TrainConfig, images: TrainingImages, devices: list[torch
     )
 
 
+def make_schedule(config: TrainConfig, steps_per_epoch: int, ranks: Ranks) -> Schedule:
+    from util.optim import Schedule
+
+    rate = config.lr * (ranks.count if config.scale_lr else 1)
+    if rate != config.lr:
+        print(f"learning rate {rate:g}: --lr={config.lr:g}, scaled by the number of processes")
+    return Schedule(
+        steps_per_epoch=steps_per_epoch,
+        lr=rate,
+        warmup_epochs=config.warmup_epochs,
+        stages=config.stages,
+        margin=config.m,
+        margin_warmup_epochs=config.margin_warmup_epochs,
+    )
+
+
 class Training:
     """The networks, their optimizer and their data; built from the configuration, then, for a resumed run, restored."""
 
@@ -175,60 +194,47 @@ class Training:
         import torch
 
         from model.backbone import build_backbone
-        from model.head import ShardedHead, build_head, shard_of
-        from model.loss import build_loss
+        from model.head import build_head, shard_of
         from model.super_resolution import load_rcan
-        from util.distributed import on_every_rank, wrap
-        from util.engine import TrainingStep
-        from util.optim import Schedule, parameter_groups
+        from util.distributed import wrap
+        from util.optim import parameter_groups
         from util.precision import dtype_for, loss_scaler
         from util.super_resolution import load_networks
 
-        self.config, self.device, self.images, self.pair_sets = config, devices[0], images, pair_sets
-        self.ranks = ranks
+        self.config, self.devices, self.images, self.pair_sets, self.ranks = config, devices, images, pair_sets, ranks
+        self.device = devices[0]  # of the head
         self.backbone = build_backbone(config.backbone, embedding_size=config.embedding_size)
         classes, margin = len(images.classes), {"s": config.s, "m": config.m}
         rows = shard_of(classes, ranks.rank, ranks.count)
         self.head = build_head(config.head, config.embedding_size, classes, **margin, rows=rows)
-        dtype = dtype_for(config.precision, self.device)
-        trained = wrap(self.backbone, devices, config.compile, dtype)
-        self.devices, self.dtype = devices, dtype
+        self.dtype = dtype_for(config.precision, self.device)
+        trained = wrap(self.backbone, devices, config.compile, self.dtype)
         self.super_resolution = load_networks(config.sr_path, config.sr_scales, devices, load_rcan)
         self.head.to(self.device)
         groups = parameter_groups([self.backbone, self.head], config.weight_decay)
         self.optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
-        self.scaler = loss_scaler(dtype, self.device)
-        loss, objective = build_loss(config.loss), None
-        if ranks.several:
-            trained = on_every_rank(trained, self.device)
-        if ranks.several or config.sample_rate < 1:
-            objective = ShardedHead(self.head, loss, config.sample_rate, config.seed)
-        self.training_step = TrainingStep(
-            trained,
-            self.head,
-            loss,
-            self.optimizer,
-            self.device,
-            config.accumulate,
-            self.scaler,
-            objective,
-        )
+        self.scaler = loss_scaler(self.dtype, self.device)
+        self.training_step = self._make_step(trained)
         self.loader = make_loader(config, images, devices, ranks)
-        rate = config.lr * (ranks.count if config.scale_lr else 1)
-        if rate != config.lr:
-            print(f"learning rate {rate:g}: --lr={config.lr:g}, scaled by the number of processes")
-        self.schedule = Schedule(
-            steps_per_epoch=len(self.loader),
-            lr=rate,
-            warmup_epochs=config.warmup_epochs,
-            stages=config.stages,
-            margin=config.m,
-            margin_warmup_epochs=config.margin_warmup_epochs,
-        )
+        self.schedule = make_schedule(config, len(self.loader), ranks)
         self.epoch, self.step, self.latest = 0, 0, "none yet"
         self.best_accuracy, self.best_epoch = None, 0
         if resumed:
             self._restore(resumed)
+
+    def _make_step(self, trained: nn.Module) -> TrainingStep:
+        from model.head import ShardedHead
+        from model.loss import build_loss
+        from util.distributed import on_every_rank
+        from util.engine import TrainingStep
+
+        config, loss, objective = self.config, build_loss(self.config.loss), None
+        if self.ranks.several:
+            trained = on_every_rank(trained, self.device)
+        if self.ranks.several or config.sample_rate < 1:
+            objective = ShardedHead(self.head, loss, config.sample_rate, config.seed)
+        networks = (trained, self.head, loss)
+        return TrainingStep(*networks, self.optimizer, self.device, config.accumulate, self.scaler, objective)
 
     def _restore(self, resumed: Resumable) -> None:
         from util import checkpoint
