@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.head import HEADS, ArcFace, CosFace, MarginHead, build_head
+from model.head.cosines import _AT_ONCE, cosines
 from model.loss import build_loss
 
 DIM, CLASSES = 8, 5
@@ -160,7 +161,8 @@ class _Storages(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", list(HEADS))
-def test_one_buffer_of_logits_and_none_beside_their_gradient(name: str) -> None:
+def test_one_buffer_of_logits_and_none_beside_their_gradient(name: str, monkeypatch) -> None:
+    monkeypatch.setitem(_AT_ONCE, "cpu", 100 * DIM)  # so many numbers of the gradient at once
     head, embeddings, labels = build_head(name, DIM, 1000), torch.randn(4, DIM, requires_grad=True), torch.arange(4)
     with _Storages((4, 1000)) as forward:
         logits = head(embeddings, labels)
@@ -169,6 +171,30 @@ def test_one_buffer_of_logits_and_none_beside_their_gradient(name: str) -> None:
         logits.backward(gradient)
     assert forward.count == 1
     assert {t.untyped_storage().data_ptr() for t in backward.kept} <= {gradient.untyped_storage().data_ptr()}
+
+
+@pytest.mark.parametrize("name", ["ArcFace", "CosFace"])
+def test_nothing_as_large_as_the_centres_is_made_but_their_gradient(name: str, monkeypatch) -> None:
+    monkeypatch.setitem(_AT_ONCE, "cpu", 100 * DIM)
+    head, embeddings, labels = build_head(name, DIM, 1000), torch.randn(4, DIM, requires_grad=True), torch.arange(4)
+    with _Storages((1000, DIM)) as forward:
+        logits = head(embeddings, labels)
+    with _Storages((1000, DIM)) as backward:
+        (of_weight,) = torch.autograd.grad(logits, head.weight, torch.ones_like(logits))
+    weight, gradient = (tensor.untyped_storage().data_ptr() for tensor in (head.weight, of_weight))
+    assert {t.untyped_storage().data_ptr() for t in forward.kept} <= {weight}
+    assert {t.untyped_storage().data_ptr() for t in backward.kept} <= {weight, gradient}
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_the_gradients_of_the_cosines_are_those_of_finite_differences(rows: int, monkeypatch) -> None:
+    monkeypatch.setitem(_AT_ONCE, "cpu", 5 * rows)
+    embeddings, weight = torch.randn(4, 5, dtype=torch.float64), torch.randn(7, 5, dtype=torch.float64)
+    inputs = (embeddings.requires_grad_(), weight.requires_grad_(), torch.tensor([0, 6, 6, 2]))
+    products, named = cosines(*inputs)
+    torch.testing.assert_close(products, embeddings @ torch.nn.functional.normalize(weight).T)
+    assert torch.equal(named, weight[[0, 6, 6, 2]])
+    assert torch.autograd.gradcheck(cosines, inputs)
 
 
 def test_weights_start_glorot_uniform_and_learn() -> None:

@@ -74,8 +74,8 @@ def test_a_head_over_processes_equals_the_whole_one(ranks: int, tmp_path: Path) 
         parts = [part[f"{name} {loss}"] for part in found]
         together = {key: torch.cat([part[key] for part in parts]) for key in ("drawn", "weight", "embeddings")}
         assert torch.equal(together["drawn"], head.weight)
-        torch.testing.assert_close(together["weight"], head.weight.grad, rtol=1e-5, atol=1e-7)
-        torch.testing.assert_close(together["embeddings"], embeddings.grad, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(together["weight"], head.weight.grad, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(together["embeddings"], embeddings.grad, rtol=1e-5, atol=1e-6)
         above = (logits > logits.gather(1, labels[:, None])).sum(1)
         for part in parts:
             torch.testing.assert_close(part["loss"], value.detach(), rtol=1e-5, atol=0)

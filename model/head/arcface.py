@@ -3,7 +3,6 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.head.margin import MarginHead
@@ -30,8 +29,7 @@ class ArcFace(MarginHead):
         super().__init__(in_features, out_features, s, m, rows)
         self.easy_margin = easy_margin
 
-    def added(self, embeddings: Tensor, centres: Tensor, labels: Tensor) -> Tensor:
-        own = F.embedding(labels, centres)  # (N, in_features)
+    def added(self, embeddings: Tensor, own: Tensor) -> Tensor:
         cosine = (embeddings * own).sum(1)
         # sqrt(1 - cos^2) loses its digits near cos = +-1, and its gradient is infinite there. For unit vectors a, b
         # the same is |a - b| * |a + b| / 2: exact for the smallest angles, with a gradient of finite length.

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.head.cosines import cosines
+
 _ROWS_AT_ONCE = 65536  # centres drawn together, where a process keeps only some of them
 
 
@@ -22,7 +24,7 @@ class MarginHead(nn.Module, ABC):
     would have drawn, and its forward is for ShardedHead to call.
 
     Everything is computed in float32 at least, also under autocast: half precision cannot tell small angles apart.
-    Beside the logits themselves nothing of shape (N, out_features) is made.
+    Beside the logits themselves nothing of shape (N, out_features) is made, nor any copy of the centres.
     """
 
     def __init__(self, in_features: int, out_features: int, s: float, m: float, rows: range | None = None):
@@ -61,10 +63,10 @@ class MarginHead(nn.Module, ABC):
         With `absent`, columns may be -1: that sample's own class is not among them, and its logits have no margin.
         """
         with torch.autocast(embeddings.device.type, enabled=False):
-            embeddings, centres = _unit(embeddings), _unit(weight)
-            logits = F.linear(embeddings * self.s, centres)  # (N, C)
+            embeddings, weight = F.normalize(_float32(embeddings)), _float32(weight)
             own = columns.clamp_min(0) if absent else columns
-            added = self.s * self.added(embeddings, centres, own)
+            logits, centres = cosines(embeddings * self.s, weight, own)  # (N, C), (N, in_features)
+            added = self.s * self.added(embeddings, F.normalize(centres))
             if absent:
                 added = torch.where(columns >= 0, added, 0.0)
             # Adding to the target column, unlike overwriting it, leaves the gradient of the logits as it is: no copy.
@@ -72,12 +74,13 @@ class MarginHead(nn.Module, ABC):
             return logits.index_put_((rows, own), added, accumulate=True)
 
     @abstractmethod
-    def added(self, embeddings: Tensor, centres: Tensor, labels: Tensor) -> Tensor:
-        """What the margin adds to the cosine with the own class, (N,); embeddings and centres have unit length."""
+    def added(self, embeddings: Tensor, own: Tensor) -> Tensor:
+        """What the margin adds to the cosines (N,) of embeddings and their own centres, (N, D) of unit length both."""
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, s={self.s}, m={self.m}"
 
 
-def _unit(vectors: Tensor) -> Tensor:
-    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)))
+def _float32(vectors: Tensor) -> Tensor:
+    """In float32, or as they are if that is more."""
+    return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
