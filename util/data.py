@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader, Dataset
 from util import transform
 from util.errors import DataError
 from util.image_folder import ImageFolder
-from util.listing import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from util.record_images import RecordImages
 from util.sampler import BalancedSampler, Batch, Draws
 

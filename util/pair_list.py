@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from util.data import IMAGE_SUFFIXES
 from util.errors import DataError
+from util.listing import IMAGE_SUFFIXES
 from util.pair_images import IMAGE_SIZE, decode_pair_image
 
 

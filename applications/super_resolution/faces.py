@@ -8,9 +8,10 @@ import cv2
 import numpy as np
 import torch
 
-from util.data import IMAGE_SUFFIXES, RECORDS, Batch, BatchDataset, TrainingImages, open_training_images
+from util.data import RECORDS, Batch, BatchDataset, TrainingImages, open_training_images
 from util.decode import decode_face
 from util.errors import DataError
+from util.listing import IMAGE_SUFFIXES
 from util.pairs import load_pairs
 from util.transform import SIZE, shrink, train_crop
 
