@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import TrainConfig, parse_train
-from util.errors import RunError, UsageError, run_script
+from util.errors import UsageError, run_script
 from util.ranks import explaining_the_end, first_to_say
 
 # torch takes seconds to import: what needs it is imported in functions, once the command line is known to be right.
@@ -256,7 +256,6 @@ class Training:
 
     def run(self, run: Run) -> None:
         """Trains the epochs that are left; after each come validation, log and checkpoint."""
-        import torch
 
         from util import checkpoint
         from util.log import RunLog
@@ -265,13 +264,8 @@ class Training:
         if log and self.epoch == 0:
             log.samples(self.loader.first_images())
         while self.epoch < self.config.epochs:
-            try:
+            with checkpoint.naming_the_last_good(self.latest):
                 averages = self._train_epoch()
-            except RunError as error:
-                raise RunError(f"{error}. The last good checkpoint is {self.latest}") from None
-            except torch.OutOfMemoryError as error:
-                reason = str(error).split(". ")[0]
-                raise RunError(f"{reason}; lower --batch_size. The last good checkpoint is {self.latest}") from None
             results = self._validate()
             is_best = self._note_accuracy(results.get("HR"))
             if log:

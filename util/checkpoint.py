@@ -14,6 +14,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -326,6 +327,18 @@ def save_best(run: Run, file: Path) -> None:
                 os.link(source, partial)
             except OSError:
                 shutil.copyfile(source, partial)
+
+
+@contextmanager
+def naming_the_last_good(latest: str) -> Iterator[None]:
+    """Around an epoch: an error that ends the run names the checkpoint to go on from. Too little memory becomes one."""
+    try:
+        yield
+    except RunError as error:
+        raise RunError(f"{error}. The last good checkpoint is {latest}") from None
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(". ")[0]
+        raise RunError(f"{reason}; lower --batch_size. The last good checkpoint is {latest}") from None
 
 
 def random_states() -> dict[str, Any]:

@@ -219,19 +219,14 @@ class Training:
 
     def run(self, run: Run) -> None:
         """Trains the epochs that are left; after each come validation, checkpoint and log."""
-        import torch
 
         from applications.super_resolution.log import RunLog
+        from util.checkpoint import naming_the_last_good
 
         log = RunLog(run, self.epoch, self.step)
         while self.epoch < self.settings.epochs:
-            try:
+            with naming_the_last_good(self.latest):
                 averages = self._train_epoch()
-            except RunError as error:
-                raise RunError(f"{error}. The last good checkpoint is {self.latest}") from None
-            except torch.OutOfMemoryError as error:
-                reason = str(error).split(". ")[0]
-                raise RunError(f"{reason}; lower --batch_size. The last good checkpoint is {self.latest}") from None
             quality, samples = self.validation(self.runner, self.device)
             self._save(run, log, averages, quality, samples)
         log.close()
