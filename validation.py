@@ -6,6 +6,7 @@ python validation.py --resume_dir=checkpoints/HRTRAIN_2022-07-28-19-15      # it
 python validation.py --load_dir=Backbone_7_4200.pth --LR_eval=True --LR_scale=4
 python validation.py --val_data cplfw=/sets/cplfw.bin own=/sets/pairs.txt:/sets/faces      # other sets too
 python validation.py --json results.json --plot roc.png
+torchrun --nproc_per_node=8 validation.py                        # eight GPUs share the work
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from typing import TYPE_CHECKING, Any
 from config import ValidationConfig, parse_validation
 from util.errors import DataError, UsageError, run_script
 from util.files import check_file, replacing
+from util.ranks import explaining_the_end, first_to_say
 
 # torch takes seconds to import: what needs it is imported in functions, once the command line is known to be right.
 if TYPE_CHECKING:
+    import torch
+
     from util.pairs import PairSet
     from util.verification import Verification
 
@@ -32,20 +36,29 @@ def main(arguments: list[str]) -> None:
     config = parse_validation(arguments)
     check_outputs(config)
 
+    from util.checkpoint import find_backbone, newest_run
+    from util.ranks import joined, own_ranks
+
+    ranks = own_ranks()
+    with joined(config.gpu_num, ranks) as devices:
+        file = find_backbone(config.resume_dir or newest_run(config.best_checkpoint_dir))
+        name, results = judge(file, config, devices)
+        if ranks.is_first:
+            report(results, file, name, config)
+
+
+def judge(file: Path, config: ValidationConfig, devices: list[torch.device]) -> tuple[str, Results]:
+    """The name of the network in a Backbone file, and what it is worth; processes of torchrun share the work."""
     from model.backbone import load_backbone as build
     from model.backbone.fold import fold_batch_norm
     from model.super_resolution import load_rcan
-    from util.checkpoint import find_backbone, load_backbone, newest_run
-    from util.distributed import select_devices, wrap
+    from util.checkpoint import load_backbone
+    from util.distributed import wrap
     from util.evaluate import evaluate
-    from util.log import evaluation_lines, labelled
-    from util.plot import roc_figure, save_figure
     from util.precision import dtype_for
     from util.super_resolution import load_networks
     from util.transform import SIZE
 
-    devices = select_devices(config.gpu_num)
-    file = find_backbone(config.resume_dir or newest_run(config.best_checkpoint_dir))
     name, backbone = load_backbone(file, build)
     if config.backbone not in (None, name):
         raise DataError(
@@ -56,7 +69,6 @@ def main(arguments: list[str]) -> None:
     pair_sets = open_pair_sets(config)
     for scale in config.LR_scale if len(config.views) > 1 else ():
         print(f"low resolution x{scale}: down to {SIZE // scale}x{SIZE // scale} pixels and up again")
-    enlargers = load_networks(config.sr_path, config.sr_scales, devices, load_rcan)
     results = evaluate(
         wrap(fold_batch_norm(backbone), devices, dtype=dtype),
         pair_sets,
@@ -64,12 +76,20 @@ def main(arguments: list[str]) -> None:
         config.batch_size,
         config.views,
         config.LR_scale,
-        enlargers,
+        load_networks(config.sr_path, config.sr_scales, devices, load_rcan),
         config.LR_oneside,
     )
+    return name, results
+
+
+def report(results: Results, file: Path, name: str, config: ValidationConfig) -> None:
+    """Prints the tables, and writes what is to be written."""
+    from util.log import evaluation_lines, labelled
+    from util.plot import roc_figure, save_figure
+
     print("\n".join(evaluation_lines(results, " Acc: ")))
     print(f"\n{table(results)}")
-    if enlargers:
+    if config.SR_eval:
         print(f"\n{recovery_table(results, config.LR_scale)}")
     if config.json:
         write_json(Path(config.json), results, file, name, config)
@@ -159,4 +179,4 @@ def write_json(file: Path, results: Results, checkpoint: Path, backbone: str, co
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(explaining_the_end(main), first_to_say)

@@ -1,5 +1,6 @@
-"""train.py under torchrun: what several processes learn, leave and say."""
+"""train.py and validation.py under torchrun: what several processes learn, leave and say."""
 
+import json
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from benchmarks.ranks import losses
+from model.backbone import build_backbone
 from util import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -161,3 +163,22 @@ def children(parent: int) -> list[int]:
     """The processes that another one has started, in the order of their start."""
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=True)
     return sorted(int(line) for line in listed.stdout.split())
+
+
+def test_a_validation_is_shared_and_said_once(tiny_data: Path, tmp_path: Path):
+    torch.manual_seed(0)
+    torch.save(build_backbone("MobileFaceNet_025", embedding_size=32).state_dict(), tmp_path / "Backbone_Best.pth")
+    flags = [f"--data_dir={tiny_data}", "--gpu_num=cpu", f"--resume_dir={tmp_path}", "--LR_eval", "--batch_size=8"]
+    found = []
+    for launcher in ([sys.executable], [*LAUNCH, "--nproc_per_node=2", "--"]):
+        file = tmp_path / f"{len(launcher)}.json"
+        command = [*launcher, "validation.py", *flags, f"--json={file}"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.count("validating ") == done.stdout.count("results: ") == 1
+        found.append(json.loads(file.read_text())["views"])
+    for one in found:
+        for view in one.values():
+            for result in view["sets"].values():
+                assert result.pop("images_per_second") > 0
+    assert found[0] == found[1]
