@@ -10,7 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from util.conversions import SET_NAMES, integers, named_pair_sets, number, to_gpus, to_pair_sets, to_path, whole
+from util.conversions import (
+    PRECISIONS,
+    SET_NAMES,
+    integers,
+    named_pair_sets,
+    number,
+    to_gpus,
+    to_pair_sets,
+    to_path,
+    whole,
+)
 from util.errors import UsageError
 from util.flags import Given, Settings, named, parse, setting, switch
 from util.ranks import own_gpus, own_ranks
@@ -22,7 +32,6 @@ BACKBONE_NAMES = _IR_NAMES + _MOBILE_NAMES + ("iresnet18", "iresnet34", "iresnet
 HEAD_NAMES = ("ArcFace", "CosFace")
 LOSS_NAMES = ("focal", "cross_entropy")
 AUGMENTATIONS = ("standard", "strong")
-PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 SR_SCALES = (2, 4, 8)  # powers of two that divide 112, and leave a face to be seen
 
 # The sections of --help, in their order; that of the flags which every script has comes last.

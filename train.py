@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from config import TrainConfig, parse_train
 from util.errors import UsageError, run_script
-from util.ranks import explaining_the_end, first_to_say
+from util.ranks import Ranks, explaining_the_end, first_to_say, joined, of_the_first, own_ranks
 
 # torch takes seconds to import: what needs it is imported in functions, once the command line is known to be right.
 if TYPE_CHECKING:
@@ -30,14 +30,11 @@ if TYPE_CHECKING:
     from util.engine import TrainingStep
     from util.optim import Schedule
     from util.pairs import PairSet
-    from util.ranks import Ranks
     from util.verification import Verification
 
 
 def main(arguments: list[str]) -> None:
     config = parse_train(arguments, inherit=saved_settings)
-
-    from util.ranks import joined, own_ranks
 
     ranks = own_ranks()
     with joined(config.gpu_num, ranks) as devices:
@@ -48,7 +45,6 @@ def train(config: TrainConfig, devices: list[torch.device], ranks: Ranks) -> Non
     import torch
 
     from util import checkpoint
-    from util.ranks import of_the_first
 
     resumed = checkpoint.load_resumable(config.resume_dir, mapped=ranks.several) if config.resume_dir else None
     images, pair_sets = open_data(config, ranks)

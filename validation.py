@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import ValidationConfig, parse_validation
-from util.errors import DataError, UsageError, run_script
-from util.files import check_file, replacing
-from util.ranks import explaining_the_end, first_to_say
+from util.errors import DataError, run_script
+from util.files import check_outputs, replacing
+from util.ranks import explaining_the_end, first_to_say, joined, own_ranks
 
 # torch takes seconds to import: what needs it is imported in functions, once the command line is known to be right.
 if TYPE_CHECKING:
@@ -28,16 +28,14 @@ if TYPE_CHECKING:
     from util.pairs import PairSet
     from util.verification import Verification
 
-PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 Results = Mapping[str, Mapping[str, "Verification"]]  # {view: {set: result}}
 
 
 def main(arguments: list[str]) -> None:
     config = parse_validation(arguments)
-    check_outputs(config)
+    check_outputs(config.json, config.plot)
 
     from util.checkpoint import find_backbone, newest_run
-    from util.ranks import joined, own_ranks
 
     ranks = own_ranks()
     with joined(config.gpu_num, ranks) as devices:
@@ -96,15 +94,6 @@ def report(results: Results, file: Path, name: str, config: ValidationConfig) ->
     if config.plot:
         save_figure(roc_figure(labelled(results)), Path(config.plot))
         print(f"ROC curves: {config.plot}")
-
-
-def check_outputs(config: ValidationConfig) -> None:
-    """Raises UsageError for a result that could not be written: before the work, not after it."""
-    for flag, file in (("--json", config.json), ("--plot", config.plot)):
-        if file is not None:
-            check_file(flag, file)
-    if config.plot and Path(config.plot).suffix.lower() not in PLOT_SUFFIXES:
-        raise UsageError(f"--plot={config.plot}: must end in {', '.join(PLOT_SUFFIXES)}; rename it")
 
 
 def open_pair_sets(config: ValidationConfig) -> list[PairSet]:

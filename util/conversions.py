@@ -13,6 +13,7 @@ from typing import Any
 
 Convert = Callable[[object], Any]
 
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")  # what util/precision.py makes types of
 SET_NAMES = "letters, digits, _, - and ."
 _SET_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 # NAME=PATH:ROOT, of which NAME= and :ROOT may be left out. A name has no slash, and C:/sets is one path, not two.

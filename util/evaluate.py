@@ -31,7 +31,6 @@ def views_named(
 ) -> dict[str, View]:
     """What is done to the evaluation crop: nothing ("HR"); down by a scale and up again, bicubic ("LR"), or up by the
     network for that scale ("SR"). With several scales the last two become "LRx2", "SRx2" and so on."""
-
     views: dict[str, View] = {}
     for name in names:
         if name not in ("HR", *LOW_VIEWS):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from util.errors import UsageError
 
+_PLOT_SUFFIXES = (".png", ".pdf", ".svg")
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -32,6 +34,15 @@ def check_folder(flag: str, folder: str | Path) -> None:
             pass
     except OSError as error:
         raise UsageError(f"{flag}={folder}: cannot be written to ({error.strerror}); name another folder") from None
+
+
+def check_outputs(json: str | None, plot: str | None) -> None:
+    """Raises UsageError for a file of --json or --plot that could not be written: before the work, not after it."""
+    for flag, file in (("--json", json), ("--plot", plot)):
+        if file is not None:
+            check_file(flag, file)
+    if plot is not None and Path(plot).suffix.lower() not in _PLOT_SUFFIXES:
+        raise UsageError(f"--plot={plot}: must end in {', '.join(_PLOT_SUFFIXES)}; rename it")
 
 
 def check_file(flag: str, file: str | Path) -> None:

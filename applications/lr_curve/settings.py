@@ -5,9 +5,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from util.conversions import integers, named_pair_sets, one_of, to_gpus, to_pair_sets, to_path, whole
+from util.conversions import PRECISIONS, integers, named_pair_sets, one_of, to_gpus, to_pair_sets, to_path, whole
 from util.errors import UsageError
-from util.files import check_file
+from util.files import check_outputs
 from util.flags import Settings, parse, setting, switch
 
 FACE = 112  # pixels of an aligned face
@@ -15,7 +15,6 @@ WHERE, RESOLUTION, MACHINE, OUTPUT = "Where things are", "Resolution", "Machine"
 GROUPS = (WHERE, RESOLUTION, MACHINE, OUTPUT)
 # NAME=PATH, of which NAME= may be left out; there may be an = in a folder's name, after a slash.
 _NAMED = re.compile(r"(?:([^=/\\]+)=)?(.*)", re.DOTALL)
-PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 
 
 def _to_checkpoints(value: object) -> tuple[str, ...]:
@@ -73,9 +72,7 @@ class CurveSettings(Settings):
     )
     LR_oneside: bool = switch(RESOLUTION, "low resolution in the first image of each pair alone")
     gpu_num: tuple[int, ...] = setting((0,), MACHINE, to_gpus, "LIST", "GPUs, as 0 or 0,1 or [0,1]; or cpu")
-    precision: str = setting(
-        "auto", MACHINE, one_of(("auto", "bf16", "fp16", "fp32")), "NAME", "what the backbones compute in"
-    )
+    precision: str = setting("auto", MACHINE, one_of(PRECISIONS), "NAME", "what the backbones compute in")
     batch_size: int = setting(64, MACHINE, whole(1), "N", "images in a batch")
     plot: str | None = setting(None, OUTPUT, to_path, "FILE", "draw the curve, as .png, .pdf or .svg", "not drawn")
     json: str | None = setting(None, OUTPUT, to_path, "FILE", "write all numbers", "not written")
@@ -86,11 +83,7 @@ class CurveSettings(Settings):
             raise UsageError("--checkpoints: missing; name runs or Backbone files, NAME=PATH each")
         if self.sr_checkpoint_dir and not self.SR_eval:
             raise UsageError("--sr_checkpoint_dir: is used with --SR_eval alone; add it, or leave this out")
-        if self.plot and Path(self.plot).suffix.lower() not in PLOT_SUFFIXES:
-            raise UsageError(f"--plot={self.plot}: must end in {', '.join(PLOT_SUFFIXES)}; rename it")
-        for flag, file in (("--json", self.json), ("--plot", self.plot)):
-            if file is not None:
-                check_file(flag, file)
+        check_outputs(self.json, self.plot)
 
     @property
     def paths(self) -> dict[str, Path]:

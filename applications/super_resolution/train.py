@@ -219,7 +219,6 @@ class Training:
 
     def run(self, run: Run) -> None:
         """Trains the epochs that are left; after each come validation, checkpoint and log."""
-
         from applications.super_resolution.log import RunLog
         from util.checkpoint import naming_the_last_good
 
