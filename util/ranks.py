@@ -93,6 +93,7 @@ def joined(gpu_num: Sequence[int], ranks: Ranks) -> Iterator[list["torch.device"
         try:
             dist.init_process_group("gloo" if devices[0].type == "cpu" else "cpu:gloo,cuda:nccl", timeout=_PATIENCE)
             yield devices
+            dist.barrier()  # who leaves earlier closes connections that another may still read from
         except RuntimeError as error:
             if _is_loss(error):
                 raise RunError(LOST) from error
