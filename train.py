@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import TrainConfig, parse_train
-from util.errors import UsageError, run_script
-from util.ranks import Ranks, explaining_the_end, first_to_say, joined, of_the_first, own_ranks
+from util.errors import UsageError
+from util.ranks import Ranks, joined, of_the_first, own_ranks, run_rank_script
 
 # torch takes seconds to import: what needs it is imported in functions, once the command line is known to be right.
 if TYPE_CHECKING:
@@ -359,4 +359,4 @@ class Training:
 
 
 if __name__ == "__main__":
-    run_script(explaining_the_end(main), first_to_say)
+    run_rank_script(main)

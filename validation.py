@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import ValidationConfig, parse_validation
-from util.errors import DataError, run_script
+from util.errors import DataError
 from util.files import check_outputs, replacing
-from util.ranks import explaining_the_end, first_to_say, joined, own_ranks
+from util.ranks import joined, own_ranks, run_rank_script
 
 # torch takes seconds to import: what needs it is imported in functions, once the command line is known to be right.
 if TYPE_CHECKING:
@@ -168,4 +168,4 @@ def write_json(file: Path, results: Results, checkpoint: Path, backbone: str, co
 
 
 if __name__ == "__main__":
-    run_script(explaining_the_end(main), first_to_say)
+    run_rank_script(main)

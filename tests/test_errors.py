@@ -73,6 +73,23 @@ def test_sigterm_ends_with_143_after_cleaning_up(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("error", "code"), [(RunError("lost"), 1), (KeyboardInterrupt(), 130)])
+def test_sigterm_does_not_come_between_a_failure_and_its_line(monkeypatch, capsys, error, code):
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+
+    def main(arguments: list[str]) -> None:
+        raise error
+
+    def say(line: str) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    with pytest.raises(SystemExit) as end:
+        run_script(main, say)
+    assert end.value.code == code
+    assert capsys.readouterr().err == ("error: lost\n" if code == 1 else "\nInterrupted.\n")
+
+
 def test_an_exit_of_the_command_lines_parser_is_kept(monkeypatch):
     assert ending(monkeypatch, SystemExit(2)) == 2
 

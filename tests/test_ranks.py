@@ -1,9 +1,14 @@
-"""Who a process is, and which GPU is its own."""
+"""Who a process is, which GPU is its own, and what it says in the end."""
+
+import os
+import signal
+import sys
 
 import pytest
 
+from util import ranks
 from util.errors import UsageError
-from util.ranks import Ranks, first_to_say, own_gpus, own_ranks
+from util.ranks import LOST, Ranks, first_to_say, own_gpus, own_ranks, run_rank_script
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 
@@ -38,3 +43,41 @@ def test_each_process_takes_the_gpu_of_its_number_or_its_entry() -> None:
 def test_a_list_that_does_not_fit_the_processes_is_named(gpu_num: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match=r"--gpu_num=.*starts 4 processes .* each has one GPU"):
         own_gpus(gpu_num, own_ranks(TORCHRUN))
+
+
+def ending(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> int:
+    """The exit code of a process with this environment, which asks for its ranks and then gets two SIGTERMs."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    def terminated(line: str = "") -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    def main(arguments: list[str]) -> None:
+        monkeypatch.setattr(ranks, "first_to_say", terminated)
+        terminated(own_ranks())
+
+    try:
+        with pytest.raises(SystemExit) as end:
+            run_rank_script(main)
+        return end.value.code
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_whom_torchrun_ends_says_that_another_process_was_lost(monkeypatch, capsys) -> None:
+    assert ending(monkeypatch, TORCHRUN) == 143
+    assert capsys.readouterr().err == f"error: {LOST}\n"
+
+
+def test_a_process_that_is_alone_ends_silently(monkeypatch, capsys) -> None:
+    assert ending(monkeypatch, {}) == 143
+    assert capsys.readouterr().err == ""
+
+
+def test_half_an_environment_ends_in_one_line(monkeypatch, capsys) -> None:
+    assert ending(monkeypatch, {"LOCAL_RANK": "0"}) == 2
+    assert capsys.readouterr().err.startswith("error: LOCAL_RANK is set, but RANK")

@@ -33,11 +33,18 @@ def run_script(main: Callable[[list[str]], None], say: Callable[[str], bool] = b
     except Exception as error:
         if "--debug" in arguments:
             raise
+        ignore_sigterm()
         sys.exit(_report(error, say))
     except KeyboardInterrupt:
+        ignore_sigterm()
         if say("Interrupted."):
             print("\nInterrupted.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def ignore_sigterm() -> None:
+    """For a process that is about to say why it ends: torchrun's SIGTERM would come between that and the end."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _report(error: Exception, say: Callable[[str], bool]) -> int:

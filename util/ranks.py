@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from util.errors import RunError, UsageError
+from util.errors import RunError, UsageError, ignore_sigterm, run_script
 
 if TYPE_CHECKING:
     import torch
@@ -145,8 +145,7 @@ def first_to_say(message: str) -> bool:
 
     The store in which they met is torchrun's own, and outlives any of them.
     """
-    ranks = own_ranks()
-    if not ranks.several:
+    if not _several():
         return True
     from torch.distributed import TCPStore
 
@@ -158,15 +157,20 @@ def first_to_say(message: str) -> bool:
         return True
 
 
-def explaining_the_end(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-    """main() which, where torchrun ends it because of another process, says so, too."""
+def _several() -> bool:
+    try:
+        return own_ranks().several
+    except UsageError:  # the process ends with this very error, which it has to say
+        return False
 
-    def explained(arguments: list[str]) -> None:
-        try:
-            main(arguments)
-        except SystemExit as end:
-            if end.code == _TERMINATED and own_ranks().several and first_to_say(LOST):
+
+def run_rank_script(main: Callable[[list[str]], None]) -> None:
+    """run_script() for each process of many: a line is said once, and by whom torchrun ends because of another, too."""
+    try:
+        run_script(main, first_to_say)
+    except SystemExit as end:
+        if end.code == _TERMINATED and _several():
+            ignore_sigterm()
+            if first_to_say(LOST):
                 print(f"error: {LOST}", file=sys.stderr)
-            raise
-
-    return explained
+        raise
