@@ -187,13 +187,11 @@ class Training:
         resumed: Resumable | None,
         ranks: Ranks,
     ):
-        import torch
-
         from model.backbone import build_backbone
         from model.head import build_head, shard_of
         from model.super_resolution import load_rcan
         from util.distributed import wrap
-        from util.optim import parameter_groups
+        from util.optim import build_sgd
         from util.precision import dtype_for, loss_scaler
         from util.super_resolution import load_networks
 
@@ -207,8 +205,8 @@ class Training:
         trained = wrap(self.backbone, devices, config.compile, self.dtype)
         self.super_resolution = load_networks(config.sr_path, config.sr_scales, devices, load_rcan)
         self.head.to(self.device)
-        groups = parameter_groups([self.backbone, self.head], config.weight_decay)
-        self.optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+        networks = (self.backbone, self.head)
+        self.optimizer = build_sgd(networks, config.lr, config.momentum, config.weight_decay, self.dtype)
         self.scaler = loss_scaler(self.dtype, self.device)
         self.training_step = self._make_step(trained)
         self.loader = make_loader(config, images, devices, ranks)

@@ -29,7 +29,7 @@ from util.distributed import available_cores, select_devices, wrap
 from util.engine import TrainingStep, train_one_epoch
 from util.errors import UsageError, run_script
 from util.evaluate import embed
-from util.optim import Schedule, parameter_groups
+from util.optim import Schedule, build_sgd, parameter_groups
 from util.precision import dtype_for, loss_scaler
 from util.transform import SIZE, normalise
 
@@ -106,7 +106,7 @@ def _train_ours(
     backbone = build_backbone(options.backbone, embedding_size=DIMENSIONS)
     runner = wrap(backbone, [device], options.compile, dtype)
     head = ArcFace(DIMENSIONS, options.classes).to(device)
-    optimizer = torch.optim.SGD(parameter_groups([backbone, head], DECAY), lr=LR, momentum=MOMENTUM)
+    optimizer = build_sgd([backbone, head], LR, MOMENTUM, DECAY, dtype)
     step = TrainingStep(runner, head, FocalLoss(), optimizer, device, scaler=loss_scaler(dtype, device))
     schedule = Schedule(len(batches), LR, 0, (), 0.5, 0)
     return partial(train_one_epoch, step, batches, schedule, 0, lambda done, averages: None)

@@ -23,7 +23,7 @@ from util.data import Augmentation, TrainLoader, open_training_images
 from util.distributed import on_every_rank, wrap
 from util.engine import TrainingStep
 from util.errors import UsageError, run_script
-from util.optim import parameter_groups
+from util.optim import build_sgd
 
 
 def main(arguments: list[str]) -> None:
@@ -64,8 +64,7 @@ def _train(rank: int, ranks: int, frozen: bool, options: argparse.Namespace, fol
     torch.set_default_dtype(torch.float64 if options.double else torch.float32)
     backbone = build_backbone(options.backbone)
     head = build_head("ArcFace", 512, classes, s=32.0, rows=shard_of(classes, rank, ranks))
-    groups = parameter_groups([backbone, head], weight_decay=5e-4)
-    optimizer = torch.optim.SGD(groups, lr=options.lr, momentum=0.9, fused=True)
+    optimizer = build_sgd([backbone, head], options.lr, momentum=0.9, weight_decay=5e-4)
     for layer in backbone.modules():
         if frozen and isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.eval()

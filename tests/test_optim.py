@@ -1,8 +1,11 @@
+import copy
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from util.optim import Schedule, lr_at, parameter_groups, ramp_at
+from util.optim import Schedule, build_sgd, lr_at, parameter_groups, ramp_at
 
 
 def networks() -> tuple[nn.Module, nn.Module]:
@@ -41,6 +44,28 @@ def test_weight_decay_shrinks_what_it_should_and_nothing_else():
     for name, parameter in backbone.named_parameters():
         factor = 1.0 if name in ("1.weight", "1.bias", "3.1.weight", "3.1.bias") else 0.95
         torch.testing.assert_close(parameter.detach(), before[name] * factor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_step_is_fused_except_beside_a_loss_scaler(dtype):
+    optimizer = build_sgd(networks(), 0.1, 0.9, 5e-4, dtype)
+    assert {group["fused"] for group in optimizer.param_groups} == {dtype != torch.float16}
+
+
+def test_a_first_step_that_overflows_leaves_no_momentum_behind():
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 2)
+    spared = copy.deepcopy(layer)
+    scaler, losses = torch.amp.GradScaler("cpu"), (math.inf, 1.0)
+    for module, factors in ((layer, losses), (spared, losses[1:])):
+        optimizer = build_sgd([module], 0.1, 0.9, 0.0, torch.float16)
+        for factor in factors:
+            optimizer.zero_grad()
+            scaler.scale(module(torch.ones(1, 4)).sum() * factor).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    for moved, expected in zip(layer.parameters(), spared.parameters(), strict=True):
+        torch.testing.assert_close(moved, expected)
 
 
 def test_the_learning_rate_equals_a_slow_count():

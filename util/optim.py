@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -17,6 +18,18 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[
     rest = [p for p in trainable if id(p) not in norm_ids]
     assert len(norm) + len(rest) == len(trainable), "a parameter was lost, or is in two groups"
     return [{"params": rest, "weight_decay": weight_decay}, {"params": norm, "weight_decay": 0.0}]
+
+
+def build_sgd(
+    modules: Iterable[nn.Module], lr: float, momentum: float, weight_decay: float, dtype: torch.dtype = torch.float32
+) -> torch.optim.SGD:
+    """SGD over parameter_groups(), for a backbone that computes in `dtype`.
+
+    Fused, except for fp16: a fused first step that is left out because a gradient overflowed leaves a momentum behind
+    that was never written (torch 2.11 and 2.13), and the first steps of a run in fp16 commonly overflow.
+    """
+    groups = parameter_groups(modules, weight_decay)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=dtype != torch.float16)
 
 
 @dataclass(frozen=True)
