@@ -1,18 +1,16 @@
 """The head spread over processes against the whole one, and its sampling of classes."""
 
 import math
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from model.head import HEADS, ShardedHead, build_head, shard_of
 from model.loss import build_loss
 from model.loss.log_probability import _AT_ONCE, log_probability
+from tests.processes import in_processes
 
 CLASSES, SIZE, EACH = 11, 5, 6  # 11 classes divide by neither 2 nor 3; 6 samples a process
 CASES = list(product(HEADS, ("focal", "cross_entropy")))
@@ -27,19 +25,6 @@ def samples(ranks: int) -> tuple[torch.Tensor, torch.Tensor]:
 def whole_head(name: str) -> torch.nn.Module:
     torch.manual_seed(8)
     return build_head(name, SIZE, CLASSES, s=16.0, m=0.3)
-
-
-def in_processes(ranks: int, folder: Path, work: Callable[[int, int], object]) -> list:
-    """What work(rank, ranks) gives in each of so many gloo processes."""
-    mp.spawn(_run, (ranks, str(folder), work), nprocs=ranks)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
-
-
-def _run(rank: int, ranks: int, folder: str, work: Callable[[int, int], object]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
-    torch.save(work(rank, ranks), Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
 def every_case(rank: int, ranks: int) -> dict[str, dict[str, torch.Tensor]]:

@@ -1,14 +1,13 @@
 """Evaluation shared out among processes."""
 
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
+from tests.processes import in_processes
 from util.evaluate import evaluate
 from util.pairs import load_pairs
 
@@ -23,11 +22,8 @@ def accuracies(data: str, batch_size: int) -> list[float]:
     return np.ravel(values).tolist()
 
 
-def _share(rank: int, ranks: int, folder: str, data: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
-    torch.save([accuracies(data, size) for size in (8, 64)], Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+def every_size(data: str, *_: int) -> list[list[float]]:
+    return [accuracies(data, size) for size in (8, 64)]
 
 
 @pytest.mark.slow
@@ -35,8 +31,6 @@ def test_processes_find_what_one_finds_even_with_fewer_batches_than_processes(ma
     data = str(made_pairs[0])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    expected = [accuracies(data, size) for size in (8, 64)]
+    expected = every_size(data)
     torch.set_num_threads(threads)
-    mp.spawn(_share, (3, str(tmp_path), data), nprocs=3)
-    for rank in range(3):
-        assert torch.load(tmp_path / f"{rank}.pt") == expected
+    assert in_processes(3, tmp_path, partial(every_size, data)) == [expected] * 3

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -45,11 +46,16 @@ class TrainingStep:
         """(B, H, W, 3) uint8 images and (B,) labels on the device -> (3,): loss, prec1 and prec5 of the batch."""
         self.optimizer.zero_grad(set_to_none=True)
         size = -(-len(labels) // self.accumulate)
-        parts = zip(images.split(size), labels.split(size), strict=True)
-        totals = torch.stack([self._backward(*part, share=len(part[1]) / len(labels)) for part in parts])
+        *parts, last = zip(images.split(size), labels.split(size), strict=True)
+        unexchanged = getattr(
+            self.backbone, "no_sync", nullcontext
+        )  # DistributedDataParallel's: once a batch is enough
+        with unexchanged():
+            totals = [self._backward(*part, share=len(part[1]) / len(labels)) for part in parts]
+        totals.append(self._backward(*last, share=len(last[1]) / len(labels)))
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return totals.sum(dim=0)
+        return torch.stack(totals).sum(dim=0)
 
     def _backward(self, images: torch.Tensor, labels: torch.Tensor, share: float) -> torch.Tensor:
         loss, ranks = self.objective(self.backbone(normalise(images)), labels)
