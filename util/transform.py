@@ -3,16 +3,14 @@
 `normalise` is the only place where pixels become floats.
 """
 
-from functools import cache
-
 import cv2
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 SIZE = 112  # what the networks see
 RESIZED = 128  # what crops are cut from
 _LUMA = np.array([0.299, 0.587, 0.114])  # how red, green and blue add up to grey (ITU-R BT.601)
-_BANDS = 4  # the fastest number for 112 <-> 56 and 28, near it for 14
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
@@ -96,47 +94,8 @@ def degrade(images: np.ndarray, size: int) -> np.ndarray:
 
 
 def _resample(images: np.ndarray, size: int) -> np.ndarray:
-    """Columns change first, and each direction ends in whole grey levels, because Pillow does so."""
-    if images.ndim == 3:
-        return _resample(images[None], size)[0]
-    out = np.empty((len(images), size, size, images.shape[-1]), np.uint8)
-    for place, image in zip(out, images, strict=True):
-        narrow = _resample_rows(cv2.transpose(image), size)  # (size, H, 3), columns first
-        place[:] = _resample_rows(cv2.transpose(narrow), size)
-    return out
-
-
-def _resample_rows(image: np.ndarray, size: int) -> np.ndarray:
-    """(H, W, 3) -> (size, W, 3) uint8: a matrix product, done in bands because most weights of the matrix are 0."""
-    height, width, colours = image.shape
-    before = image.reshape(height, -1).astype(np.float32)  # (H, 3W)
-    after = np.empty((size, before.shape[1]), np.float32)
-    for made, used, weights in _bands(height, size):
-        np.matmul(weights, before[used], out=after[made])
-    cv2.threshold(after, 0, 0, cv2.THRESH_TOZERO, dst=after)  # the next line alone would turn -3 into 3
-    return cv2.convertScaleAbs(after).reshape(size, width, colours)  # rounds, and cuts at 255
-
-
-@cache
-def _bands(before: int, after: int) -> list[tuple[slice, slice, np.ndarray]]:
-    """The weights in bands: which rows a band makes, which it uses, and its part of the matrix."""
-    matrix = _bicubic_weights(before, after)
-    bands = []
-    for rows in np.array_split(np.arange(after), min(_BANDS, after)):
-        used = np.flatnonzero(matrix[rows].any(axis=0))
-        made, used = slice(rows[0], rows[-1] + 1), slice(used[0], used[-1] + 1)
-        bands.append((made, used, np.ascontiguousarray(matrix[made, used])))
-    return bands
-
-
-@cache
-def _bicubic_weights(before: int, after: int) -> np.ndarray:
-    """(after, before) float32: Keys' cubic (a = -0.5), widened by the scale when shrinking, as Pillow computes it."""
-    scale = before / after
-    stretch = max(scale, 1.0)
-    centres = (np.arange(after)[:, None] + 0.5) * scale
-    distance = np.abs(np.arange(before)[None] + 0.5 - centres) / stretch
-    near = 1.5 * distance**3 - 2.5 * distance**2 + 1
-    far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
-    weights = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    """torch's kernel for bytes rounds as Pillow does: columns first, and each direction to whole grey levels."""
+    pixels = torch.from_numpy(np.ascontiguousarray(images))
+    batch = pixels if pixels.ndim == 4 else pixels[None]  # by torch: numpy's strides would lead to a slow layout
+    resized = F.interpolate(batch.permute(0, 3, 1, 2), (size, size), mode="bicubic", antialias=True)
+    return np.ascontiguousarray(resized.permute(0, 2, 3, 1).numpy()).reshape(*images.shape[:-3], size, size, 3)
