@@ -175,13 +175,23 @@ def test_the_loader_leaves_the_global_random_state_alone(people_folder, workers)
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def seen(augmentation: Augmentation, image: np.ndarray, seeds: int) -> np.ndarray:
+    """(seeds, 112, 112, 3): the image as it is seen with the random numbers of each seed."""
+    pixels = np.empty((seeds, 112, 112, 3), np.uint8)
+    augmentation(((image, np.random.default_rng(seed)) for seed in range(seeds)), pixels)
+    return pixels
+
+
+def noise() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+
+
 def test_about_half_of_the_samples_are_degraded():
-    image = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
-    plain, degraded = Augmentation(), Augmentation(lr_sizes=(28,))
     changed = 0
-    for seed in range(300):
-        crop = plain(image, np.random.default_rng(seed))
-        sample = degraded(image, np.random.default_rng(seed))
+    crops, samples = (
+        seen(augmentation, noise(), 300) for augmentation in (Augmentation(), Augmentation(lr_sizes=(28,)))
+    )
+    for crop, sample in zip(crops, samples, strict=True):
         if (sample != crop).any():
             changed += 1
             np.testing.assert_array_equal(sample, transform.degrade(crop, 28))
@@ -189,12 +199,9 @@ def test_about_half_of_the_samples_are_degraded():
 
 
 def test_the_share_and_the_sizes_of_degraded_samples_can_be_chosen():
-    image = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
-    plain, several = Augmentation(), Augmentation(lr_sizes=(56, 28, 14), lr_prob=0.9)
+    several = Augmentation(lr_sizes=(56, 28, 14), lr_prob=0.9)
     counts = dict.fromkeys((112, 56, 28, 14), 0)
-    for seed in range(300):
-        crop = plain(image, np.random.default_rng(seed))
-        sample = several(image, np.random.default_rng(seed))
+    for crop, sample in zip(seen(Augmentation(), noise(), 300), seen(several, noise(), 300), strict=True):
         fitting = [size for size in counts if (sample == (transform.degrade(crop, size) if size < 112 else crop)).all()]
         counts[fitting[0]] += 1
     assert 15 <= counts[112] <= 45 and all(60 < counts[size] < 120 for size in (56, 28, 14))
@@ -202,11 +209,12 @@ def test_the_share_and_the_sizes_of_degraded_samples_can_be_chosen():
 
 
 def test_the_strong_augmentation_is_chosen_by_its_setting():
-    image = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
-    strong = Augmentation(strong=True)(image, np.random.default_rng(1))
-    np.testing.assert_array_equal(strong, transform.train_warp(image, np.random.default_rng(1)))
-    plain = Augmentation()(image, np.random.default_rng(1))
-    np.testing.assert_array_equal(plain, transform.train_crop(image, np.random.default_rng(1)))
+    for augmentation, change in (
+        (Augmentation(strong=True), transform.train_warp),
+        (Augmentation(), transform.train_crop),
+    ):
+        expected = change(noise(), np.random.default_rng(0))
+        np.testing.assert_array_equal(seen(augmentation, noise(), 1)[0], expected)
 
 
 class ThreadCounts(torch.utils.data.Dataset):

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,8 @@ from util.sampler import BalancedSampler, Batch, Draws
 TRAIN_FOLDERS = ("imgs_casia", "ms1m_align_112", "imgs_train", "imgs")
 INSIGHTFACE_FOLDERS = ("faces_emore", "ms1m-retinaface-t1", "faces_webface_112x112", "glint360k")
 RECORDS = "train.rec"
+
+Sample = tuple[np.ndarray, np.random.Generator]  # an image, (S, S, 3) RGB uint8, and the random numbers of its place
 
 
 class TrainingImages(Protocol):
@@ -106,13 +108,17 @@ class Augmentation:
     lr_sizes: tuple[int, ...] = ()
     lr_prob: float = 0.5
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(S, S, 3) RGB uint8 -> (112, 112, 3) RGB uint8."""
-        crop = transform.train_warp(image, rng) if self.strong else transform.train_crop(image, rng)
-        if self.lr_sizes and rng.random() < self.lr_prob:
-            which = rng.integers(len(self.lr_sizes)) if len(self.lr_sizes) > 1 else 0
-            crop = transform.degrade(crop, self.lr_sizes[which])
-        return crop
+    def __call__(self, samples: Iterable[Sample], pixels: np.ndarray) -> None:
+        """Makes `pixels`, (B, 112, 112, 3) RGB uint8, of as many samples; those that are degraded alike, together."""
+        change = transform.train_warp if self.strong else transform.train_crop
+        sizes = np.full(len(pixels), transform.SIZE)
+        for place, (image, rng) in enumerate(samples):
+            pixels[place] = change(image, rng)
+            if self.lr_sizes and rng.random() < self.lr_prob:
+                sizes[place] = self.lr_sizes[rng.integers(len(self.lr_sizes)) if len(self.lr_sizes) > 1 else 0]
+        for size in self.lr_sizes:
+            if (sizes == size).any():  # one call for an image each would take three times as long
+                pixels[sizes == size] = transform.degrade(pixels[sizes == size], size)
 
 
 class BatchDataset(Dataset):
@@ -130,9 +136,8 @@ class BatchDataset(Dataset):
         pixels = np.empty((len(batch.indices), transform.SIZE, transform.SIZE, 3), np.uint8)
         draws = Draws(self._seed, batch.epoch)
         try:
-            for offset, index in enumerate(batch.indices.tolist()):
-                rng = draws.at(batch.start + offset)
-                pixels[offset] = self._augmentation(self._images.image(index), rng)
+            samples = ((self._images.image(i), draws.at(batch.start + k)) for k, i in enumerate(batch.indices.tolist()))
+            self._augmentation(samples, pixels)
         except DataError as error:
             return error
         return torch.from_numpy(pixels), torch.from_numpy(self._images.labels[batch.indices])

@@ -1,6 +1,6 @@
 """Faces to learn from and to be judged by: pairs of a small and a large image, and sets that hold each image once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import torch
 
-from util.data import RECORDS, Batch, BatchDataset, TrainingImages, open_training_images
+from util.data import RECORDS, Batch, BatchDataset, Sample, TrainingImages, open_training_images
 from util.decode import decode_face
 from util.errors import DataError
 from util.listing import IMAGE_SUFFIXES
@@ -34,12 +34,14 @@ class View:
     patch: int | None = None
     crop_share: float = 0.0
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(S, S, 3) RGB uint8 -> (112, 112, 3): flipped every other time."""
-        if rng.random() < self.crop_share:
-            return train_crop(image, rng)
-        face = as_face(image)
-        return face[:, ::-1] if rng.random() < 0.5 else face
+    def __call__(self, samples: Iterable[Sample], pixels: np.ndarray) -> None:
+        """Makes `pixels`, (B, 112, 112, 3) RGB uint8, of as many samples: flipped every other time."""
+        for place, (image, rng) in enumerate(samples):
+            if rng.random() < self.crop_share:
+                pixels[place] = train_crop(image, rng)
+            else:
+                face = as_face(image)
+                pixels[place] = cv2.flip(face, 1) if rng.random() < 0.5 else face
 
 
 class PairDataset(BatchDataset):
