@@ -28,6 +28,7 @@ COMMANDS = {
     "verification": ["benchmarks.verification"],
     "head": ["benchmarks.head"],
     "network-cpu": ["benchmarks.network"],
+    "network-cpu-bf16": ["benchmarks.network", "--precision", "bf16"],
     "network-cuda": ["benchmarks.network", "--device", "cuda"],
 }
 SECTION = "## Ours beside the usual way"

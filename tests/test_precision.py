@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from model.backbone import build_backbone
+from util import precision
 from util.distributed import wrap
 from util.errors import UsageError
 from util.precision import dtype_for, in_precision, loss_scaler
@@ -16,6 +17,23 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 )
 def test_a_cpu_computes_in_float32_unless_bf16_is_asked_for(name, dtype):
     assert dtype_for(name, CPU) == dtype
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "warned"),
+    [
+        ({"avx512_bf16": False, "amx_bf16": False}, True),
+        ({"avx512_bf16": True, "amx_bf16": False}, False),
+        ({"avx512_bf16": False, "amx_bf16": True}, False),
+        ({}, False),
+    ],
+)
+def test_a_cpu_that_would_emulate_bf16_is_warned_of(monkeypatch, capsys, capabilities, warned):
+    monkeypatch.setattr(precision, "cpu_capabilities", lambda: capabilities)
+    assert dtype_for("bf16", CPU) == torch.bfloat16
+    assert ("warning: --precision=bf16: this CPU has no instructions" in capsys.readouterr().out) == warned
+    dtype_for("auto", CPU)
+    assert capsys.readouterr().out == ""
 
 
 def test_fp16_on_a_cpu_is_refused():

@@ -1,5 +1,8 @@
 """What the backbone computes in. Weights, embeddings, logits, margin and loss are float32 whatever it is."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -11,7 +14,8 @@ _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 def dtype_for(precision: str, device: torch.device) -> torch.dtype:
     """The type for --precision on a device; `auto` is bf16 on a GPU that computes in it, and float32 elsewhere.
 
-    Raises UsageError for fp16 on a CPU, which is slow in it, and for bf16 on a GPU that would emulate it.
+    Raises UsageError for fp16 on a CPU, which is slow in it, and for bf16 on a GPU that would emulate it. A CPU that
+    would is warned of.
     """
     on_gpu = device.type == "cuda"
     has_bf16 = not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)
@@ -21,7 +25,20 @@ def dtype_for(precision: str, device: torch.device) -> torch.dtype:
         raise UsageError("--precision=fp16: is for GPUs; take fp32 or bf16 on a CPU, or leave it out")
     if precision == "bf16" and not has_bf16:
         raise UsageError("--precision=bf16: this GPU does not compute in it; take fp16 or fp32, or leave it out")
+    if precision == "bf16" and not on_gpu and _lacks_bf16(cpu_capabilities()):
+        print("warning: --precision=bf16: this CPU has no instructions for it, and is faster in fp32", flush=True)
     return _TYPES[precision]
+
+
+def cpu_capabilities() -> Mapping[str, Any]:
+    """What torch knows of this CPU, by name; nothing, if it is a torch that does not look."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
+
+
+def _lacks_bf16(capabilities: Mapping[str, Any]) -> bool:
+    """Whether a CPU, of x86 or of ARM, is known to have no instructions for it."""
+    known = [capabilities[name] for name in ("avx512_bf16", "amx_bf16", "bf16") if name in capabilities]
+    return bool(known) and not any(known)
 
 
 def in_precision(network: nn.Module, dtype: torch.dtype) -> nn.Module:
