@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _SHORTEST = 1e-12  # a length that is divided by, as in torch's normalize
-# Numbers of the centres' gradient that are worked on together: what the cache of a core holds, or much for a GPU.
+# Numbers of the centres that are worked on together: what the cache of a core holds, or much for a GPU.
 _AT_ONCE = {"cpu": 2**18, "cuda": 2**26}
 
 
@@ -28,9 +28,12 @@ class _Cosines(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, embeddings: Tensor, weight: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        length = torch.linalg.vector_norm(weight, dim=1).clamp_min_(_SHORTEST)
+        length, products = weight.new_empty(len(weight)), weight.new_empty(len(embeddings), len(weight))
+        for rows in _blocks(weight):
+            length[rows] = torch.linalg.vector_norm(weight[rows], dim=1).clamp_min_(_SHORTEST)
+            torch.div(F.linear(embeddings, weight[rows]), length[rows], out=products[:, rows])
         ctx.save_for_backward(embeddings, weight, columns, length)
-        return F.linear(embeddings, weight).div_(length), weight.index_select(0, columns)
+        return products, weight.index_select(0, columns)
 
     @staticmethod
     @once_differentiable
