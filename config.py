@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from util.conversions import (
+    JUDGED_TOGETHER,
     PRECISIONS,
     SET_NAMES,
     integers,
@@ -185,6 +186,9 @@ class TrainConfig(Config):
         0.5, RESOLUTION, _FROM_0_TO_1, "X", "share of the samples in low resolution; of several LR_scale each is drawn"
     )
     compile: bool = switch(MACHINE, "torch.compile the backbone: a slow first step, then faster ones")
+    val_batch_size: int | None = setting(
+        None, MACHINE, whole(1), "N", "images in a batch of the validations, over all GPUs", JUDGED_TOGETHER
+    )
     num_workers: int | None = setting(
         None, MACHINE, whole(0), "N", "processes that read images; 0: the main process", "from the number of CPU cores"
     )
@@ -218,7 +222,7 @@ class ValidationConfig(Config):
         None, WHERE, to_path, "DIR", "a run, or a .pth file", "the newest run in best_checkpoint_dir", ("load_dir",)
     )
     backbone: str | None = named(None, MODEL, BACKBONE_NAMES, "recognised from the checkpoint; must agree with it")
-    batch_size: int = setting(64, MACHINE, whole(1), "N", "images in a batch")
+    batch_size: int | None = setting(None, MACHINE, whole(1), "N", "images in a batch, over all GPUs", JUDGED_TOGETHER)
     LR_oneside: bool = switch(RESOLUTION, "low resolution in the first image of each pair alone")
     json: str | None = setting(None, OUTPUT, to_path, "FILE", "write the results as JSON", "not written")
     plot: str | None = setting(None, OUTPUT, to_path, "FILE", "draw the ROC curves as PNG", "not drawn")

@@ -310,7 +310,7 @@ class Training:
 
     def _validate(self) -> dict[str, dict[str, Verification]]:
         from model.backbone.fold import fold_batch_norm
-        from util.distributed import wrap
+        from util.distributed import judged_together, wrap
         from util.evaluate import evaluate
 
         if not self.pair_sets:
@@ -320,7 +320,7 @@ class Training:
             wrap(fold_batch_norm(self.backbone), self.devices, dtype=self.dtype),  # to compile it would not pay
             self.pair_sets,
             self.device,
-            config.batch_size,
+            config.val_batch_size or judged_together(self.devices),
             config.views,
             config.LR_scale,
             self.super_resolution,

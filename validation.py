@@ -51,7 +51,7 @@ def judge(file: Path, config: ValidationConfig, devices: list[torch.device]) -> 
     from model.backbone.fold import fold_batch_norm
     from model.super_resolution import load_rcan
     from util.checkpoint import load_backbone
-    from util.distributed import wrap
+    from util.distributed import judged_together, wrap
     from util.evaluate import evaluate
     from util.precision import dtype_for
     from util.super_resolution import load_networks
@@ -71,7 +71,7 @@ def judge(file: Path, config: ValidationConfig, devices: list[torch.device]) -> 
         wrap(fold_batch_norm(backbone), devices, dtype=dtype),
         pair_sets,
         devices[0],
-        config.batch_size,
+        config.batch_size or judged_together(devices),
         config.views,
         config.LR_scale,
         load_networks(config.sr_path, config.sr_scales, devices, load_rcan),

@@ -54,6 +54,7 @@ def test_defaults_of_training_are_the_documented_ones():
         "sr_checkpoint_dir": None,
         "gpu_num": [0],
         "precision": "auto",
+        "val_batch_size": None,
         "num_workers": None,
         "compile": False,
         "seed": 1337,
@@ -64,7 +65,7 @@ def test_defaults_of_validation_are_the_documented_ones():
     parsed = parse_validation([])
     assert (parsed.data_dir, parsed.best_checkpoint_dir) == ("./data", "./checkpoints_best")
     assert (parsed.resume_dir, parsed.backbone, parsed.json, parsed.plot) == (None, None, None, None)
-    assert (parsed.batch_size, parsed.gpu_num, parsed.LR_scale, parsed.LR_eval) == (64, (0,), (4,), False)
+    assert (parsed.batch_size, parsed.gpu_num, parsed.LR_scale, parsed.LR_eval) == (None, (0,), (4,), False)
     assert parsed.LR_oneside is False and parsed.views == ("HR",)
 
 

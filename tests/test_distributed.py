@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from util.distributed import select_devices, workers_for, wrap
+from util.conversions import JUDGED_TOGETHER
+from util.distributed import judged_together, select_devices, workers_for, wrap
 from util.errors import UsageError
 
 
@@ -93,3 +94,9 @@ def test_two_gpus_give_what_one_gives():
 )
 def test_loader_processes_leave_the_cores_to_whom_they_belong(device, cores, workers):
     assert workers_for([torch.device(device)], cores) == workers
+
+
+def test_a_validation_has_a_batch_size_of_its_own():
+    gpus = [torch.device("cuda", index) for index in range(3)]
+    assert (judged_together([torch.device("cpu")]), judged_together(gpus[:1]), judged_together(gpus)) == (64, 128, 384)
+    assert JUDGED_TOGETHER == "64 on the CPU, 128 on each GPU"

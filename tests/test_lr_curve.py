@@ -57,7 +57,7 @@ def settings(*more: str):
 
 def test_each_size_is_what_evaluation_says_of_that_scale(made_pairs):
     pairs = load_pairs(made_pairs[0])
-    (curve,) = measure("P", Pixels(), [pairs], {}, settings("--sizes", "28", "56", "112", "9"), torch.device("cpu"))
+    (curve,) = measure("P", Pixels(), [pairs], {}, settings("--sizes", "28", "56", "112", "9"), [torch.device("cpu")])
     assert list(curve.results) == [112, 56, 28, 9]
     expected = evaluate(Pixels(), [pairs], views=("HR", "LR"), lr_scale=(2, 4))
     for size, view in ((112, "HR"), (56, "LRx2"), (28, "LRx4")):
@@ -66,7 +66,7 @@ def test_each_size_is_what_evaluation_says_of_that_scale(made_pairs):
 
 def test_super_resolution_has_a_curve_of_its_own_with_the_sizes_that_a_network_enlarges(made_pairs):
     pairs, network = load_pairs(made_pairs[0]), nn.Upsample(scale_factor=4)
-    curves = measure("P", Pixels(), [pairs], {28: network}, settings(), torch.device("cpu"))
+    curves = measure("P", Pixels(), [pairs], {28: network}, settings(), [torch.device("cpu")])
     assert [(curve.title, list(curve.results)) for curve in curves] == [
         ("P, bicubic", [112, 56, 28, 21, 16, 14, 8]),
         ("P, SR", [112, 28]),
@@ -77,7 +77,7 @@ def test_super_resolution_has_a_curve_of_its_own_with_the_sizes_that_a_network_e
 
 def test_one_side_alone_is_degraded_if_wanted(made_pairs):
     pairs = load_pairs(made_pairs[0])
-    (curve,) = measure("P", Pixels(), [pairs], {}, settings("--sizes=14", "--LR_oneside"), torch.device("cpu"))
+    (curve,) = measure("P", Pixels(), [pairs], {}, settings("--sizes=14", "--LR_oneside"), [torch.device("cpu")])
     expected = evaluate(Pixels(), [pairs], views=("HR", "LR"), lr_scale=8, oneside=True)["LR"][pairs.name]
     np.testing.assert_array_equal(curve.results[14][pairs.name].distances, expected.distances)
 

@@ -21,6 +21,7 @@ from model.backbone import BACKBONES
 from util import checkpoint
 from util.data import ImageFolder
 from util.errors import DataError, RunError, UsageError
+from util.evaluate import evaluate
 from util.ranks import Ranks
 from util.recordio import write_people
 
@@ -103,6 +104,19 @@ def test_a_run_leaves_its_files_under_the_names_of_the_older_toolkit(run_trainin
     for plot in ("roc", "curves", "samples"):
         assert (log / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
     assert any(path.name.startswith("events.out.tfevents") for path in log.iterdir())
+
+
+@pytest.mark.parametrize(("flags", "size"), [((), 64), (("--val_batch_size=6",), 6)])
+def test_validations_have_a_batch_size_of_their_own(run_training, monkeypatch, flags, size):
+    sizes = []
+
+    def spy(*given, **named):
+        sizes.append(given[3])
+        return evaluate(*given, **named)
+
+    monkeypatch.setattr("util.evaluate.evaluate", spy)
+    run_training("--epochs=1", *SMALL, *flags)
+    assert sizes == [size]
 
 
 def test_backbone_and_head_files_are_plain_state_dicts(run_training):

@@ -14,6 +14,8 @@ from typing import Any
 Convert = Callable[[object], Any]
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")  # what util/precision.py makes types of
+JUDGED_ON_CPU, JUDGED_ON_GPU = 64, 128  # images in a batch of a validation, which keeps no gradients, if not given
+JUDGED_TOGETHER = f"{JUDGED_ON_CPU} on the CPU, {JUDGED_ON_GPU} on each GPU"
 SET_NAMES = "letters, digits, _, - and ."
 _SET_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 # NAME=PATH:ROOT, of which NAME= and :ROOT may be left out. A name has no slash, and C:/sets is one path, not two.

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from util.conversions import JUDGED_ON_CPU, JUDGED_ON_GPU
 from util.errors import UsageError
 from util.precision import in_precision
 
@@ -61,6 +62,11 @@ def available_cores() -> int:
 def workers_for(devices: Sequence[torch.device], cores: int) -> int:
     """Loader processes where --num_workers is not given: on a CPU the network needs the cores, on a GPU it does not."""
     return max(1, min(4, cores // 4)) if devices[0].type == "cpu" else max(1, min(8, cores - 1))
+
+
+def judged_together(devices: Sequence[torch.device]) -> int:
+    """Images in a batch of a validation for which no size is given; training's would be too small or too large."""
+    return JUDGED_ON_CPU if devices[0].type == "cpu" else JUDGED_ON_GPU * len(devices)
 
 
 def on_every_rank(runner: nn.Module, device: torch.device) -> nn.Module:

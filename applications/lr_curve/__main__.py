@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
     for (label, file), (name, backbone) in zip(files.items(), loaded.values(), strict=True):
         print(f"{label}: {file} ({name})", flush=True)
         judged = wrap(fold_batch_norm(backbone), devices, dtype=dtype)
-        curves += measure(label, judged, pair_sets, networks, settings, devices[0])
+        curves += measure(label, judged, pair_sets, networks, settings, devices)
     for pairs in pair_sets:
         print(f"\naccuracy on {pairs.name} ({len(pairs)} pairs), by pixels a side")
         print(in_columns(table(curves, lambda sets, name=pairs.name: sets[name].accuracy)))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from applications.lr_curve.settings import CurveSettings
+from util.distributed import judged_together
 from util.evaluate import evaluate, full_view, low_view
 from util.pairs import PairSet
 from util.transform import SIZE
@@ -35,17 +36,19 @@ def measure(
     pair_sets: Sequence[PairSet],
     networks: Mapping[int, nn.Module],
     settings: CurveSettings,
-    device: torch.device,
+    devices: Sequence[torch.device],
 ) -> list[Curve]:
     """The bicubic curve of a backbone, and, if there are networks ({size of what it enlarges: network}), theirs.
 
     112 pixels are the image as it is: a point of both curves, and evaluated once.
     """
+    device = devices[0]
     low = sorted(set(settings.sizes) - {SIZE}, reverse=True)
     views = {FULL: full_view(device)}
     views |= {f"{size} {BICUBIC}": low_view(size, device) for size in low}
     views |= {f"{size} {SUPER_RESOLUTION}": low_view(size, device, network) for size, network in networks.items()}
-    results = evaluate(backbone, pair_sets, device, settings.batch_size, views, oneside=settings.LR_oneside)
+    batch_size = settings.batch_size or judged_together(devices)
+    results = evaluate(backbone, pair_sets, device, batch_size, views, oneside=settings.LR_oneside)
     curves = []
     for method in (BICUBIC, SUPER_RESOLUTION) if networks else (BICUBIC,):
         points = {SIZE: results[FULL]}

@@ -5,7 +5,17 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from util.conversions import PRECISIONS, integers, named_pair_sets, one_of, to_gpus, to_pair_sets, to_path, whole
+from util.conversions import (
+    JUDGED_TOGETHER,
+    PRECISIONS,
+    integers,
+    named_pair_sets,
+    one_of,
+    to_gpus,
+    to_pair_sets,
+    to_path,
+    whole,
+)
 from util.errors import UsageError
 from util.files import check_outputs
 from util.flags import Settings, parse, setting, switch
@@ -73,7 +83,7 @@ class CurveSettings(Settings):
     LR_oneside: bool = switch(RESOLUTION, "low resolution in the first image of each pair alone")
     gpu_num: tuple[int, ...] = setting((0,), MACHINE, to_gpus, "LIST", "GPUs, as 0 or 0,1 or [0,1]; or cpu")
     precision: str = setting("auto", MACHINE, one_of(PRECISIONS), "NAME", "what the backbones compute in")
-    batch_size: int = setting(64, MACHINE, whole(1), "N", "images in a batch")
+    batch_size: int | None = setting(None, MACHINE, whole(1), "N", "images in a batch, over all GPUs", JUDGED_TOGETHER)
     plot: str | None = setting(None, OUTPUT, to_path, "FILE", "draw the curve, as .png, .pdf or .svg", "not drawn")
     json: str | None = setting(None, OUTPUT, to_path, "FILE", "write all numbers", "not written")
 
