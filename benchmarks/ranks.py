@@ -3,7 +3,8 @@
 python -m benchmarks.ranks --data data/imgs --processes 2 --batch 16 --steps 20
 
 All see the same pixels in the same step. With batch norm frozen the losses differ by rounding alone. Else each process
-normalises its own part of the batch, as GPUs do under DataParallel: then runs from several seeds show what is noise.
+normalises its own part of the batch, as GPUs do under DataParallel. One process that works through the batch in as many
+parts does the same, and beside one that does not, runs from several seeds show what is noise.
 """
 
 import argparse
@@ -42,16 +43,17 @@ def main(arguments: list[str]) -> None:
     if options.steps < 2 or options.seeds < 2:
         raise UsageError(f"--steps={options.steps}, --seeds={options.seeds}: must be 2 or more")
     open_training_images(options.data)
-    compare_frozen(options)
+    print_both("batch norm frozen", losses(1, True, options), losses(options.processes, True, options))
+    parted = losses(1, False, options, parts=options.processes)
+    print_both("batch norm trained, in parts", parted, losses(options.processes, False, options))
     compare_trained(options)
 
 
-def compare_frozen(options: argparse.Namespace) -> None:
-    """Prints the losses of both, step by step, where they differ by rounding alone."""
-    one, several = (losses(ranks, True, options) for ranks in (1, options.processes))
-    print(f"batch norm frozen: largest relative difference {((several - one).abs() / one.abs()).max():.1e}")
+def print_both(title: str, one: torch.Tensor, several: torch.Tensor) -> None:
+    """Prints the losses of one process and of several, step by step, where they differ by rounding alone."""
+    print(f"{title}: largest relative difference {((several - one).abs() / one.abs()).max():.1e}")
     for step in range(0, len(one), max(1, len(one) // 5)):
-        print(f"  step {step + 1:3}  1 process {one[step]:.6f}  {options.processes} processes {several[step]:.6f}")
+        print(f"  step {step + 1:3}  1 process {one[step]:.6f}  several {several[step]:.6f}")
 
 
 def compare_trained(options: argparse.Namespace) -> None:
@@ -68,14 +70,16 @@ def compare_trained(options: argparse.Namespace) -> None:
     print(f"  difference of the same seed: {change:+.4f} +- {of_change / options.seeds**0.5:.4f} (standard error)")
 
 
-def losses(ranks: int, frozen: bool, options: argparse.Namespace, seed: int = 0) -> torch.Tensor:
-    """(steps,) the loss of each step, of all samples."""
+def losses(ranks: int, frozen: bool, options: argparse.Namespace, seed: int = 0, parts: int = 1) -> torch.Tensor:
+    """(steps,) the loss of each step, of all samples; each process works through its share in so many parts."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_train, (ranks, frozen, options, seed, folder), nprocs=ranks)
+        mp.spawn(_train, (ranks, frozen, options, seed, parts, folder), nprocs=ranks)
         return torch.load(Path(folder) / "losses.pt", weights_only=True)
 
 
-def _train(rank: int, ranks: int, frozen: bool, options: argparse.Namespace, seed: int, folder: str) -> None:
+def _train(
+    rank: int, ranks: int, frozen: bool, options: argparse.Namespace, seed: int, parts: int, folder: str
+) -> None:
     torch.set_num_threads(1)
     if ranks > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
@@ -94,7 +98,7 @@ def _train(rank: int, ranks: int, frozen: bool, options: argparse.Namespace, see
     runner = wrap(backbone, [device])
     runner = on_every_rank(runner, device) if ranks > 1 else runner
     objective = ShardedHead(head, loss) if ranks > 1 else None
-    step = TrainingStep(runner, head, loss, optimizer, device, objective=objective)
+    step = TrainingStep(runner, head, loss, optimizer, device, parts, objective=objective)
     each = options.batch // ranks
     loader = TrainLoader(images, each, Augmentation(), seed=seed, steps=options.steps, rank=rank, ranks=ranks)
     found = torch.tensor([step(*batch)[0].item() for batch in loader.epoch(0)])
