@@ -117,8 +117,9 @@ class Augmentation:
             if self.lr_sizes and rng.random() < self.lr_prob:
                 sizes[place] = self.lr_sizes[rng.integers(len(self.lr_sizes)) if len(self.lr_sizes) > 1 else 0]
         for size in self.lr_sizes:
-            if (sizes == size).any():  # one call for an image each would take three times as long
-                pixels[sizes == size] = transform.degrade(pixels[sizes == size], size)
+            alike = sizes == size
+            if alike.any():  # a call for each image would take three times as long
+                pixels[alike] = transform.degrade(pixels[alike], size)
 
 
 class BatchDataset(Dataset):

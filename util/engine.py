@@ -47,10 +47,8 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         size = -(-len(labels) // self.accumulate)
         *parts, last = zip(images.split(size), labels.split(size), strict=True)
-        unexchanged = getattr(
-            self.backbone, "no_sync", nullcontext
-        )  # DistributedDataParallel's: once a batch is enough
-        with unexchanged():
+        # DistributedDataParallel exchanges gradients once, with the last part.
+        with getattr(self.backbone, "no_sync", nullcontext)():
             totals = [self._backward(*part, share=len(part[1]) / len(labels)) for part in parts]
         totals.append(self._backward(*last, share=len(last[1]) / len(labels)))
         self.scaler.step(self.optimizer)
