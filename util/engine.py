@@ -23,7 +23,7 @@ class TrainingStep:
     The batch is worked through in `accumulate` parts, whose gradients add up to those of the whole batch: to rounding,
     the weights are those of a single part, except that batch norm normalises each part by itself. `scaler` is for fp16,
     see util.precision. `objective` takes the place of head and criterion where the head is spread over processes, or
-    sampled. Nothing here waits for a GPU.
+    sampled. Nothing here waits for a GPU, except the scaler.
     """
 
     def __init__(
