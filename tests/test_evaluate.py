@@ -7,7 +7,7 @@ from torch import nn
 
 from util.carray import write_carray
 from util.errors import DataError, UsageError
-from util.evaluate import average_accuracy, embed, evaluate, won_back
+from util.evaluate import _read_ahead, average_accuracy, embed, evaluate, won_back
 from util.pairs import load_pairs
 from util.transform import degrade, eval_crop, shrink
 from util.verification import verify
@@ -221,3 +221,29 @@ def test_what_is_won_back_is_a_share_of_a_loss_that_is_no_noise():
     near = SimpleNamespace(accuracy=0.90 - 0.99 * (0.888 * 0.112 / 600) ** 0.5, pairs=600)  # about one standard error
     assert won_back(high, near, enlarged) is None
     assert won_back(low, high, enlarged) is None
+
+
+@pytest.mark.parametrize("readers", [1, 3, 9])
+def test_threads_that_read_ahead_keep_the_order(made_pairs, readers):
+    pairs = load_pairs(made_pairs[0])
+    batches = list(_read_ahead(pairs, 7, readers))
+    assert [len(batch) for batch in batches] == [7] * 6 + [4]
+    np.testing.assert_array_equal(np.concatenate(batches), eval_crop(made_pairs[1]))
+
+
+def test_what_a_reading_thread_cannot_read_is_said_in_its_place(made_pairs):
+    pairs = load_pairs(made_pairs[0])
+    whole, asked = pairs.images, []
+
+    def images(start: int, stop: int) -> np.ndarray:
+        asked.append(start)
+        if start == 14:
+            raise DataError("image 14: broken")
+        return whole(start, stop)
+
+    pairs.images = images
+    batches = _read_ahead(pairs, 7, readers=2)
+    assert [len(next(batches)) for _ in range(2)] == [7, 7]
+    with pytest.raises(DataError, match="image 14: broken"):
+        next(batches)
+    assert len(asked) <= 5  # of 7: the others are not read in vain

@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import cv2
 import numpy as np
 
 from util.errors import DataError
@@ -26,9 +29,10 @@ class CarrayPairs:
         self._path = path
         self.issame = _read_truth(path.with_name(f"{path.name}_list.npy"))
         _check_storage(path, images=2 * len(self.issame))
-        self._carray = import_bcolz().carray(rootdir=str(path), mode="r")
+        self._opened = threading.local()
         for index in (0, 2 * len(self.issame) - 1):
-            low, high = float(self._carray[index].min()), float(self._carray[index].max())
+            image = self._carray()[index]
+            low, high = float(image.min()), float(image.max())
             if not -1.01 <= low <= high <= 1.01:
                 raise DataError(
                     f"{path}: image {index} has values from {low:g} to {high:g}, and they must lie in [-1, 1]; "
@@ -41,13 +45,27 @@ class CarrayPairs:
     def images(self, start: int, stop: int) -> np.ndarray:
         """Images start to stop (counted in images, 0 to 2P) as (n, 112, 112, 3) RGB uint8."""
         try:
-            bgr = self._carray[start:stop]  # (n, 3, 112, 112) float32 in [-1, 1]
+            bgr = self._carray()[start:stop]  # (n, 3, 112, 112) float32 in [-1, 1]
         except RuntimeError as error:
             raise DataError(
                 f"{self._path}: images {start} to {stop} cannot be read ({error}); make the set anew"
             ) from None
-        pixels = np.rint((bgr + 1.0) * 127.5).clip(0, 255).astype(np.uint8)
-        return np.ascontiguousarray(pixels[:, ::-1].transpose(0, 2, 3, 1))
+        pixels = np.empty((len(bgr), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        for place, image in zip(pixels, bgr, strict=True):
+            place[:] = cv2.merge(_levels(image)[::-1])
+        return pixels
+
+    def _carray(self) -> Any:
+        """The carray, opened once in each thread: it keeps what it last decompressed, and knows of no other thread."""
+        if not hasattr(self._opened, "carray"):
+            self._opened.carray = import_bcolz().carray(rootdir=str(self._path), mode="r")
+        return self._opened.carray
+
+
+def _levels(image: np.ndarray) -> np.ndarray:
+    """(3, S, S) float32 in [-1, 1] -> uint8, rounded, in one pass: a tenth of the time that numpy's steps take."""
+    flat = image.reshape(-1, image.shape[-1])
+    return cv2.addWeighted(flat, 127.5, flat, 0, 127.5, dtype=cv2.CV_8U).reshape(image.shape)
 
 
 def write_carray(path: str | Path, images: Iterable[np.ndarray], issame: Iterable[bool]) -> None:

@@ -2,8 +2,9 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from util.verification import Verification, verify
 # From evaluation crops to what is seen of them, (n, 112, 112, 3) RGB uint8 both, the latter on the device.
 View = Callable[[np.ndarray], torch.Tensor]
 LOW_VIEWS = ("LR", "SR")
+_READERS = 4  # threads that read for a GPU; the network needs the cores of a CPU itself
 
 
 def views_named(
@@ -100,13 +102,14 @@ def evaluate(
     chosen = views if isinstance(views, Mapping) else views_named(views, scales, super_resolution, device)
     if oneside and "HR" not in chosen:
         raise UsageError("one side in low resolution: the other one is that of the view HR; add it")
+    readers = 1 if torch.device(device).type == "cpu" else _READERS
     results: dict[str, dict[str, Verification]] = {view: {} for view in chosen}
     was_training = backbone.training
     backbone.eval()
     try:
         for pairs in pair_sets:
             started = time.perf_counter()
-            embeddings = _embed_shared(backbone, pairs, batch_size, chosen, oneside)
+            embeddings = _embed_shared(backbone, pairs, batch_size, chosen, oneside, readers)
             rate = 2 * len(pairs) * len(chosen) / (time.perf_counter() - started)
             for view, vectors in embeddings.items():
                 results[view][pairs.name] = replace(_verify(pairs, vectors), images_per_second=rate)
@@ -139,7 +142,7 @@ def _verify(pairs: PairSet, vectors: np.ndarray) -> Verification:
 
 
 def _embed_shared(
-    backbone: nn.Module, pairs: PairSet, batch_size: int, views: Mapping[str, View], oneside: bool
+    backbone: nn.Module, pairs: PairSet, batch_size: int, views: Mapping[str, View], oneside: bool, readers: int
 ) -> dict[str, np.ndarray]:
     """As _embed_set. Processes of torch.distributed embed a contiguous share of the batches each, and all get all.
 
@@ -147,13 +150,13 @@ def _embed_shared(
     """
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     if ranks == 1:
-        return _embed_set(backbone, pairs, batch_size, views, oneside)
+        return _embed_set(backbone, pairs, batch_size, views, oneside, readers)
     size = max(1, batch_size // 2)  # pairs in a batch
     batches = -(-len(pairs) // size)
     bounds = [min(size * (batches * rank // ranks), len(pairs)) for rank in range(ranks + 1)]
     first, last = bounds[dist.get_rank() :][:2]
     share = ChosenPairs(pairs, np.arange(first, last))
-    own = _embed_set(backbone, share, 2 * size, views, oneside) if first < last else {}
+    own = _embed_set(backbone, share, 2 * size, views, oneside, readers) if first < last else {}
     shares: list[dict[str, np.ndarray]] = [{}] * ranks
     dist.all_gather_object(shares, own)
     return {view: np.concatenate([share[view] for share in shares if share]) for view in views}
@@ -161,12 +164,12 @@ def _embed_shared(
 
 @torch.inference_mode()
 def _embed_set(
-    backbone: nn.Module, pairs: PairSet, batch_size: int, views: Mapping[str, View], oneside: bool
+    backbone: nn.Module, pairs: PairSet, batch_size: int, views: Mapping[str, View], oneside: bool, readers: int
 ) -> dict[str, np.ndarray]:
     """{view: (2P, D) float32}. The embeddings stay on the device until the last batch."""
     parts: dict[str, list[torch.Tensor]] = {view: [] for view in views}
     done = 0
-    for crops in _read_ahead(pairs, batch_size):
+    for crops in _read_ahead(pairs, batch_size, readers):
         firsts = crops[done % 2 :: 2]  # of their pairs
         done += len(crops)
         for name, view in views.items():
@@ -180,16 +183,18 @@ def _embed_set(
     return {name: values.cpu().numpy() for name, values in vectors.items()}
 
 
-def _read_ahead(pairs: PairSet, batch_size: int) -> Iterator[np.ndarray]:
-    """Evaluation crops batch by batch; a thread reads the next one while the network has this one."""
+def _read_ahead(pairs: PairSet, batch_size: int, readers: int) -> Iterator[np.ndarray]:
+    """Evaluation crops batch by batch; so many threads read the next ones while the network has this one."""
 
     def read(start: int) -> np.ndarray:
         return eval_crop(pairs.images(start, min(start + batch_size, total)))
 
     total = 2 * len(pairs)
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        ahead = reader.submit(read, 0)
-        for start in range(batch_size, total, batch_size):
-            crops, ahead = ahead.result(), reader.submit(read, start)
-            yield crops
-        yield ahead.result()
+    ahead: deque[Future[np.ndarray]] = deque()
+    with ThreadPoolExecutor(readers) as pool:
+        for start in range(0, total, batch_size):
+            ahead.append(pool.submit(read, start))
+            if len(ahead) > readers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
