@@ -250,7 +250,7 @@ def test_a_destination_that_holds_the_source_is_refused(raw, quick):
 
 
 def test_a_missing_source_is_named(tmp_path, quick):
-    with pytest.raises(UsageError, match=r"-source_root .*none: no such folder"):
+    with pytest.raises(UsageError, match=r"-source_root=.*none: no such folder"):
         run(tmp_path / "none", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

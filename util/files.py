@@ -36,6 +36,15 @@ def check_folder(flag: str, folder: str | Path) -> None:
         raise UsageError(f"{flag}={folder}: cannot be written to ({error.strerror}); name another folder") from None
 
 
+def check_apart(source_flag: str, source: Path, flag: str, folder: Path) -> None:
+    """Raises UsageError unless source is a folder and `folder` one to write into that does not hold it."""
+    if not source.is_dir():
+        raise UsageError(f"{source_flag}={source}: no such folder; name one with images")
+    if source.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"{flag}={folder}: holds the source, whose images could be overwritten; name another")
+    check_folder(flag, folder)
+
+
 def check_outputs(json: str | None, plot: str | None) -> None:
     """Raises UsageError for a file of --json or --plot that could not be written: before the work, not after it."""
     for flag, file in (("--json", json), ("--plot", plot)):

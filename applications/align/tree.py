@@ -26,7 +26,7 @@ from applications.align.photos import SUFFIXES, NotAnImage, UnreadableImage, rea
 from applications.align.warp import align
 from util.distributed import available_cores
 from util.errors import RunError, UsageError
-from util.files import check_folder, replacing
+from util.files import check_apart, replacing
 from util.processes import spread
 from util.template import TEMPLATE_SIZE
 
@@ -91,7 +91,7 @@ def align_tree(
     default one a core; 0: this one alone). Photographs that cannot be read do not stop it.
     Raises UsageError for folders that cannot be used, RunError where an aligned face could not be written.
     """
-    _check_folders(source, dest)
+    check_apart("-source_root", source, "-dest_root", dest)
     Detector(devices[0], settings.min_face, settings.thresholds)  # what is wrong with them is said here, and once
     described = {"source": str(source.resolve()), **asdict(settings), "thresholds": list(settings.thresholds)}
     with Manifest(dest, described, force) as manifest:
@@ -124,14 +124,6 @@ def _align_files(jobs: Iterator[_Job], left: int, total: int, plan: "_Plan", man
 def printable(name: str) -> str:
     """A file's name for the console, also one whose bytes are no UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _check_folders(source: Path, dest: Path) -> None:
-    if not source.is_dir():
-        raise UsageError(f"-source_root {source}: no such folder")
-    if source.resolve().is_relative_to(dest.resolve()):
-        raise UsageError(f"-dest_root {dest}: holds the source, whose photographs could be overwritten; name another")
-    check_folder("-dest_root", dest)
 
 
 def _default_processes(devices: Sequence[torch.device]) -> int:

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from applications.super_resolution.settings import FACE, parse_upscale
 from util.errors import DataError, UsageError, run_script
-from util.files import check_folder, replacing
+from util.files import check_apart, replacing
 
 RECORD = "upscale.json"  # in OUT: what its images were made with
 DEFAULT_SCALE = 4  # where the network is to be found in a folder of runs
@@ -27,7 +27,7 @@ DEFAULT_SCALE = 4  # where the network is to be found in a folder of runs
 def main(arguments: list[str]) -> None:
     settings = parse_upscale(arguments)
     source, out = Path(settings.source), Path(settings.out)
-    check_folders(source, out)
+    check_apart("--source", source, "--out", out)
 
     # torch takes seconds to import, and a mistake in the command line is answered at once.
     from applications.align.tree import printable
@@ -51,15 +51,6 @@ def main(arguments: list[str]) -> None:
     print(f"{printable(str(out))}: {', '.join(f'{count} {what}' for what, count in counts.items())}")
     if not counts["enlarged"] + counts["there already"]:
         raise DataError(f"--source={printable(str(source))}: no image in it that can be enlarged; name another folder")
-
-
-def check_folders(source: Path, out: Path) -> None:
-    """Raises UsageError for folders that cannot be used."""
-    if not source.is_dir():
-        raise UsageError(f"--source={source}: no such folder; name one with images")
-    if source.resolve().is_relative_to(out.resolve()):
-        raise UsageError(f"--out={out}: holds the source, whose images could be overwritten; name another")
-    check_folder("--out", out)
 
 
 def note_settings(out: Path, made_with: dict[str, str | bool]) -> None:
