@@ -8,8 +8,8 @@ BIN := .venv/bin
 .PHONY: demo test lint clean
 
 demo: .venv/ready
-	$(BIN)/python -m applications.prepare.demo --out data/demo
-	$(BIN)/python train.py --config applications/prepare/demo.yaml
+	$(BIN)/python -m applications.demo --out data/demo
+	$(BIN)/python train.py --config applications/demo/demo.yaml
 	$(BIN)/python validation.py --data_dir data/demo --gpu_num cpu --plot log/demo_roc.png
 
 test: .venv/ready-dev

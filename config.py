@@ -3,28 +3,28 @@
     config = parse_train(["--gpu_num=[0,1]", "--LR_train", "--stages", "10", "20"])
     config.gpu_num, config.LR_train, config.stages        # (0, 1), True, (10, 20)
 
-util/flags.py reads them, from the command line or from the file given with --config.
+util/cli/parser.py reads them, from the command line or from the file given with --config.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from util.conversions import (
-    JUDGED_TOGETHER,
+from util.cli.parser import Given, Settings, flag, named, option, parse
+from util.cli.types import (
+    EVAL_BATCH_DEFAULTS,
     PRECISIONS,
     SET_NAMES,
+    integer,
     integers,
     named_pair_sets,
     number,
     to_gpus,
     to_pair_sets,
     to_path,
-    whole,
 )
+from util.distributed import DistEnv, local_gpu_ids
 from util.errors import UsageError
-from util.flags import Given, Settings, named, parse, setting, switch
-from util.ranks import own_gpus, own_ranks
 
 # The registries of model/ know the same names; they are repeated here because importing them would import torch.
 _IR_NAMES = ("IR_50", "IR_101", "IR_152", "IR_SE_50", "IR_SE_101", "IR_SE_152")
@@ -36,9 +36,9 @@ AUGMENTATIONS = ("standard", "strong")
 SR_SCALES = (2, 4, 8)  # powers of two that divide 112, and leave a face to be seen
 
 # The sections of --help, in their order; that of the flags which every script has comes last.
-WHERE, DATA, MODEL, OPTIMISATION = "Where things are", "Data", "Model", "Optimisation"
+WHERE, DATA, MODEL, OPTIMIZATION = "Where things are", "Data", "Model", "Optimisation"
 RESOLUTION, MACHINE, OUTPUT = "Low and super resolution", "Machine", "Output"
-GROUPS = (WHERE, DATA, MODEL, OPTIMISATION, RESOLUTION, MACHINE, OUTPUT)
+GROUPS = (WHERE, DATA, MODEL, OPTIMIZATION, RESOLUTION, MACHINE, OUTPUT)
 
 _POSITIVE = number("a number above 0", lambda value: value > 0)
 _NOT_NEGATIVE = number("a number, 0 or more", lambda value: value >= 0)
@@ -66,9 +66,9 @@ def _to_scales(value: object) -> tuple[int, ...]:
 class Config(Settings):
     """The settings that train.py and validation.py share. UsageError where a value breaks its rule."""
 
-    data_dir: str = setting("./data", WHERE, to_path, "DIR", "training and verification sets")
-    best_checkpoint_dir: str = setting("./checkpoints_best", WHERE, to_path, "DIR", "runs with their best epoch")
-    val_data: tuple[str, ...] = setting(
+    data_dir: str = option("./data", WHERE, to_path, "DIR", "training and verification sets")
+    best_checkpoint_dir: str = option("./checkpoints_best", WHERE, to_path, "DIR", "runs with their best epoch")
+    val_data: tuple[str, ...] = option(
         (),
         DATA,
         to_pair_sets,
@@ -80,17 +80,15 @@ class Config(Settings):
         "none",
         apart=True,
     )
-    resume_dir: str | None = setting(
+    resume_dir: str | None = option(
         None, WHERE, to_path, "DIR", "the run to continue (its newest epoch), or one .pth file of it", "a new run"
     )
-    LR_scale: tuple[int, ...] = setting(
+    LR_scale: tuple[int, ...] = option(
         (4,), RESOLUTION, _to_scales, "N ...", "low resolution is 112 // N pixels a side; several N: each of them"
     )
-    LR_eval: bool = switch(RESOLUTION, "evaluate at low resolution too: bicubic down and up again")
-    SR_eval: bool = switch(
-        RESOLUTION, "evaluate at low resolution, and after super resolution of the same small images"
-    )
-    sr_checkpoint_dir: str | None = setting(
+    LR_eval: bool = flag(RESOLUTION, "evaluate at low resolution too: bicubic down and up again")
+    SR_eval: bool = flag(RESOLUTION, "evaluate at low resolution, and after super resolution of the same small images")
+    sr_checkpoint_dir: str | None = option(
         None,
         RESOLUTION,
         to_path,
@@ -98,7 +96,7 @@ class Config(Settings):
         "super resolution network: an SR file, a run, or a folder of runs, of which the newest for each scale is taken",
         "best_checkpoint_dir",
     )
-    gpu_num: tuple[int, ...] = setting((0,), MACHINE, to_gpus, "LIST", "GPUs, as 0 or 0,1 or [0,1]; or cpu")
+    gpu_num: tuple[int, ...] = option((0,), MACHINE, to_gpus, "LIST", "GPUs, as 0 or 0,1 or [0,1]; or cpu")
     precision: str = named(
         "auto", MACHINE, PRECISIONS, text="what the backbone computes in; auto: bf16 on a GPU that has it, else fp32"
     )
@@ -139,9 +137,9 @@ class Config(Settings):
 class TrainConfig(Config):
     """The settings of train.py. Epochs of warm-up may be fractions; those of `stages` are counted from 1."""
 
-    checkpoint_dir: str = setting("./checkpoints", WHERE, to_path, "DIR", "runs with the files of each epoch")
-    log_dir: str = setting("./log", WHERE, to_path, "DIR", "TensorBoard files")
-    train_data: str | None = setting(
+    checkpoint_dir: str = option("./checkpoints", WHERE, to_path, "DIR", "runs with the files of each epoch")
+    log_dir: str = option("./log", WHERE, to_path, "DIR", "TensorBoard files")
+    train_data: str | None = option(
         None,
         DATA,
         to_path,
@@ -153,50 +151,55 @@ class TrainConfig(Config):
         "standard", DATA, AUGMENTATIONS, text="standard: crop, flip; strong: rotation, scale, colour, erasing too"
     )
     backbone: str = named("IR_SE_50", MODEL, BACKBONE_NAMES)
-    embedding_size: int = setting(512, MODEL, whole(1), "N", "numbers in the embedding of a face")
+    embedding_size: int = option(512, MODEL, integer(1), "N", "numbers in the embedding of a face")
     head: str = named("ArcFace", MODEL, HEAD_NAMES)
     loss: str = named("focal", MODEL, LOSS_NAMES)
-    s: float = setting(64.0, MODEL, _POSITIVE, "X", "scale of the head's cosines")
-    m: float = setting(0.5, MODEL, _FROM_0_TO_1, "X", "margin: radians for ArcFace, cosine for CosFace")
-    margin_warmup_epochs: float = setting(0.0, MODEL, _NOT_NEGATIVE, "X", "epochs in which m grows from 0")
-    sample_rate: float = setting(
+    s: float = option(64.0, MODEL, _POSITIVE, "X", "scale of the head's cosines")
+    m: float = option(0.5, MODEL, _FROM_0_TO_1, "X", "margin: radians for ArcFace, cosine for CosFace")
+    margin_warmup_epochs: float = option(0.0, MODEL, _NOT_NEGATIVE, "X", "epochs in which m grows from 0")
+    sample_rate: float = option(
         1.0,
         MODEL,
         _SHARE,
         "X",
         "share of the classes that take part in each step: those of the batch, and others at random (Partial FC)",
     )
-    batch_size: int = setting(
-        64, OPTIMISATION, whole(2), "N", "images in a step, over all GPUs; under torchrun, of each process"
+    batch_size: int = option(
+        64, OPTIMIZATION, integer(2), "N", "images in a step, over all GPUs; under torchrun, of each process"
     )
-    accumulate: int = setting(
-        1, OPTIMISATION, whole(1), "N", "parts that each batch is worked through in, for less memory"
+    accumulate: int = option(
+        1, OPTIMIZATION, integer(1), "N", "parts that each batch is worked through in, for less memory"
     )
-    epochs: int = setting(50, OPTIMISATION, whole(1), "N", "epochs in all, those before a resume included")
-    lr: float = setting(0.025, OPTIMISATION, _POSITIVE, "X", "learning rate after the warm-up")
-    scale_lr: bool = switch(OPTIMISATION, "under torchrun, multiply lr by the number of processes")
-    stages: tuple[int, ...] = setting(
-        (15, 23, 30), OPTIMISATION, _STAGES, "LIST", "epochs that divide lr by 10, or none"
+    epochs: int = option(50, OPTIMIZATION, integer(1), "N", "epochs in all, those before a resume included")
+    lr: float = option(0.025, OPTIMIZATION, _POSITIVE, "X", "learning rate after the warm-up")
+    scale_lr: bool = flag(OPTIMIZATION, "under torchrun, multiply lr by the number of processes")
+    stages: tuple[int, ...] = option(
+        (15, 23, 30), OPTIMIZATION, _STAGES, "LIST", "epochs that divide lr by 10, or none"
     )
-    warmup_epochs: float = setting(5.0, OPTIMISATION, _NOT_NEGATIVE, "X", "epochs of linear warm-up of the rate")
-    weight_decay: float = setting(5e-4, OPTIMISATION, _NOT_NEGATIVE, "X", "on all weights but batch norm's")
-    momentum: float = setting(0.9, OPTIMISATION, _BELOW_1, "X", "momentum of SGD")
-    LR_train: bool = switch(RESOLUTION, "train on low resolution in a part of the samples, see LR_prob")
-    LR_prob: float = setting(
+    warmup_epochs: float = option(5.0, OPTIMIZATION, _NOT_NEGATIVE, "X", "epochs of linear warm-up of the rate")
+    weight_decay: float = option(5e-4, OPTIMIZATION, _NOT_NEGATIVE, "X", "on all weights but batch norm's")
+    momentum: float = option(0.9, OPTIMIZATION, _BELOW_1, "X", "momentum of SGD")
+    LR_train: bool = flag(RESOLUTION, "train on low resolution in a part of the samples, see LR_prob")
+    LR_prob: float = option(
         0.5, RESOLUTION, _FROM_0_TO_1, "X", "share of the samples in low resolution; of several LR_scale each is drawn"
     )
-    compile: bool = switch(MACHINE, "torch.compile the backbone: a slow first step, then faster ones")
-    val_batch_size: int | None = setting(
-        None, MACHINE, whole(1), "N", "images in a batch of the validations, over all GPUs", JUDGED_TOGETHER
+    compile: bool = flag(MACHINE, "torch.compile the backbone: a slow first step, then faster ones")
+    val_batch_size: int | None = option(
+        None, MACHINE, integer(1), "N", "images in a batch of the validations, over all GPUs", EVAL_BATCH_DEFAULTS
     )
-    num_workers: int | None = setting(
-        None, MACHINE, whole(0), "N", "processes that read images; 0: the main process", "from the number of CPU cores"
+    num_workers: int | None = option(
+        None,
+        MACHINE,
+        integer(0),
+        "N",
+        "processes that read images; 0: the main process",
+        "from the number of CPU cores",
     )
-    seed: int = setting(1337, MACHINE, whole(0, 2**32 - 1), "N", "seed of every random number")
+    seed: int = option(1337, MACHINE, integer(0, 2**32 - 1), "N", "seed of every random number")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        gpus = max(len(own_gpus(self.gpu_num, own_ranks())), 1)
+        gpus = max(len(local_gpu_ids(self.gpu_num, DistEnv.from_environ())), 1)
         if self.batch_size % self.accumulate:
             raise UsageError(
                 f"--accumulate={self.accumulate}: does not divide --batch_size={self.batch_size}; choose a divisor"
@@ -218,14 +221,16 @@ class TrainConfig(Config):
 class ValidationConfig(Config):
     """The settings of validation.py."""
 
-    resume_dir: str | None = setting(
+    resume_dir: str | None = option(
         None, WHERE, to_path, "DIR", "a run, or a .pth file", "the newest run in best_checkpoint_dir", ("load_dir",)
     )
     backbone: str | None = named(None, MODEL, BACKBONE_NAMES, "recognised from the checkpoint; must agree with it")
-    batch_size: int | None = setting(None, MACHINE, whole(1), "N", "images in a batch, over all GPUs", JUDGED_TOGETHER)
-    LR_oneside: bool = switch(RESOLUTION, "low resolution in the first image of each pair alone")
-    json: str | None = setting(None, OUTPUT, to_path, "FILE", "write the results as JSON", "not written")
-    plot: str | None = setting(None, OUTPUT, to_path, "FILE", "draw the ROC curves as PNG", "not drawn")
+    batch_size: int | None = option(
+        None, MACHINE, integer(1), "N", "images in a batch, over all GPUs", EVAL_BATCH_DEFAULTS
+    )
+    LR_oneside: bool = flag(RESOLUTION, "low resolution in the first image of each pair alone")
+    json: str | None = option(None, OUTPUT, to_path, "FILE", "write the results as JSON", "not written")
+    plot: str | None = option(None, OUTPUT, to_path, "FILE", "draw the ROC curves as PNG", "not drawn")
 
 
 def parse_train(argv: list[str], inherit: Callable[[str], Given] | None = None) -> TrainConfig:

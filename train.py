@@ -17,62 +17,64 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import TrainConfig, parse_train
+from util.distributed import DistEnv, broadcast_from_main, distributed_session, run_rank_script
 from util.errors import UsageError
-from util.ranks import Ranks, joined, of_the_first, own_ranks, run_rank_script
 
 # torch takes seconds to import: what needs it is imported in functions, once the command line is known to be right.
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from util.checkpoint import Resumable, Run
-    from util.data import TrainingImages, TrainLoader
-    from util.engine import TrainingStep
-    from util.optim import Schedule
+    from util.checkpoint.io import Resumable, Run
+    from util.data.loader import TrainingImages, TrainLoader
     from util.pairs import PairSet
-    from util.verification import Verification
+    from util.training.engine import TrainingStep
+    from util.training.optim import Schedule
+    from util.verification import VerificationResult
 
 
 def main(arguments: list[str]) -> None:
     config = parse_train(arguments, inherit=saved_settings)
 
-    ranks = own_ranks()
-    with joined(config.gpu_num, ranks) as devices:
-        train(config, devices, ranks)
+    env = DistEnv.from_environ()
+    with distributed_session(config.gpu_num, env) as devices:
+        train(config, devices, env)
 
 
-def train(config: TrainConfig, devices: list[torch.device], ranks: Ranks) -> None:
+def train(config: TrainConfig, devices: list[torch.device], env: DistEnv) -> None:
     import torch
 
-    from util import checkpoint
+    from util.checkpoint import io as checkpoint
 
-    resumed = checkpoint.load_resumable(config.resume_dir, mapped=ranks.several) if config.resume_dir else None
-    images, pair_sets = open_data(config, ranks)
+    resumed = checkpoint.load_resumable(config.resume_dir, mmap=env.is_distributed) if config.resume_dir else None
+    images, pair_sets = open_data(config, env)
     if resumed:
         check_network(resumed.state["settings"], config)
         checkpoint.check_classes(resumed, images.classes, images.root)
         print(f"resuming {resumed.files['Backbone']} after epoch {resumed.state['epoch']}")
         report_changes(resumed.state["settings"], config.as_dict())
         before = resumed.state.get("ranks", 1)
-        if before != ranks.count:
-            print(f"the run had {before} processes, and has {ranks.count} now: so change its batches and its steps")
+        if before != env.world_size:
+            print(f"the run had {before} processes, and has {env.world_size} now: so change its batches and its steps")
         if resumed.state["epoch"] >= config.epochs:
             print(f"all of its {config.epochs} epochs are done; raise --epochs to go on")
-    if ranks.several:
-        print(f"{ranks.count} processes with {config.batch_size} images each: batches of {global_batch(config, ranks)}")
+    if env.is_distributed:
+        print(
+            f"{env.world_size} processes with {config.batch_size} images each: batches of {global_batch(config, env)}"
+        )
     torch.manual_seed(config.seed)
-    training = Training(config, devices, images, pair_sets, resumed, ranks)
-    training.run(of_the_first(lambda: open_run(config, resumed), ranks))
+    training = Training(config, devices, images, pair_sets, resumed, env)
+    training.run(broadcast_from_main(lambda: open_run(config, resumed), env))
 
 
-def global_batch(config: TrainConfig, ranks: Ranks) -> int:
+def global_batch(config: TrainConfig, env: DistEnv) -> int:
     """The images of a step, in all processes."""
-    return config.batch_size * ranks.count
+    return config.batch_size * env.world_size
 
 
 def saved_settings(resume_dir: str) -> dict[str, Any]:
     """The settings of the run to continue, which hold unless the command line or its file says otherwise."""
-    from util.checkpoint import load_state
+    from util.checkpoint.io import load_state
 
     return load_state(resume_dir)["settings"]
 
@@ -97,22 +99,22 @@ def report_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
             print(f"changed setting: --{name} was {before[name]}, now {value}")
 
 
-def open_data(config: TrainConfig, ranks: Ranks) -> tuple[TrainingImages, list[PairSet]]:
+def open_data(config: TrainConfig, env: DistEnv) -> tuple[TrainingImages, list[PairSet]]:
     """The training images and the verification sets that there are, both named on the console."""
-    from util.data import find_train_data, open_training_images
+    from util.data.loader import find_train_data, open_training_images
     from util.pairs import find_pair_sets
 
     images = open_training_images(find_train_data(config.data_dir, config.train_data))
     print(f"training on {images.root}: {len(images)} images of {len(images.classes)} people")
-    if len(images) < global_batch(config, ranks):
-        each = f" in each of {ranks.count} processes" if ranks.several else ""
+    if len(images) < global_batch(config, env):
+        each = f" in each of {env.world_size} processes" if env.is_distributed else ""
         raise UsageError(
             f"--batch_size={config.batch_size}{each}: {images.root} has only {len(images)} images; give at most "
-            f"{len(images) // ranks.count}"
+            f"{len(images) // env.world_size}"
         )
-    if len(images.classes) < ranks.count:
+    if len(images.classes) < env.world_size:
         raise UsageError(
-            f"{images.root}: {len(images.classes)} people, and each of {ranks.count} processes holds some of them; "
+            f"{images.root}: {len(images.classes)} people, and each of {env.world_size} processes holds some of them; "
             f"start fewer processes"
         )
     pair_sets, missing = find_pair_sets(config.data_dir, config.named_pair_sets)
@@ -127,7 +129,7 @@ def open_data(config: TrainConfig, ranks: Ranks) -> tuple[TrainingImages, list[P
 
 def open_run(config: TrainConfig, resumed: Resumable | None) -> Run:
     """The folders of a new run, or those of the resumed one, where epochs that it will do again are set aside."""
-    from util import checkpoint
+    from util.checkpoint import io as checkpoint
 
     folders = (config.checkpoint_dir, config.best_checkpoint_dir, config.log_dir)
     if resumed is None:
@@ -139,14 +141,14 @@ def open_run(config: TrainConfig, resumed: Resumable | None) -> Run:
     return run
 
 
-def make_loader(config: TrainConfig, images: TrainingImages, devices: list[torch.device], ranks: Ranks) -> TrainLoader:
-    from util.data import Augmentation, TrainLoader
-    from util.distributed import available_cores, workers_for
+def make_loader(config: TrainConfig, images: TrainingImages, devices: list[torch.device], env: DistEnv) -> TrainLoader:
+    from util.data.loader import Augmentation, TrainLoader
+    from util.device import default_num_workers, num_cpus
     from util.transform import SIZE
 
     lr_sizes = tuple(SIZE // scale for scale in config.LR_scale) if config.LR_train else ()
-    cores = available_cores() // ranks.local_count
-    workers = workers_for(devices, cores) if config.num_workers is None else config.num_workers
+    cores = num_cpus() // env.local_world_size
+    workers = default_num_workers(devices, cores) if config.num_workers is None else config.num_workers
     return TrainLoader(
         images,
         config.batch_size,
@@ -154,15 +156,15 @@ def make_loader(config: TrainConfig, images: TrainingImages, devices: list[torch
         seed=config.seed,
         num_workers=workers,
         pin_memory=devices[0].type == "cuda",
-        rank=ranks.rank,
-        ranks=ranks.count,
+        rank=env.rank,
+        world_size=env.world_size,
     )
 
 
-def make_schedule(config: TrainConfig, steps_per_epoch: int, ranks: Ranks) -> Schedule:
-    from util.optim import Schedule
+def make_schedule(config: TrainConfig, steps_per_epoch: int, env: DistEnv) -> Schedule:
+    from util.training.optim import Schedule
 
-    rate = config.lr * (ranks.count if config.scale_lr else 1)
+    rate = config.lr * (env.world_size if config.scale_lr else 1)
     if rate != config.lr:
         print(f"learning rate {rate:g}: --lr={config.lr:g}, scaled by the number of processes")
     return Schedule(
@@ -185,87 +187,86 @@ class Training:
         images: TrainingImages,
         pair_sets: list[PairSet],
         resumed: Resumable | None,
-        ranks: Ranks,
+        env: DistEnv,
     ):
         from model.backbone import build_backbone
-        from model.head import build_head, shard_of
+        from model.head import build_head, shard_range
         from model.super_resolution import load_rcan
-        from util.distributed import wrap
-        from util.optim import build_sgd
-        from util.precision import dtype_for, loss_scaler
+        from util.device import loss_scaler, prepare_module, resolve_dtype
         from util.super_resolution import load_networks
+        from util.training.optim import build_sgd
 
-        self.config, self.devices, self.images, self.pair_sets, self.ranks = config, devices, images, pair_sets, ranks
+        self.config, self.devices, self.images, self.pair_sets, self.env = config, devices, images, pair_sets, env
         self.device = devices[0]  # of the head
         self.backbone = build_backbone(config.backbone, embedding_size=config.embedding_size)
         classes, margin = len(images.classes), {"s": config.s, "m": config.m}
-        rows = shard_of(classes, ranks.rank, ranks.count)
+        rows = shard_range(classes, env.rank, env.world_size)
         self.head = build_head(config.head, config.embedding_size, classes, **margin, rows=rows)
-        self.dtype = dtype_for(config.precision, self.device)
-        trained = wrap(self.backbone, devices, config.compile, self.dtype)
+        self.dtype = resolve_dtype(config.precision, self.device)
+        trained = prepare_module(self.backbone, devices, config.compile, self.dtype)
         self.super_resolution = load_networks(config.sr_path, config.sr_scales, devices, load_rcan)
         self.head.to(self.device)
         networks = (self.backbone, self.head)
         self.optimizer = build_sgd(networks, config.lr, config.momentum, config.weight_decay, self.dtype)
         self.scaler = loss_scaler(self.dtype, self.device)
         self.training_step = self._make_step(trained)
-        self.loader = make_loader(config, images, devices, ranks)
-        self.schedule = make_schedule(config, len(self.loader), ranks)
+        self.loader = make_loader(config, images, devices, env)
+        self.schedule = make_schedule(config, len(self.loader), env)
         self.epoch, self.step, self.latest = 0, 0, "none yet"
         self.best_accuracy, self.best_epoch = None, 0
         if resumed:
             self._restore(resumed)
 
     def _make_step(self, trained: nn.Module) -> TrainingStep:
-        from model.head import ShardedHead
+        from model.head import PartialFC
         from model.loss import build_loss
-        from util.distributed import on_every_rank
-        from util.engine import TrainingStep
+        from util.device import wrap_ddp
+        from util.training.engine import TrainingStep
 
         config, loss, objective = self.config, build_loss(self.config.loss), None
-        if self.ranks.several:
-            trained = on_every_rank(trained, self.device)
-        if self.ranks.several or config.sample_rate < 1:
-            objective = ShardedHead(self.head, loss, config.sample_rate, config.seed)
+        if self.env.is_distributed:
+            trained = wrap_ddp(trained, self.device)
+        if self.env.is_distributed or config.sample_rate < 1:
+            objective = PartialFC(self.head, loss, config.sample_rate, config.seed)
         networks = (trained, self.head, loss)
         return TrainingStep(*networks, self.optimizer, self.device, config.accumulate, self.scaler, objective)
 
     def _restore(self, resumed: Resumable) -> None:
-        from util import checkpoint
-        from util.sharded_checkpoint import load_shard
+        from util.checkpoint import io as checkpoint
+        from util.checkpoint.sharded import load_shard
 
         remedy = "take another epoch, or start a new run without --resume_dir"
-        checkpoint.load_into(self.backbone, resumed.backbone, resumed.files["Backbone"], remedy)
-        if self.ranks.several:
+        checkpoint.load_state_dict_strict(self.backbone, resumed.backbone, resumed.files["Backbone"], remedy)
+        if self.env.is_distributed:
             load_shard(self.head, self.optimizer, resumed)
         else:
-            checkpoint.load_into(self.head, resumed.head, resumed.files["Head"], remedy)
+            checkpoint.load_state_dict_strict(self.head, resumed.head, resumed.files["Head"], remedy)
             self.optimizer.load_state_dict(resumed.state["optimizer"])
         if scaler := resumed.state.get("scaler"):  # empty but for fp16
             self.scaler.load_state_dict(scaler)
         self.epoch, self.step = resumed.state["epoch"], resumed.state["step"]
         self.best_accuracy, self.best_epoch = resumed.state["best_accuracy"], resumed.state["best_epoch"]
         self.latest = str(resumed.files["Backbone"])
-        checkpoint.set_random_states(resumed.state["random_states"])
+        checkpoint.set_rng_state(resumed.state["random_states"])
 
     def run(self, run: Run) -> None:
         """Trains the epochs that are left; after each come validation, log and checkpoint."""
 
-        from util import checkpoint
-        from util.log import RunLog
+        from util.checkpoint import io as checkpoint
+        from util.training.log import RunLog
 
-        log = RunLog(run, self.epoch, self.step) if self.ranks.is_first else None
+        log = RunLog(run, self.epoch, self.step) if self.env.is_main_process else None
         if log and self.epoch == 0:
             log.samples(self.loader.first_images())
         while self.epoch < self.config.epochs:
-            with checkpoint.naming_the_last_good(self.latest):
+            with checkpoint.add_last_checkpoint_to_errors(self.latest):
                 averages = self._train_epoch()
             results = self._validate()
             is_best = self._note_accuracy(results.get("HR"))
             if log:
                 log.epoch(self.config.epochs, self._record(averages), results)
             file = self._save(run)
-            if is_best and self.ranks.is_first:
+            if is_best and self.env.is_main_process:
                 checkpoint.save_best(run, file)
             self.latest = str(file)
         if log:
@@ -273,25 +274,25 @@ class Training:
         print(f"done: {self.latest}, best in {run.best}")
 
     def _save(self, run: Run) -> Path:
-        from util.checkpoint import save_epoch
-        from util.sharded_checkpoint import save_sharded_epoch
+        from util.checkpoint.io import save_epoch
+        from util.checkpoint.sharded import save_sharded_epoch
 
-        if self.ranks.several:
+        if self.env.is_distributed:
             return save_sharded_epoch(run, self.backbone, self.head, self.optimizer, self._state())
         return save_epoch(run, self.backbone, self.head, self._state())
 
     def _train_epoch(self) -> dict[str, float]:
-        from util.checkpoint import check_finite
-        from util.distributed import average_buffers
-        from util.engine import train_one_epoch
-        from util.log import Progress
-        from util.ranks import seed_epoch
+        from util.checkpoint.io import check_finite
+        from util.device import average_buffers
+        from util.distributed import seed_epoch
+        from util.training.engine import train_one_epoch
+        from util.training.log import Progress
 
         title = f"epoch {self.epoch + 1}/{self.config.epochs}"
-        if self.ranks.several:  # dropout differs between processes, and a resumed run has that of this epoch again
-            seed_epoch(self.config.seed, self.epoch, self.ranks.rank)
-        terminal = None if self.ranks.is_first else False
-        with Progress(title, len(self.loader), global_batch(self.config, self.ranks), terminal) as progress:
+        if self.env.is_distributed:  # dropout differs between processes, and a resumed run has that of this epoch again
+            seed_epoch(self.config.seed, self.epoch, self.env.rank)
+        terminal = None if self.env.is_main_process else False
+        with Progress(title, len(self.loader), global_batch(self.config, self.env), terminal) as progress:
             averages = train_one_epoch(
                 self.training_step,
                 self.loader.epoch(self.epoch),
@@ -300,7 +301,7 @@ class Training:
                 progress.report,
                 progress.report_every,
             )
-        if self.ranks.several:
+        if self.env.is_distributed:
             average_buffers(self.backbone)
         check_finite(self.backbone, "backbone")
         check_finite(self.head, "head")
@@ -308,25 +309,27 @@ class Training:
         self.step += len(self.loader)
         return averages
 
-    def _validate(self) -> dict[str, dict[str, Verification]]:
+    def _validate(self) -> dict[str, dict[str, VerificationResult]]:
         from model.backbone.fold import fold_batch_norm
-        from util.distributed import judged_together, wrap
+        from util.device import default_eval_batch_size, prepare_module
         from util.evaluate import evaluate
 
         if not self.pair_sets:
             return {}
         config = self.config
         return evaluate(
-            wrap(fold_batch_norm(self.backbone), self.devices, dtype=self.dtype),  # to compile it would not pay
+            prepare_module(
+                fold_batch_norm(self.backbone), self.devices, dtype=self.dtype
+            ),  # to compile it would not pay
             self.pair_sets,
             self.device,
-            config.val_batch_size or judged_together(self.devices),
+            config.val_batch_size or default_eval_batch_size(self.devices),
             config.views,
             config.LR_scale,
             self.super_resolution,
         )
 
-    def _note_accuracy(self, results: dict[str, Verification] | None) -> bool:
+    def _note_accuracy(self, results: dict[str, VerificationResult] | None) -> bool:
         """Whether this epoch is the best so far; without verification sets, each is."""
         from util.evaluate import average_accuracy
 
@@ -340,7 +343,7 @@ class Training:
         return {"epoch": self.epoch, "step": self.step, **averages, "margin": self.head.m}
 
     def _state(self) -> dict[str, Any]:
-        from util.checkpoint import random_states
+        from util.checkpoint.io import get_rng_state
 
         return {
             "optimizer": self.optimizer.state_dict(),
@@ -349,10 +352,10 @@ class Training:
             "step": self.step,
             "best_accuracy": self.best_accuracy,
             "best_epoch": self.best_epoch,
-            "random_states": random_states(),
+            "random_states": get_rng_state(),
             "classes": self.images.classes,
             "settings": self.config.as_dict(),
-            "ranks": self.ranks.count,
+            "ranks": self.env.world_size,
         }
 
 

@@ -17,31 +17,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import ValidationConfig, parse_validation
+from util.distributed import DistEnv, distributed_session, run_rank_script
 from util.errors import DataError
-from util.files import check_outputs, replacing
-from util.ranks import joined, own_ranks, run_rank_script
+from util.files import atomic_write, check_report_paths
 
 # torch takes seconds to import: what needs it is imported in functions, once the command line is known to be right.
 if TYPE_CHECKING:
     import torch
 
     from util.pairs import PairSet
-    from util.verification import Verification
+    from util.verification import VerificationResult
 
-Results = Mapping[str, Mapping[str, "Verification"]]  # {view: {set: result}}
+Results = Mapping[str, Mapping[str, "VerificationResult"]]  # {view: {set: result}}
 
 
 def main(arguments: list[str]) -> None:
     config = parse_validation(arguments)
-    check_outputs(config.json, config.plot)
+    check_report_paths(config.json, config.plot)
 
-    from util.checkpoint import find_backbone, newest_run
+    from util.checkpoint.io import find_backbone, newest_run
 
-    ranks = own_ranks()
-    with joined(config.gpu_num, ranks) as devices:
+    env = DistEnv.from_environ()
+    with distributed_session(config.gpu_num, env) as devices:
         file = find_backbone(config.resume_dir or newest_run(config.best_checkpoint_dir))
         name, results = judge(file, config, devices)
-        if ranks.is_first:
+        if env.is_main_process:
             report(results, file, name, config)
 
 
@@ -50,10 +50,9 @@ def judge(file: Path, config: ValidationConfig, devices: list[torch.device]) -> 
     from model.backbone import load_backbone as build
     from model.backbone.fold import fold_batch_norm
     from model.super_resolution import load_rcan
-    from util.checkpoint import load_backbone
-    from util.distributed import judged_together, wrap
+    from util.checkpoint.io import load_backbone
+    from util.device import default_eval_batch_size, prepare_module, resolve_dtype
     from util.evaluate import evaluate
-    from util.precision import dtype_for
     from util.super_resolution import load_networks
     from util.transform import SIZE
 
@@ -62,16 +61,16 @@ def judge(file: Path, config: ValidationConfig, devices: list[torch.device]) -> 
         raise DataError(
             f"{file}: holds {name}, not --backbone={config.backbone}; leave --backbone out, or name another file"
         )
-    dtype = dtype_for(config.precision, devices[0])
+    dtype = resolve_dtype(config.precision, devices[0])
     print(f"validating {file} ({name})")
     pair_sets = open_pair_sets(config)
     for scale in config.LR_scale if len(config.views) > 1 else ():
         print(f"low resolution x{scale}: down to {SIZE // scale}x{SIZE // scale} pixels and up again")
     results = evaluate(
-        wrap(fold_batch_norm(backbone), devices, dtype=dtype),
+        prepare_module(fold_batch_norm(backbone), devices, dtype=dtype),
         pair_sets,
         devices[0],
-        config.batch_size or judged_together(devices),
+        config.batch_size or default_eval_batch_size(devices),
         config.views,
         config.LR_scale,
         load_networks(config.sr_path, config.sr_scales, devices, load_rcan),
@@ -82,8 +81,8 @@ def judge(file: Path, config: ValidationConfig, devices: list[torch.device]) -> 
 
 def report(results: Results, file: Path, name: str, config: ValidationConfig) -> None:
     """Prints the tables, and writes what is to be written."""
-    from util.log import evaluation_lines, labelled
     from util.plot import roc_figure, save_figure
+    from util.training.log import evaluation_lines, flatten_results
 
     print("\n".join(evaluation_lines(results, " Acc: ")))
     print(f"\n{table(results)}")
@@ -92,7 +91,7 @@ def report(results: Results, file: Path, name: str, config: ValidationConfig) ->
     if config.json:
         write_json(Path(config.json), results, file, name, config)
     if config.plot:
-        save_figure(roc_figure(labelled(results)), Path(config.plot))
+        save_figure(roc_figure(flatten_results(results)), Path(config.plot))
         print(f"ROC curves: {config.plot}")
 
 
@@ -114,9 +113,9 @@ def open_pair_sets(config: ValidationConfig) -> list[PairSet]:
 
 def table(results: Results) -> str:
     """One row a set and view. TAR@FAR=1e-2 is added where a set has too few pairs for 1e-3 to mean much."""
-    from util.log import in_columns, labelled
+    from util.training.log import flatten_results, format_table
 
-    rows = labelled(results)
+    rows = flatten_results(results)
     fars = ["1e-3", "1e-2"] if any(result.negatives < 1000 for result in rows.values()) else ["1e-3"]
     rates = [f"TAR@FAR={far}" for far in fars]
     lines = [["set", "accuracy", "threshold", "AUC", "EER", *rates, "pairs", "images/s"]]
@@ -133,36 +132,39 @@ def table(results: Results) -> str:
                 f"{result.images_per_second:.0f}",
             ]
         )
-    return in_columns(lines)
+    return format_table(lines)
 
 
 def recovery_table(results: Results, scales: Sequence[int]) -> str:
     """One row a set and scale: what low resolution costs, and the share of it that super resolution wins back."""
-    from util.evaluate import view_name, won_back
-    from util.log import in_columns
+    from util.evaluate import recovered_fraction, view_label
+    from util.training.log import format_table
 
     lines = [["set", "scale", "HR", "LR", "SR", "lost", "won back"]]
     for name, high in results["HR"].items():
         for scale in scales:
-            low, enlarged = (results[view_name(view, scale, scales)][name] for view in ("LR", "SR"))
-            share = won_back(high, low, enlarged)
+            low, enlarged = (results[view_label(view, scale, scales)][name] for view in ("LR", "SR"))
+            share = recovered_fraction(high, low, enlarged)
             accuracies = [f"{result.accuracy:.4f}" for result in (high, low, enlarged)]
             lost = f"{high.accuracy - low.accuracy:.4f}"
             lines.append([name, f"x{scale}", *accuracies, lost, "n/a" if share is None else f"{share:.0%}"])
-    return in_columns(lines)
+    return format_table(lines)
 
 
 def write_json(file: Path, results: Results, checkpoint: Path, backbone: str, config: ValidationConfig) -> None:
     from util.evaluate import average_accuracy
-    from util.log import as_json
+    from util.training.log import result_to_dict
 
     content: dict[str, Any] = {"checkpoint": str(checkpoint), "backbone": backbone}
     content |= {"LR_scale": list(config.LR_scale), "LR_oneside": config.LR_oneside}
     content["views"] = {
-        view: {"sets": {name: as_json(result) for name, result in sets.items()}, "average": average_accuracy(sets)}
+        view: {
+            "sets": {name: result_to_dict(result) for name, result in sets.items()},
+            "average": average_accuracy(sets),
+        }
         for view, sets in results.items()
     }
-    with replacing(file) as partial:
+    with atomic_write(file) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n")
     print(f"results: {file}")
 

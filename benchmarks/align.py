@@ -28,13 +28,14 @@ import cv2
 import numpy as np
 import torch
 
-from applications.align import detector, networks, pyramid, tree
+from applications.align import batch as tree
+from applications.align import detector, networks, pyramid
+from applications.align.batch import AlignSettings, align_tree
 from applications.align.manifest import ALIGNED, read_manifest
-from applications.align.tree import AlignSettings, align_tree
 from benchmarks.plain_mtcnn import PlainDetector, align_image
-from util.cli import Parser
+from util.cli.argparser import Parser
 from util.errors import DataError, run_script
-from util.files import check_file, replacing
+from util.files import atomic_write, require_writable_file
 
 # Where the steps of the alignment lie, for --parts; their own steps are not counted a second time.
 STEPS = (
@@ -63,7 +64,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args(arguments)
     if options.json:
-        check_file("--json", options.json)
+        require_writable_file("--json", options.json)
     files = sorted(str(path.relative_to(options.images)) for path in options.images.rglob("*.jpg"))
     if len(files) < 100:
         raise DataError(f"{options.images}: {len(files)} JPEG files, and 100 are needed to measure anything")
@@ -79,7 +80,7 @@ def main(arguments: list[str]) -> None:
     for name, value in figures.items():
         print(f"{name:<46}{value:.4g}")
     if options.json:
-        with replacing(options.json) as partial:
+        with atomic_write(options.json) as partial:
             partial.write_text(json.dumps(figures, indent=2) + "\n")
 
 

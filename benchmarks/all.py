@@ -16,9 +16,9 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import timing
-from util.cli import Parser
+from util.cli.argparser import Parser
 from util.errors import DataError, RunError, run_script
-from util.files import check_file, replacing
+from util.files import atomic_write, require_writable_file
 
 ROOT = Path(__file__).parents[1]
 # Subject: the module and its flags.
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/RESULTS.md", help="benchmarks/RESULTS.md")
     parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs, not how fast")
     options = parser.parse_args(arguments)
-    check_file("--results", options.results)
+    require_writable_file("--results", options.results)
     if options.quick and options.results.resolve() == (ROOT / "benchmarks/RESULTS.md").resolve():
         raise DataError(f"{options.results}: --quick measures nothing worth keeping; name another file with --results")
     read_results(options.results)  # what is wrong with it is said before the work
@@ -63,7 +63,7 @@ def run(subject: str, results: Path, quick: bool) -> None:
             return
         found = timing.read(file)
     text = with_table(read_results(results), subject, body(found, command))
-    with replacing(results) as partial:
+    with atomic_write(results) as partial:
         partial.write_text(text)
 
 

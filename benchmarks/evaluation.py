@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from benchmarks import baseline
-from benchmarks.faces import folder_of_people, some_images
+from benchmarks.sample_images import folder_of_people, some_images
 from benchmarks.timing import Benchmark, at_least_one, finish, in_turns, parse, parser_for, rate_row, use_threads
 from model.backbone import BACKBONES, build_backbone
 from util.errors import UsageError, run_script
-from util.evaluate import both_ways, embed
+from util.evaluate import embed, with_flip
 from util.transform import eval_crop
 
 
@@ -53,7 +53,7 @@ def measure(images: np.ndarray, name: str, threads: int, repeats: int) -> Benchm
 
 def _ours(images: np.ndarray) -> None:
     for start in range(0, len(images), 64):
-        both_ways(torch.from_numpy(eval_crop(images[start : start + 64])))
+        with_flip(torch.from_numpy(eval_crop(images[start : start + 64])))
 
 
 def _theirs(images: np.ndarray) -> None:

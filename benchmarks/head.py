@@ -21,7 +21,7 @@ from benchmarks import baseline
 from benchmarks.timing import Benchmark, Row, at_least_one, finish, in_turns, parse, parser_for, time_row, use_threads
 from model.head import ArcFace
 from model.loss import FocalLoss
-from util.distributed import available_cores
+from util.device import num_cpus
 from util.errors import RunError, UsageError, run_script
 
 DIMENSIONS = 512
@@ -30,7 +30,7 @@ _STEPS = 3  # of which the memory is taken
 
 
 def main(arguments: list[str]) -> None:
-    parser = parser_for(__doc__, threads=min(2, available_cores()), repeats=5)
+    parser = parser_for(__doc__, threads=min(2, num_cpus()), repeats=5)
     parser.add_argument("--classes", type=int, default=85742, help="MS1MV2 has 85742 (85742)")
     parser.add_argument("--batch_size", type=int, default=64, help="(64)")
     parser.add_argument("--memory_of", choices=(OURS, BASELINE), help="print the memory of one of the two, in JSON")

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from util.carray import write_carray
-from util.cli import Parser
+from util.cli.argparser import Parser
 from util.errors import DataError, run_script
-from util.pair_list import read_pair_list
-from util.pairs import ChosenPairs, each_image, interleaved, load_pairs
+from util.pairs import PairSubset, interleaved_order, iter_images, load_pairs
+from util.pairs.bcolz import write_carray
+from util.pairs.text_list import read_pair_list
 
 FIRST = 6  # images of a person in more_pairs.txt: else a few people make most of the same pairs
 
@@ -47,8 +47,8 @@ def main(arguments: list[str]) -> None:
     if seen:
         raise DataError(f"{options.source}: {len(seen)} people are in both parts, {seen[0]} among them")
     count = link_images(aligned, people[: options.people], options.out / "imgs")
-    fold = ChosenPairs(pairs, chosen)
-    write_carray(options.out / "lfw_align_112" / "lfw", each_image(fold), fold.issame)
+    fold = PairSubset(pairs, chosen)
+    write_carray(options.out / "lfw_align_112" / "lfw", iter_images(fold), fold.issame)
     more = every_pair(aligned, sorted(named))
     (options.out / "more_pairs.txt").write_text("".join(f"{first} {second} {same:d}\n" for first, second, same in more))
     print(f"{options.out}: {count} training images, {len(fold)} pairs of people that are not among them")
@@ -58,7 +58,7 @@ def last_fold(issame: np.ndarray) -> np.ndarray:
     """The numbers of the pairs of the last fold, same and different ones in turn. A fold begins with its same pairs."""
     begins = np.flatnonzero(issame & ~np.roll(issame, 1))
     fold = np.arange(begins[-1], len(issame))
-    return fold[interleaved(issame[fold])]
+    return fold[interleaved_order(issame[fold])]
 
 
 def every_pair(aligned: Path, people: list[str]) -> list[tuple[str, str, bool]]:

@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import baseline
-from benchmarks.faces import folder_of_people
+from benchmarks.sample_images import folder_of_people
 from benchmarks.timing import Benchmark, at_least_one, finish, in_turns, parse, parser_for, rate_row, use_threads
-from util.data import Augmentation, TrainLoader, open_training_images
+from util.data.loader import Augmentation, TrainLoader, open_training_images
 from util.errors import run_script
-from util.transform import SIZE, normalise
+from util.transform import SIZE, normalize
 
 SCALE = 4  # of the low resolution
 
@@ -49,7 +49,7 @@ def measure(folder: Path, images: int, batch_size: int, threads: int, repeats: i
 
 def _read_ours(loader: TrainLoader) -> None:
     for images, _ in loader.epoch(0):
-        normalise(images)
+        normalize(images)
 
 
 def _read(loader: baseline.DataLoader) -> None:

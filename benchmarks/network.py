@@ -5,7 +5,7 @@ python -m benchmarks.network --device cuda
 python -m benchmarks.network --device cuda --backbone IR_50 --batch_size 256 --compile --json network.json
 
 A training step is forward, backward and update with ArcFace and focal loss on images that are already decoded, through
-util.engine; an embedding is that of an image and its mirror image, so two passes. Ours computes in --precision, by
+util.training.engine; an embedding is that of an image and its mirror image, so two passes. Ours computes in --precision, by
 default in what train.py takes: bf16 on a GPU that has it, and fp32 elsewhere. On a GPU the rate of a large bf16 matrix
 product is measured beside them, and the share of it that training and embedding reach, counted in the multiplications
 and additions of the backbone's convolutions and linear layers.
@@ -25,13 +25,12 @@ from model.backbone import BACKBONES, build_backbone
 from model.backbone.fold import fold_batch_norm
 from model.head import ArcFace
 from model.loss import FocalLoss
-from util.distributed import available_cores, select_devices, wrap
-from util.engine import TrainingStep, train_one_epoch
+from util.device import loss_scaler, num_cpus, prepare_module, resolve_dtype, select_devices
 from util.errors import UsageError, run_script
 from util.evaluate import embed
-from util.optim import Schedule, build_sgd, parameter_groups
-from util.precision import dtype_for, loss_scaler
-from util.transform import SIZE, normalise
+from util.training.engine import TrainingStep, train_one_epoch
+from util.training.optim import Schedule, build_sgd, parameter_groups
+from util.transform import SIZE, normalize
 
 DIMENSIONS, LR, MOMENTUM, DECAY = 512, 0.01, 0.9, 5e-4
 MATRIX = 8192  # of the product that says how fast the GPU can be
@@ -39,7 +38,7 @@ Batches = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def main(arguments: list[str]) -> None:
-    parser = parser_for(__doc__, threads=available_cores(), repeats=5)
+    parser = parser_for(__doc__, threads=num_cpus(), repeats=5)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(cpu)")
     parser.add_argument("--backbone", default="IR_SE_50", help="(IR_SE_50)")
     parser.add_argument("--batch_size", type=int, help="16 on the CPU, 128 on a GPU")
@@ -68,7 +67,7 @@ def measure(options: argparse.Namespace) -> Benchmark:
     device = select_devices([] if options.device == "cpu" else [0])[0]
     images = options.batch_size * options.steps
     batches = _batches(options.batch_size, options.steps, options.classes, pinned=device.type == "cuda")
-    dtype = dtype_for(options.precision, device)
+    dtype = resolve_dtype(options.precision, device)
     wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     training = in_turns(
         _train_ours(options, device, dtype, batches), _train_baseline(options, device, batches), options.repeats, wait
@@ -104,7 +103,7 @@ def _train_ours(
 ) -> Callable[[], object]:
     """One call trains on all batches, as train.py does it."""
     backbone = build_backbone(options.backbone, embedding_size=DIMENSIONS)
-    runner = wrap(backbone, [device], options.compile, dtype)
+    runner = prepare_module(backbone, [device], options.compile, dtype)
     head = ArcFace(DIMENSIONS, options.classes).to(device)
     optimizer = build_sgd([backbone, head], LR, MOMENTUM, DECAY, dtype)
     step = TrainingStep(runner, head, FocalLoss(), optimizer, device, scaler=loss_scaler(dtype, device))
@@ -123,7 +122,7 @@ def _train_baseline(options: argparse.Namespace, device: torch.device, batches: 
 
 
 def _embed_ours(name: str, device: torch.device, dtype: torch.dtype, batches: Batches) -> Callable[[], object]:
-    backbone = wrap(fold_batch_norm(build_backbone(name)), [device], dtype=dtype)
+    backbone = prepare_module(fold_batch_norm(build_backbone(name)), [device], dtype=dtype)
     arrays = [images.numpy() for images, _ in batches]
     return lambda: [embed(backbone, images, device) for images in arrays]
 
@@ -136,7 +135,7 @@ def _embed_baseline(name: str, device: torch.device, batches: Batches) -> Callab
 
 def _floats(images: torch.Tensor) -> torch.Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32, pinned where the pixels were."""
-    floats = normalise(images).contiguous()
+    floats = normalize(images).contiguous()
     return floats.pin_memory() if images.is_pinned() else floats
 
 

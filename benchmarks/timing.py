@@ -13,10 +13,10 @@ import cv2
 import torch
 from threadpoolctl import threadpool_limits
 
-from util.cli import Parser
-from util.distributed import available_cores
+from util.cli.argparser import Parser
+from util.device import num_cpus
 from util.errors import UsageError
-from util.files import check_file, replacing
+from util.files import atomic_write, require_writable_file
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,10 @@ def parse(parser: Parser, arguments: list[str]) -> argparse.Namespace:
     """The flags, checked. Raises UsageError."""
     options = parser.parse_args(arguments)
     if options.json:
-        check_file("--json", options.json)
+        require_writable_file("--json", options.json)
     at_least_one(options, "threads", "repeats")
-    if options.threads > available_cores():
-        raise UsageError(f"--threads={options.threads}: this process has {available_cores()} cores; name no more")
+    if options.threads > num_cpus():
+        raise UsageError(f"--threads={options.threads}: this process has {num_cpus()} cores; name no more")
     return options
 
 
@@ -114,7 +114,7 @@ def finish(benchmark: Benchmark, json_file: Path | None) -> None:
     print(f"{benchmark.setting}\n")
     print("\n".join([*table(benchmark.rows), *(["", *benchmark.notes] if benchmark.notes else [])]))
     if json_file:
-        with replacing(json_file) as partial:
+        with atomic_write(json_file) as partial:
             partial.write_text(json.dumps({"machine": machine(), **asdict(benchmark)}, indent=2) + "\n")
 
 
@@ -135,7 +135,7 @@ def table(rows: tuple[Row, ...]) -> list[str]:
 
 def machine() -> str:
     """The processor, the cores that this process has, the GPU, and the versions."""
-    parts = [_processor(), f"{available_cores()} cores"]
+    parts = [_processor(), f"{num_cpus()} cores"]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     return ", ".join([*parts, f"torch {torch.__version__}", f"Python {platform.python_version()}"])

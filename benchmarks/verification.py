@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks import baseline
 from benchmarks.timing import Benchmark, at_least_one, finish, in_turns, parse, parser_for, time_row, use_threads
-from util.distributed import available_cores
+from util.device import num_cpus
 from util.errors import RunError, run_script
 from util.verification import verify
 
@@ -17,7 +17,7 @@ DIMENSIONS = 512
 
 
 def main(arguments: list[str]) -> None:
-    parser = parser_for(__doc__, threads=min(2, available_cores()), repeats=9)
+    parser = parser_for(__doc__, threads=min(2, num_cpus()), repeats=9)
     parser.add_argument("--pairs", type=int, default=6000, help="LFW has 6000 (6000)")
     options = parse(parser, arguments)
     at_least_one(options, "pairs")

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from util.carray import write_carray
+from util.pairs.bcolz import write_carray
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -35,9 +35,9 @@ def make_people():
         for person in range(people):
             folder = root / f"person_{person}"
             folder.mkdir(parents=True)
-            colour = rng.integers(60, 200, size=3)
+            color = rng.integers(60, 200, size=3)
             for number in range(images):
-                pixels = np.clip(colour + rng.normal(0, 20, (112, 112, 3)), 0, 255).astype(np.uint8)
+                pixels = np.clip(color + rng.normal(0, 20, (112, 112, 3)), 0, 255).astype(np.uint8)
                 cv2.imwrite(str(folder / f"image_{number}.jpg"), pixels)
         return root
 
@@ -57,7 +57,7 @@ def tiny_data(tmp_path_factory, make_people) -> Path:
 
 
 @pytest.fixture
-def write_people(tmp_path: Path) -> Callable[..., Path]:
+def write_identities(tmp_path: Path) -> Callable[..., Path]:
     """write_people(Ann=3, Bob=2) -> a folder with so many images a person: smooth patterns that differ."""
 
     def write(size: int = 112, **counts: int) -> Path:
@@ -75,9 +75,9 @@ def write_people(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def people_folder(write_people: Callable[..., Path]) -> Path:
+def people_folder(write_identities: Callable[..., Path]) -> Path:
     """Seven images of three people."""
-    return write_people(Ann=2, Bob=4, Cid=1)
+    return write_identities(Ann=2, Bob=4, Cid=1)
 
 
 @pytest.fixture(scope="session")

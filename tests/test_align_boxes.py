@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from applications.align.boxes import calibrate, distance_to_centre, square, suppress
+from applications.align.boxes import calibrate, distance_to_center, square, suppress
 
 
 def random_boxes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -52,11 +52,11 @@ def test_offsets_are_shares_of_width_and_height():
     np.testing.assert_allclose(moved, [[11, 22, 17, 49]])
 
 
-def test_squares_have_the_longer_side_and_the_same_centre():
+def test_squares_have_the_longer_side_and_the_same_center():
     squares = square(np.array([[10.0, 20, 19, 39], [0, 0, 29, 9], [5, 5, 8, 8]]))
     np.testing.assert_allclose(squares, [[5, 20, 24, 39], [0, -10, 29, 19], [5, 5, 8, 8]])
 
 
-def test_distance_to_the_centre_of_the_image():
+def test_distance_to_the_center_of_the_image():
     boxes = np.array([[40.0, 20, 60, 30], [40, 10, 60, 20]])
-    np.testing.assert_allclose(distance_to_centre(boxes, width=100, height=50), [0, 10])
+    np.testing.assert_allclose(distance_to_center(boxes, width=100, height=50), [0, 10])

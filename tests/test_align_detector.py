@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from applications.align import Detector, Face, align, detect
-from applications.align.boxes import distance_to_centre
-from applications.prepare.demo import draw_person
-from applications.prepare.drawn.person import Condition
-from applications.prepare.drawn.render import draw_face
+from applications.align.boxes import distance_to_center
+from applications.demo.data_set import draw_person
+from applications.demo.drawn.person import Condition
+from applications.demo.drawn.render import draw_face
 from util.errors import UsageError
 
 
@@ -163,7 +163,7 @@ def test_photographs_have_the_landmarks_of_the_reference(shared):
         for name, reference, image, faces in zip(names, part, images, detect(images), strict=True):
             assert faces, name
             boxes = np.stack([face.box for face in faces])
-            face = faces[int(np.argmin(distance_to_centre(boxes, *image.shape[1::-1])))]
+            face = faces[int(np.argmin(distance_to_center(boxes, *image.shape[1::-1])))]
             errors.append(error(face, np.reshape(reference["landmarks"][reference["central"]], (2, 5)).T))
             expected = cv2.imread(str(shared / "lfw" / "aligned_112" / name), cv2.IMREAD_COLOR_RGB)
             differences.append(np.abs(align(image, face.landmarks).astype(int) - expected).mean())

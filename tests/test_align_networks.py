@@ -63,11 +63,11 @@ def as_float(pixels: np.ndarray) -> np.ndarray:
 
 def torch_run(network: type, pixels: np.ndarray) -> list[np.ndarray]:
     module = networks.build(network, torch.device("cpu"))
-    return [out[0].numpy() for out in module(networks.normalise(torch.from_numpy(pixels)[None]))]
+    return [out[0].numpy() for out in module(networks.normalize(torch.from_numpy(pixels)[None]))]
 
 
-def test_pixels_are_centred_and_scaled():
-    values = networks.normalise(torch.tensor([[[[0, 127, 255]]]], dtype=torch.uint8))
+def test_pixels_are_centered_and_scaled():
+    values = networks.normalize(torch.tensor([[[[0, 127, 255]]]], dtype=torch.uint8))
     np.testing.assert_allclose(values.flatten(), [-127.5 / 128, -0.5 / 128, 127.5 / 128])
 
 
@@ -113,7 +113,7 @@ def test_a_level_cut_into_pieces_on_canvases_is_seen_as_a_whole(noise):
     placed = pyramid.pack(pyramid.cut(0, 0, 1.0, *pixels.shape[:2], margin))
     assert len(placed) == 6
     canvases = pyramid.paint([pixels], placed)
-    answers = [module(networks.normalise(torch.from_numpy(canvas)[None]))[0][0].numpy() for canvas in canvases]
+    answers = [module(networks.normalize(torch.from_numpy(canvas)[None]))[0][0].numpy() for canvas in canvases]
     together = np.full(whole.shape, np.nan, np.float32)
     for piece, place in placed:
         rows, columns = (piece.height - margin) // 2, (piece.width - margin) // 2

@@ -18,7 +18,7 @@ from benchmarks.verification import random_pairs
 from model.head import ArcFace
 from model.loss import FocalLoss
 from util.errors import DataError, UsageError
-from util.transform import eval_crop, normalise
+from util.transform import eval_crop, normalize
 from util.verification import verify
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +74,7 @@ def test_the_baselines_batches_are_those_of_a_training(people_folder):
 def test_the_baseline_prepares_what_evaluation_prepares():
     coarse = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
     smooth = F.interpolate(coarse, (112, 112), mode="bilinear").mul(255).byte().permute(0, 2, 3, 1).contiguous().numpy()
-    ours = normalise(torch.from_numpy(eval_crop(smooth)))
+    ours = normalize(torch.from_numpy(eval_crop(smooth)))
     crops, mirrored = baseline.evaluation_batch(smooth)
     for theirs, expected in ((crops, ours), (mirrored, ours.flip(3))):
         assert (theirs - expected).abs().max() <= 2 / 127.5  # two grey levels: libraries round differently

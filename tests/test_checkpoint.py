@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from util import checkpoint
-from util.checkpoint import PARTS, Run
+from util.checkpoint import io as checkpoint
+from util.checkpoint.io import CHECKPOINT_FILES, Run
 from util.errors import DataError, RunError
 
 NOW = datetime(2022, 7, 28, 19, 15, 42)
@@ -25,7 +25,7 @@ def state(epoch: int, step: int, **more) -> dict:
         "step": step,
         "best_accuracy": 0.5,
         "best_epoch": epoch,
-        "random_states": checkpoint.random_states(),
+        "random_states": checkpoint.get_rng_state(),
         "classes": ["Ann", "김연아"],
         "settings": {"backbone": "IR_50", "stages": (15, 23)},
         **more,
@@ -129,7 +129,9 @@ def test_an_epoch_leaves_three_files_that_other_projects_can_load(run):
     file = save(run, 3, 51)
     assert file == run.checkpoints / "Backbone_3_51.pth"
     assert names(run.checkpoints) == ["Backbone_3_51.pth", "Head_3_51.pth", "Optimizer_3_51.pth"]
-    backbone, head, rest = (torch.load(run.checkpoints / f"{part}_3_51.pth", weights_only=True) for part in PARTS)
+    backbone, head, rest = (
+        torch.load(run.checkpoints / f"{part}_3_51.pth", weights_only=True) for part in CHECKPOINT_FILES
+    )
     assert backbone.keys() == network().state_dict().keys()
     assert all(torch.equal(value, network().state_dict()[key]) for key, value in backbone.items())
     assert list(head) == ["weight"]
@@ -162,7 +164,7 @@ def test_an_epoch_that_cannot_be_written_leaves_the_earlier_ones_whole(run, monk
     assert names(run.checkpoints) == [
         "Backbone_1_10.pth", "Backbone_2_20.pth", "Head_1_10.pth", "Optimizer_1_10.pth"
     ]  # fmt: skip
-    for part in PARTS:
+    for part in CHECKPOINT_FILES:
         assert checkpoint.load(run.checkpoints / f"{part}_1_10.pth")
     assert not torch.equal(checkpoint.load(run.checkpoints / "Backbone_1_10.pth")["0.weight"], before["0.weight"])
 
@@ -174,7 +176,7 @@ def test_the_best_files_are_those_of_one_epoch(run, monkeypatch, links):
     for epoch in (1, 2):
         checkpoint.save_best(run, save(run, epoch, epoch * 10, seed=epoch))
         assert names(run.best) == ["Backbone_Best.pth", "Head_Best.pth", "Optimizer_Best.pth"]
-        for part in PARTS:
+        for part in CHECKPOINT_FILES:
             source = run.checkpoints / f"{part}_{epoch}_{epoch * 10}.pth"
             assert (run.best / f"{part}_Best.pth").read_bytes() == source.read_bytes()
     (run.checkpoints / "Backbone_2_20.pth").unlink()
@@ -239,7 +241,7 @@ def test_files_in_torchs_older_form_are_read_and_lists_refused(tmp_path):
 def test_a_run_is_resumed_from_three_files(run):
     file = save(run, 1, 10)
     resumable = checkpoint.load_resumable(run.checkpoints)
-    assert resumable.files == {part: run.checkpoints / f"{part}_1_10.pth" for part in PARTS}
+    assert resumable.files == {part: run.checkpoints / f"{part}_1_10.pth" for part in CHECKPOINT_FILES}
     assert resumable.backbone.keys() == network().state_dict().keys() and list(resumable.head) == ["weight"]
     assert resumable.state["step"] == 10
     with pytest.raises(DataError, match="resuming needs a Backbone file"):
@@ -264,15 +266,15 @@ def test_a_resumed_run_goes_on_in_its_folder_and_sets_later_epochs_aside(run, tm
         checkpoint.load_resumable(run.checkpoints / "Backbone_2_20.pth"), *folders(tmp_path)
     )
     assert resumed == run
-    kept = [f"{part}_{epoch}_{epoch}0.pth" for part in PARTS for epoch in (1, 2)]
+    kept = [f"{part}_{epoch}_{epoch}0.pth" for part in CHECKPOINT_FILES for epoch in (1, 2)]
     assert names(run.checkpoints) == sorted([*kept, "Evaluation.txt", "superseded"])
-    assert names(run.checkpoints / "superseded") == [f"{part}_10_100.pth" for part in PARTS]
+    assert names(run.checkpoints / "superseded") == [f"{part}_10_100.pth" for part in CHECKPOINT_FILES]
 
 
 def test_a_state_that_does_not_fit_names_a_key_and_the_remedy():
     good, file = network().state_dict(), Path("Backbone_1_2.pth")
     other = network(1)
-    checkpoint.load_into(other, good, file, "start anew")
+    checkpoint.load_state_dict_strict(other, good, file, "start anew")
     assert all(torch.equal(value, good[key]) for key, value in other.state_dict().items())
     for wrong, message in (
         ({**good, "0.weight": torch.zeros(4, 5)}, r"0\.weight is \(4, 5\) in the file and \(4, 3\) in the network"),
@@ -280,7 +282,7 @@ def test_a_state_that_does_not_fit_names_a_key_and_the_remedy():
         ({key: value for key, value in good.items() if key != "0.bias"}, r"0\.bias is absent in the file and \(4,\)"),
     ):
         with pytest.raises(DataError, match=rf"Backbone_1_2\.pth: {message}.*start anew"):
-            checkpoint.load_into(other, wrong, file, "start anew")
+            checkpoint.load_state_dict_strict(other, wrong, file, "start anew")
 
 
 @pytest.mark.parametrize("key", ["0.weight", "1.running_var"])
@@ -300,7 +302,7 @@ def test_random_states_make_the_same_numbers_again(run):
     saved = checkpoint.load_resumable(file).state["random_states"]
     expected = None
     for _ in range(2):
-        checkpoint.set_random_states(saved)
+        checkpoint.set_rng_state(saved)
         drawn = nn.functional.dropout(torch.ones(100))
         assert expected is None or torch.equal(drawn, expected)
         expected = drawn

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from applications.align import detect
-from applications.prepare import demo
-from applications.prepare.drawn.person import Condition, Person
-from applications.prepare.drawn.render import draw_face
+from applications.demo import data_set as demo
+from applications.demo.drawn.person import Condition, Person
+from applications.demo.drawn.render import draw_face
 from util.errors import UsageError
+from util.face import ARCFACE_TEMPLATE
 from util.pairs import load_pairs
-from util.template import TEMPLATE
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--people", "2", "--images", "2", "--pairs", "40", "--processes", "1"]
@@ -166,8 +166,8 @@ def test_runs_as_a_file_and_ends_with_exit_code_2_for_a_bad_flag(tmp_path: Path)
 @pytest.mark.parametrize(("kind", "near"), [("frontal", 3.0), ("profile", 9.0)])
 def test_landmarks_lie_near_the_template(kind: str, near: float) -> None:
     points = faces(kind, people=12, images=1)[1].reshape(-1, 5, 2)
-    assert np.abs(points.mean(axis=0) - TEMPLATE).max() < (near if kind == "profile" else 2.0)
-    assert np.linalg.norm(points - TEMPLATE, axis=2).mean() < near
+    assert np.abs(points.mean(axis=0) - ARCFACE_TEMPLATE).max() < (near if kind == "profile" else 2.0)
+    assert np.linalg.norm(points - ARCFACE_TEMPLATE, axis=2).mean() < near
 
 
 def test_pupils_are_drawn_where_the_landmarks_say() -> None:

@@ -1,102 +1,83 @@
-import copy
+"""Who a process is, which GPU is its own, and what it says in the end."""
+
+import os
+import signal
+import sys
 
 import pytest
-import torch
-from torch import nn
 
-from util.conversions import JUDGED_TOGETHER
-from util.distributed import judged_together, select_devices, workers_for, wrap
+from util import distributed
+from util.distributed import LOST, DistEnv, first_to_say, local_gpu_ids, run_rank_script
 from util.errors import UsageError
 
-
-def fake_gpus(monkeypatch, count: int) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"Model {index}")
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 
 
-def test_without_cuda_one_line_warns_and_the_cpu_is_taken(monkeypatch, capsys):
-    fake_gpus(monkeypatch, 0)
-    assert select_devices([0, 1]) == [torch.device("cpu")]
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("warning: no CUDA") and "--gpu_num=[0, 1]" in line
+def test_a_process_that_torchrun_did_not_start_is_alone() -> None:
+    assert DistEnv.from_environ({}) == DistEnv(0, 1, 0, 1)
+    assert DistEnv.from_environ({"RANK": "3", "WORLD_SIZE": "8"}) == DistEnv()  # as other launchers leave it
+    assert DistEnv().is_main_process and not DistEnv().is_distributed
+    assert first_to_say("anything") and first_to_say("anything")
 
 
-@pytest.mark.parametrize("gpus", [0, 2])
-def test_the_cpu_is_taken_silently_where_it_is_asked_for(monkeypatch, capsys, gpus):
-    fake_gpus(monkeypatch, gpus)
-    assert select_devices([]) == [torch.device("cpu")]
-    assert capsys.readouterr() == ("", "")
+def test_torchrun_says_who_a_process_is() -> None:
+    assert DistEnv.from_environ(TORCHRUN) == DistEnv(5, 8, 1, 4)
+    assert not DistEnv.from_environ(TORCHRUN).is_main_process and DistEnv.from_environ(TORCHRUN).is_distributed
 
 
-def test_gpus_come_in_the_order_in_which_they_are_listed(monkeypatch, capsys):
-    fake_gpus(monkeypatch, 3)
-    current = []
-    monkeypatch.setattr(torch.cuda, "set_device", current.append)
-    assert select_devices((2, 0)) == [torch.device("cuda", 2), torch.device("cuda", 0)]
-    assert current == [2]  # GPU 0 gets nothing that belongs to the first one
-    assert capsys.readouterr() == ("", "")
+@pytest.mark.parametrize("change", [{"RANK": "x"}, {"WORLD_SIZE": ""}])
+def test_half_an_environment_is_named(change: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="LOCAL_RANK is set, but RANK, WORLD_SIZE"):
+        DistEnv.from_environ(TORCHRUN | change)
 
 
-@pytest.mark.parametrize("gpu_num", [[2], [0, 5]])
-def test_a_gpu_that_is_not_there_is_an_error_that_lists_those_that_are(monkeypatch, gpu_num):
-    fake_gpus(monkeypatch, 2)
-    with pytest.raises(UsageError, match=rf"there is no GPU {gpu_num[-1]} here.*0 \(Model 0\), 1 \(Model 1\)"):
-        select_devices(gpu_num)
+def test_each_process_takes_the_gpu_of_its_number_or_its_entry() -> None:
+    env = DistEnv.from_environ(TORCHRUN)
+    assert local_gpu_ids((0,), env) == (1,)
+    assert local_gpu_ids((4, 7, 5, 6), env) == (7,)
+    assert local_gpu_ids((), env) == ()
+    assert local_gpu_ids((0, 1), DistEnv()) == (0, 1)
 
 
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.PReLU(4), nn.Flatten(), nn.Linear(4 * 36, 5))
+@pytest.mark.parametrize("gpu_num", [(1,), (0, 1), (0, 1, 2, 3, 4)])
+def test_a_list_that_does_not_fit_the_processes_is_named(gpu_num: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match=r"--gpu_num=.*starts 4 processes .* each has one GPU"):
+        local_gpu_ids(gpu_num, DistEnv.from_environ(TORCHRUN))
 
 
-def test_one_device_needs_no_wrapper():
-    backbone = network()
-    assert wrap(backbone, [torch.device("cpu")]) is backbone
+def ending(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> int:
+    """The exit code of a process with this environment, which asks for its ranks and then gets two SIGTERMs."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    def terminated(line: str = "") -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    def main(arguments: list[str]) -> None:
+        monkeypatch.setattr(distributed, "first_to_say", terminated)
+        terminated(DistEnv.from_environ())
+
+    try:
+        with pytest.raises(SystemExit) as end:
+            run_rank_script(main)
+        return end.value.code
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def test_a_wrapped_backbone_shares_its_parameters(monkeypatch):
-    class Recorded(nn.Module):
-        def __init__(self, module, device_ids):
-            super().__init__()
-            self.module, self.device_ids = module, device_ids
-
-    monkeypatch.setattr(nn, "DataParallel", Recorded)
-    backbone, cpu = network(), torch.device("cpu")
-    wrapped = wrap(backbone, [cpu, cpu])
-    assert isinstance(wrapped, Recorded) and wrapped.device_ids == [cpu, cpu]
-    assert [id(p) for p in wrapped.parameters()] == [id(p) for p in backbone.parameters()]
+def test_whom_torchrun_ends_says_that_another_process_was_lost(monkeypatch, capsys) -> None:
+    assert ending(monkeypatch, TORCHRUN) == 143
+    assert capsys.readouterr().err == f"error: {LOST}\n"
 
 
-def test_channels_last_changes_no_result():
-    images = torch.rand(4, 3, 8, 8)
-    expected = network()(images)
-    torch.testing.assert_close(wrap(network(), [torch.device("cpu")])(images), expected)
+def test_a_process_that_is_alone_ends_silently(monkeypatch, capsys) -> None:
+    assert ending(monkeypatch, {}) == 143
+    assert capsys.readouterr().err == ""
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_two_gpus_give_what_one_gives():
-    images = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(1)).cuda(0)
-    alone, shared = network(), copy.deepcopy(network())
-    outputs = []
-    for backbone, gpus in ((alone, [0]), (shared, [0, 1])):
-        out = wrap(backbone, select_devices(gpus))(images)
-        assert out.device == torch.device("cuda", 0)
-        out.square().mean().backward()
-        outputs.append(out.detach())
-    torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-4)
-    for one, two in zip(alone.parameters(), shared.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, two.grad, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("device", "cores", "workers"), [("cpu", 2, 1), ("cpu", 64, 4), ("cuda", 1, 1), ("cuda", 8, 7)]
-)
-def test_loader_processes_leave_the_cores_to_whom_they_belong(device, cores, workers):
-    assert workers_for([torch.device(device)], cores) == workers
-
-
-def test_a_validation_has_a_batch_size_of_its_own():
-    gpus = [torch.device("cuda", index) for index in range(3)]
-    assert (judged_together([torch.device("cpu")]), judged_together(gpus[:1]), judged_together(gpus)) == (64, 128, 384)
-    assert JUDGED_TOGETHER == "64 on the CPU, 128 on each GPU"
+def test_half_an_environment_ends_in_one_line(monkeypatch, capsys) -> None:
+    assert ending(monkeypatch, {"LOCAL_RANK": "0"}) == 2
+    assert capsys.readouterr().err.startswith("error: LOCAL_RANK is set, but RANK")

@@ -8,9 +8,9 @@ from torch import nn
 from model.backbone import build_backbone
 from model.head import build_head
 from model.loss import FocalLoss
-from util.engine import TrainingStep, precision, train_one_epoch
 from util.errors import RunError
-from util.optim import Schedule, parameter_groups
+from util.training.engine import TrainingStep, precision, train_one_epoch
+from util.training.optim import Schedule, parameter_groups
 
 CPU = torch.device("cpu")
 
@@ -109,7 +109,7 @@ def test_a_batch_in_parts_gives_the_weights_of_the_whole_batch_where_batch_norm_
     torch.testing.assert_close(parted.head.weight, whole.head.weight, rtol=1e-5, atol=1e-5)
 
 
-def test_a_batch_in_parts_normalises_each_part_by_itself():
+def test_a_batch_in_parts_normalizes_each_part_by_itself():
     whole, parted = Setup(steps=1), Setup(steps=1)
     whole.train()
     parted.train(accumulate=3)
@@ -127,7 +127,7 @@ def test_no_more_than_a_part_passes_through_the_network_at_once():
 def test_an_epoch_equals_a_slow_one():
     setup, slow = Setup(), Setup()
     images = [(pixels.double() - 127.5) / 127.5 for pixels, _ in slow.batches]
-    losses, hits = [], {1: [], 5: []}
+    losses, topk_accuracy = [], {1: [], 5: []}
     slow.backbone.train()
     optimizer = torch.optim.SGD([*slow.backbone.parameters(), *slow.head.parameters()], lr=0.05, momentum=0.9)
     for step, (batch, (_, labels)) in enumerate(zip(images, slow.batches, strict=True)):
@@ -140,12 +140,12 @@ def test_an_epoch_equals_a_slow_one():
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        for k, found in hits.items():
+        for k, found in topk_accuracy.items():
             found += [label in row.argsort(descending=True)[:k] for row, label in zip(logits, labels, strict=True)]
     averages = setup.train()
     assert averages["loss"] == pytest.approx(sum(losses) / 7, rel=1e-5)
-    assert averages["prec1"] == pytest.approx(100 * sum(hits[1]) / 42)
-    assert averages["prec5"] == pytest.approx(100 * sum(hits[5]) / 42)
+    assert averages["prec1"] == pytest.approx(100 * sum(topk_accuracy[1]) / 42)
+    assert averages["prec5"] == pytest.approx(100 * sum(topk_accuracy[5]) / 42)
     assert 0 < averages["prec5"] < 100
     assert averages["lr"] == pytest.approx(0.05)
     for ours, theirs in zip(setup.backbone.parameters(), slow.backbone.parameters(), strict=True):

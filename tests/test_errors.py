@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from util.errors import DataError, RunError, UsageError, run_script
-from util.files import replacing
+from util.files import atomic_write
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def test_sigterm_ends_with_143_after_cleaning_up(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["script.py"])
 
     def main(arguments: list[str]) -> None:
-        with replacing(tmp_path / "file.txt") as partial:
+        with atomic_write(tmp_path / "file.txt") as partial:
             partial.write_text("half")
             os.kill(os.getpid(), signal.SIGTERM)
             signal.pause()
@@ -101,7 +101,7 @@ def test_users_mistakes_are_value_errors():
 def test_a_file_appears_whole(tmp_path):
     path = tmp_path / "results.json"
     path.write_text("old")
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("new")
         assert path.read_text() == "old"
         assert (partial.parent, partial.suffix) == (tmp_path, ".json")
@@ -112,7 +112,7 @@ def test_a_file_appears_whole(tmp_path):
 def test_a_file_that_fails_midway_leaves_the_old_one(tmp_path):
     path = tmp_path / "results.json"
     path.write_text("old")
-    with pytest.raises(OSError, match="disk"), replacing(path) as partial:
+    with pytest.raises(OSError, match="disk"), atomic_write(path) as partial:
         partial.write_text("ne")
         raise OSError("disk full")
     assert path.read_text() == "old"

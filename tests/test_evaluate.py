@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from util.carray import write_carray
 from util.errors import DataError, UsageError
-from util.evaluate import _read_ahead, average_accuracy, embed, evaluate, won_back
+from util.evaluate import _read_ahead, average_accuracy, embed, evaluate, recovered_fraction
 from util.pairs import load_pairs
+from util.pairs.bcolz import write_carray
 from util.transform import degrade, eval_crop, shrink
 from util.verification import verify
 
@@ -69,7 +69,7 @@ def test_the_batch_size_makes_no_difference_and_the_last_partial_batch_counts(ma
     assert len(expected.distances) == 23
 
 
-def test_embeddings_are_the_normalised_sum_of_image_and_mirror_image():
+def test_embeddings_are_the_normalized_sum_of_image_and_mirror_image():
     images = np.random.default_rng(0).integers(0, 256, (5, 112, 112, 3), dtype=np.uint8)
     backbone = Projection()
     vectors = embed(backbone, images)
@@ -196,7 +196,7 @@ def test_several_scales_are_views_of_their_own_and_full_resolution_is_embedded_o
 def test_one_side_in_low_resolution_leaves_the_other_as_it_is(made_pairs, batch_size):
     _, images, issame = made_pairs
     views = {"views": ("HR", "LR"), "lr_scale": 8, "batch_size": batch_size}
-    result = evaluate(Projection(), [MadePairs(images, issame)], oneside=True, **views)
+    result = evaluate(Projection(), [MadePairs(images, issame)], first_image_only=True, **views)
     crops = eval_crop(images)
     mixed = crops.copy()
     mixed[::2] = degrade(crops[::2], 14)
@@ -210,17 +210,17 @@ def test_one_side_in_low_resolution_leaves_the_other_as_it_is(made_pairs, batch_
 
 def test_one_side_needs_the_other():
     with pytest.raises(UsageError, match="the view HR; add it"):
-        evaluate(Projection(), [], views=("LR",), oneside=True)
+        evaluate(Projection(), [], views=("LR",), first_image_only=True)
 
 
 def test_what_is_won_back_is_a_share_of_a_loss_that_is_no_noise():
     high, low, enlarged = (SimpleNamespace(accuracy=accuracy, pairs=600) for accuracy in (0.90, 0.80, 0.85))
-    assert won_back(high, low, enlarged) == pytest.approx(0.5)
-    assert won_back(high, low, low) == 0
-    assert won_back(high, low, SimpleNamespace(accuracy=0.75, pairs=600)) == pytest.approx(-0.5)
+    assert recovered_fraction(high, low, enlarged) == pytest.approx(0.5)
+    assert recovered_fraction(high, low, low) == 0
+    assert recovered_fraction(high, low, SimpleNamespace(accuracy=0.75, pairs=600)) == pytest.approx(-0.5)
     near = SimpleNamespace(accuracy=0.90 - 0.99 * (0.888 * 0.112 / 600) ** 0.5, pairs=600)  # about one standard error
-    assert won_back(high, near, enlarged) is None
-    assert won_back(low, high, enlarged) is None
+    assert recovered_fraction(high, near, enlarged) is None
+    assert recovered_fraction(low, high, enlarged) is None
 
 
 @pytest.mark.parametrize("readers", [1, 3, 9])

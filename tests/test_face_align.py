@@ -10,7 +10,7 @@ import pytest
 
 from applications.align import face_align
 from applications.align.manifest import read_manifest
-from applications.prepare.demo import Face, draw
+from applications.demo.data_set import Face, draw
 from config import parse_train
 from util.errors import DataError, UsageError
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from config import TrainConfig, ValidationConfig, parse_train, parse_validation
-from util import flags
-from util.conversions import to_gpus, to_path, whole
+from util.cli import parser as flags
+from util.cli.types import integer, to_gpus, to_path
 from util.errors import UsageError
 
 
@@ -337,12 +337,12 @@ def test_as_dict_holds_nothing_but_plain_values():
 class Drawing(flags.Settings):
     """Settings of another program than those in config.py, which the flags have to know nothing of."""
 
-    size: int = flags.setting(112, "Paper", whole(1), "N", "pixels a side, 100% of them", aliases=("side", "width"))
-    mirror: bool = flags.switch("Pen", "flip it")
-    words: tuple[str, ...] = flags.setting((), "Pen", tuple, "WORD ...", "what to write", "nothing", apart=True)
-    file: str | None = flags.setting(None, "Paper", to_path, "FILE", "where to", "the screen")
+    size: int = flags.option(112, "Paper", integer(1), "N", "pixels a side, 100% of them", aliases=("side", "width"))
+    mirror: bool = flags.flag("Pen", "flip it")
+    words: tuple[str, ...] = flags.option((), "Pen", tuple, "WORD ...", "what to write", "nothing", apart=True)
+    file: str | None = flags.option(None, "Paper", to_path, "FILE", "where to", "the screen")
     pen: str = flags.named("thin", "Pen", ("thin", "thick"))
-    gpus: tuple[int, ...] = flags.setting((), "Unused", to_gpus, "LIST", "who draws", "cpu")
+    gpus: tuple[int, ...] = flags.option((), "Unused", to_gpus, "LIST", "who draws", "cpu")
 
 
 def draw(argv: list[str], **more: object) -> Drawing:

@@ -19,11 +19,11 @@ DIM, CLASSES = 8, 5
 def slow_logits(head: MarginHead, embeddings: Tensor, labels: Tensor) -> np.ndarray:
     """One number at a time, in Python floats, through the angle itself."""
     rows = [[float(v) for v in row] for row in embeddings.detach()]
-    centres = [[float(v) for v in row] for row in head.weight.detach()]
-    logits = np.empty((len(rows), len(centres)))
+    centers = [[float(v) for v in row] for row in head.weight.detach()]
+    logits = np.empty((len(rows), len(centers)))
     for i, row in enumerate(rows):
-        for j, centre in enumerate(centres):
-            cosine = sum(a * b for a, b in zip(row, centre, strict=True)) / (math.hypot(*row) * math.hypot(*centre))
+        for j, center in enumerate(centers):
+            cosine = sum(a * b for a, b in zip(row, center, strict=True)) / (math.hypot(*row) * math.hypot(*center))
             if j == int(labels[i]):
                 cosine = slow_target(head, cosine)
             logits[i, j] = head.s * cosine
@@ -43,12 +43,12 @@ def at_angles(head: MarginHead, angles: list[float]) -> tuple[Tensor, Tensor]:
     """Embeddings of several lengths at these angles (radians) from the centres of classes 0, 1, 2 ..., and labels."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(len(angles)) % head.out_features
-    centres = F.normalize(head.weight.detach().double())[labels]
-    across = torch.randn(centres.shape, generator=generator, dtype=torch.float64)
-    across = F.normalize(across - (across * centres).sum(1, keepdim=True) * centres)
+    centers = F.normalize(head.weight.detach().double())[labels]
+    across = torch.randn(centers.shape, generator=generator, dtype=torch.float64)
+    across = F.normalize(across - (across * centers).sum(1, keepdim=True) * centers)
     theta = torch.tensor(angles, dtype=torch.float64)[:, None]
     length = 1 + 20 * torch.rand(theta.shape, generator=generator, dtype=torch.float64)
-    return length * (theta.cos() * centres + theta.sin() * across), labels
+    return length * (theta.cos() * centers + theta.sin() * across), labels
 
 
 def make(name: str, dtype: torch.dtype = torch.float32, **settings: float | bool) -> MarginHead:
@@ -103,7 +103,7 @@ def test_arcface_gradients_hold_at_the_smallest_angles_in_float32(one_minus_cos:
 
 @pytest.mark.parametrize(("name", "settings"), VARIANTS)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_everything_is_finite_on_a_centre_and_opposite_to_it(name: str, settings: dict, sign: float) -> None:
+def test_everything_is_finite_on_a_center_and_opposite_to_it(name: str, settings: dict, sign: float) -> None:
     head = make(name, **settings)
     with torch.no_grad():
         head.weight.copy_(torch.eye(CLASSES, DIM) * 3)  # exactly representable: the cosine is exactly +-1
@@ -174,7 +174,7 @@ def test_one_buffer_of_logits_and_none_beside_their_gradient(name: str, monkeypa
 
 
 @pytest.mark.parametrize("name", ["ArcFace", "CosFace"])
-def test_nothing_as_large_as_the_centres_is_made_but_their_gradient(name: str, monkeypatch) -> None:
+def test_nothing_as_large_as_the_centers_is_made_but_their_gradient(name: str, monkeypatch) -> None:
     monkeypatch.setitem(_AT_ONCE, "cpu", 100 * DIM)
     head, embeddings, labels = build_head(name, DIM, 1000), torch.randn(4, DIM, requires_grad=True), torch.arange(4)
     with _Storages((1000, DIM)) as forward:

@@ -4,12 +4,12 @@ import cv2
 import numpy as np
 import pytest
 
+from util.data.image_folder import ImageFolder
 from util.errors import DataError
-from util.image_folder import ImageFolder
 
 
-def test_classes_and_images_are_in_alphabetical_order(write_people):
-    root = write_people(Cid=1, Ann=2, Bob=3)
+def test_classes_and_images_are_in_alphabetical_order(write_identities):
+    root = write_identities(Cid=1, Ann=2, Bob=3)
     images = ImageFolder(root)
     assert images.classes == ["Ann", "Bob", "Cid"]
     assert images.labels.tolist() == [0, 0, 1, 1, 1, 2]
@@ -28,15 +28,15 @@ def test_other_files_and_people_without_images_are_ignored(people_folder):
     assert images.labels.tolist() == [0, 0, 1, 1, 1, 1, 2]
 
 
-def test_fewer_than_two_people_are_an_error(write_people):
-    root = write_people(Ann=3)
+def test_fewer_than_two_people_are_an_error(write_identities):
+    root = write_identities(Ann=3)
     (root / "empty").mkdir()
     with pytest.raises(DataError, match=r"people: found images in 1 folders.*two people"):
         ImageFolder(root)
 
 
-def test_names_outside_ascii_are_read(write_people):
-    root = write_people(Ann=1, Bob=1)
+def test_names_outside_ascii_are_read(write_identities):
+    root = write_identities(Ann=1, Bob=1)
     (root / "Ann").rename(root / "김연아")
     (root / "김연아" / "Ann_0000.jpg").rename(root / "김연아" / "사진 é.jpg")
     images = ImageFolder(root)
@@ -45,8 +45,8 @@ def test_names_outside_ascii_are_read(write_people):
     assert images.image(1).shape == (112, 112, 3)
 
 
-def test_images_are_rgb_whatever_the_file_holds(write_people):
-    root = write_people(Ann=1, Bob=1)
+def test_images_are_rgb_whatever_the_file_holds(write_identities):
+    root = write_identities(Ann=1, Bob=1)
     blue = np.zeros((112, 112, 4), np.uint8)
     blue[:, :, [0, 3]] = 255  # BGRA
     cv2.imwrite(str(root / "Ann" / "a_rgba.png"), blue)
@@ -55,8 +55,8 @@ def test_images_are_rgb_whatever_the_file_holds(write_people):
     images = ImageFolder(root)
     by_name = {images.path(index).name: images.image(index) for index in range(len(images))}
     assert all(image.shape == (112, 112, 3) and image.dtype == np.uint8 for image in by_name.values())
-    for name, colour in {"a_rgba.png": (0, 0, 255), "b_rgb.png": (0, 0, 255), "c_grey.png": (77, 77, 77)}.items():
-        assert (by_name[name] == colour).all()
+    for name, color in {"a_rgba.png": (0, 0, 255), "b_rgb.png": (0, 0, 255), "c_grey.png": (77, 77, 77)}.items():
+        assert (by_name[name] == color).all()
 
 
 def spoil_text(file):

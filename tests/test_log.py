@@ -6,9 +6,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from util.checkpoint import Run
-from util.log import Progress, RunLog, evaluation_lines, labelled
-from util.verification import Verification, verify
+from util.checkpoint.io import Run
+from util.training.log import Progress, RunLog, evaluation_lines, flatten_results
+from util.verification import VerificationResult, verify
 
 AVERAGES = {"loss": 1.23456, "prec1": 12.345, "prec5": 50.0, "lr": 0.025}
 
@@ -19,7 +19,7 @@ def run(tmp_path) -> Run:
     return Run(tmp_path / "checkpoints" / "run", tmp_path / "best" / "run", tmp_path / "log" / "run")
 
 
-def result(wrong: int) -> Verification:
+def result(wrong: int) -> VerificationResult:
     """Of 100 pairs, `wrong` ones a fold of ten are judged wrongly: an accuracy of 1 - wrong / 10."""
     issame = np.arange(100) % 2 == 0
     called_same = issame.copy()
@@ -119,7 +119,7 @@ def test_plots_are_images_and_there_is_no_roc_without_a_set(run):
         assert (run.log / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_samples_keep_their_colours(run):
+def test_samples_keep_their_colors(run):
     images = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
     images[0, :, :, 0] = 255  # red
     log = RunLog(run)
@@ -148,7 +148,7 @@ def test_what_was_logged_beyond_the_resumed_epoch_is_cut(run):
 
 def test_views_are_told_apart_by_name():
     sets = {"LFW": result(0), "AgeDB": result(1)}
-    names = labelled({"HR": sets, "LR": {"LFW": result(2)}})
+    names = flatten_results({"HR": sets, "LR": {"LFW": result(2)}})
     assert list(names) == ["LFW", "AgeDB", "LFW LR"]
     assert names["LFW LR"].accuracy == pytest.approx(0.8)
 

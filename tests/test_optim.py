@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from util.optim import Schedule, build_sgd, lr_at, parameter_groups, ramp_at
+from util.training.optim import Schedule, build_sgd, lr_at, parameter_groups, ramp_at
 
 
 def networks() -> tuple[nn.Module, nn.Module]:

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from util.carray import write_carray
 from util.errors import DataError
-from util.pairs import ChosenPairs, each_image, find_pair_sets, interleaved, load_pairs
+from util.pairs import PairSubset, find_pair_sets, interleaved_order, iter_images, load_pairs
+from util.pairs.bcolz import write_carray
 from util.verification import contiguous_folds
 
 
@@ -54,7 +54,7 @@ def test_every_format_gives_the_same_images(made_pairs, formats, file):
         read = pairs.images(start, stop)
         assert read.flags.c_contiguous and read.dtype == np.uint8
         np.testing.assert_array_equal(read, expected.images(start, stop))
-    np.testing.assert_array_equal(np.stack(list(each_image(pairs))), made_pairs[1])
+    np.testing.assert_array_equal(np.stack(list(iter_images(pairs))), made_pairs[1])
 
 
 def test_every_format_of_another_project_gives_the_same_images(shared):
@@ -86,14 +86,14 @@ def test_a_set_of_bytes_is_told_from_a_list_by_what_is_in_it(tmp_path, formats):
 
 def test_an_order_that_ten_folds_can_judge_is_kept():
     issame = np.tile(np.arange(60) < 30, 10)
-    np.testing.assert_array_equal(interleaved(issame), np.arange(600))
+    np.testing.assert_array_equal(interleaved_order(issame), np.arange(600))
 
 
 @pytest.mark.parametrize("same", [10, 11, 19, 20, 37, 300])
 @pytest.mark.parametrize("different", [10, 12, 25, 99, 300])
 def test_each_tenth_gets_the_same_share_of_both_kinds(same, different):
     issame = np.arange(same + different) < same
-    order = interleaved(issame)
+    order = interleaved_order(issame)
     assert sorted(order) == list(range(same + different))
     fold_of = contiguous_folds(issame[order], 10)
     for kind in (True, False):
@@ -104,7 +104,7 @@ def test_each_tenth_gets_the_same_share_of_both_kinds(same, different):
 
 def test_five_folds_of_lfws_form_become_ten_halves_of_them():
     issame = np.tile(np.arange(60) < 30, 5)
-    order = interleaved(issame)
+    order = interleaved_order(issame)
     assert (order // 30 // 2 == np.arange(300) // 60).all()
     assert order[:4].tolist() == [0, 30, 1, 31]
 
@@ -115,14 +115,14 @@ def test_five_folds_of_lfws_form_become_ten_halves_of_them():
 )
 def test_too_few_of_a_kind_are_an_error(same, different, rule):
     with pytest.raises(DataError, match=rule):
-        interleaved(np.arange(same + different) < same)
+        interleaved_order(np.arange(same + different) < same)
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 8), (1, 2), (1, 7), (2, 5), (7, 8)])
 def test_chosen_pairs_are_those_of_the_other_set(made_pairs, start, stop):
     path, images, issame = made_pairs
     order = np.array([7, 2, 2, 22])
-    pairs = ChosenPairs(load_pairs(path), order)
+    pairs = PairSubset(load_pairs(path), order)
     assert (len(pairs), pairs.name) == (4, "made")
     np.testing.assert_array_equal(pairs.issame, issame[order])
     expected = images.reshape(23, 2, 112, 112, 3)[order].reshape(8, 112, 112, 3)
@@ -211,7 +211,7 @@ def test_a_named_set_that_is_not_there_or_cannot_be_judged_is_an_error(tmp_path,
 def test_a_set_in_blocks_is_put_in_order_and_this_is_said(tmp_path, formats, made_pairs, capsys, kind):
     _, images, issame = made_pairs
     blocks = np.argsort(~issame, kind="stable")  # all same pairs, then all different ones
-    ordered = np.stack(list(each_image(ChosenPairs(load_pairs(formats / "set.bin"), blocks))))
+    ordered = np.stack(list(iter_images(PairSubset(load_pairs(formats / "set.bin"), blocks))))
     if kind == "carray":
         write_carray(tmp_path / "set", ordered, issame[blocks])
     elif kind == "bin":
@@ -223,5 +223,5 @@ def test_a_set_in_blocks_is_put_in_order_and_this_is_said(tmp_path, formats, mad
     (pairs,), _ = find_pair_sets(tmp_path / "data", {"own": (str(tmp_path / "set"), str(formats))})
     assert capsys.readouterr().out.startswith("own: cut in ten as it stands, some parts have only same or only diff")
     contiguous_folds(pairs.issame, 10)
-    order = blocks[interleaved(issame[blocks])]
+    order = blocks[interleaved_order(issame[blocks])]
     np.testing.assert_array_equal(pairs.images(0, 46), images.reshape(23, 2, 112, 112, 3)[order].reshape(images.shape))

@@ -6,8 +6,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from util.errors import UsageError
-from util.plot import COLOURS, roc_figure, save_figure, score_histogram, training_curves
-from util.verification import Verification, verify
+from util.plot import COLORS, roc_figure, save_figure, score_histogram, training_curves
+from util.verification import VerificationResult, verify
 
 RECORDS = [
     {"epoch": 1, "loss": 9.5, "prec1": 1.0, "lr": 0.1, "accuracy": {"LFW": 0.7}},
@@ -16,7 +16,7 @@ RECORDS = [
 ]
 
 
-def made_result(pairs: int = 400, noise: float = 1.5, seed: int = 0) -> Verification:
+def made_result(pairs: int = 400, noise: float = 1.5, seed: int = 0) -> VerificationResult:
     rng = np.random.default_rng(seed)
     issame = np.arange(pairs) % 2 == 0
     embeddings = rng.standard_normal((2 * pairs, 32))
@@ -43,16 +43,16 @@ def test_roc_figure_has_a_curve_and_a_legend_row_for_each_set(count):
         assert row == [name, accuracy, f"{result.auc:.4f}"]
 
 
-def test_curves_are_told_apart_by_colour_and_views_of_a_set_by_dash():
+def test_curves_are_told_apart_by_color_and_views_of_a_set_by_dash():
     names = ["LFW", "AgeDB", "LFW LR x4", "AgeDB LR x4", "LFW SR x4", "LFWX"]
     figure = roc_figure(dict.fromkeys(names, made_result()))
     lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
-    colours = [lines[name].get_color() for name in names]
-    assert colours == [COLOURS[index] for index in (0, 1, 0, 1, 0, 2)]
+    colors = [lines[name].get_color() for name in names]
+    assert colors == [COLORS[index] for index in (0, 1, 0, 1, 0, 2)]
     assert len({(line.get_color(), str(line._dash_pattern)) for line in lines.values()}) == len(names)
 
 
-def test_eight_sets_have_eight_colours():
+def test_eight_sets_have_eight_colors():
     figure = roc_figure({f"set{index}": made_result() for index in range(8)})
     assert len({line.get_color() for line in figure.axes[0].get_lines()}) == 8
 

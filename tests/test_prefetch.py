@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from util.prefetch import on_device
+from util.device import prefetch_to_device
 
 
 def batches(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -12,7 +12,7 @@ def batches(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     not torch.cuda.is_available(), reason="needs a GPU"))])  # fmt: skip
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_all_batches_arrive_in_their_order(name, count):
-    arrived = list(on_device(batches(count), torch.device(name)))
+    arrived = list(prefetch_to_device(batches(count), torch.device(name)))
     assert [(images.unique().tolist(), labels.unique().tolist()) for images, labels in arrived] == [
         ([index], [index]) for index in range(count)
     ]
@@ -27,5 +27,5 @@ def test_a_batch_is_asked_for_only_when_the_one_before_is_done():
             asked.append(index)
             yield batch
 
-    for index, _ in enumerate(on_device(noted(), torch.device("cpu"))):
+    for index, _ in enumerate(prefetch_to_device(noted(), torch.device("cpu"))):
         assert asked == list(range(index + 1))

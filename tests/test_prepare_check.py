@@ -9,19 +9,20 @@ import cv2
 import numpy as np
 import pytest
 
-from applications.prepare import check, colour
+from applications.prepare import channel_order as color
+from applications.prepare import check
 from applications.prepare.check_training import groups_of_equals
-from util.carray import write_carray
+from util.data.recordio import write_identities
 from util.errors import DataError, RunError, UsageError
-from util.recordio import write_people
+from util.pairs.bcolz import write_carray
 
 SKIN = (200, 150, 120)
 
 
-def face(colour: tuple[int, int, int] = SKIN, seed: int = 0, size: int = 112) -> np.ndarray:
+def face(color: tuple[int, int, int] = SKIN, seed: int = 0, size: int = 112) -> np.ndarray:
     """Skin with noise, (size, size, 3) RGB uint8."""
     noise = np.random.default_rng(seed).normal(0, 8, (size, size, 3))
-    return np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+    return np.clip(np.array(color) + noise, 0, 255).astype(np.uint8)
 
 
 def encoded(image: np.ndarray) -> bytes:
@@ -111,7 +112,7 @@ def test_files_that_are_there_twice_are_told_apart_by_whose_they_are(write_folde
 
 def test_records_are_checked_as_folders_are(tmp_path, capsys):
     path = tmp_path / "train.rec"
-    write_people(path, [[encoded(face(seed=i)) for i in (1, 2)], [encoded(face(seed=3)), b"broken"]])
+    write_identities(path, [[encoded(face(seed=i)) for i in (1, 2)], [encoded(face(seed=3)), b"broken"]])
     with pytest.raises(DataError):
         run(tmp_path)
     assert "train.rec: record 4: not an image" in capsys.readouterr().out
@@ -134,7 +135,7 @@ def test_equal_hashes_are_grouped():
 
 def test_a_process_that_dies_is_one_line(write_folder, monkeypatch):
     folder = write_folder(ann=[face()], bob=[face(seed=1)])
-    monkeypatch.setattr(colour, "judge", lambda image: __import__("os")._exit(9))
+    monkeypatch.setattr(color, "judge", lambda image: __import__("os")._exit(9))
     with pytest.raises(RunError, match=r"a process died, .* fewer --processes"):
         run(folder, processes="2")
 
@@ -162,17 +163,17 @@ def test_some_swapped_images_are_named_and_one_is_no_warning(write_folder, tmp_p
     assert "red and blue look swapped in 2 images" in text and "ann/1.png" in text
 
 
-def test_the_colour_rule_is_right_for_real_faces(shared):
+def test_the_color_rule_is_right_for_real_faces(shared):
     files = sorted((shared / "lfw" / "aligned_112").glob("*/*.jpg"))[::5]
     images = [cv2.imread(str(file))[:, :, ::-1] for file in files]
-    right = np.array([colour.judge(image) for image in images])
-    swapped = np.array([colour.judge(image[:, :, ::-1]) for image in images])
-    assert (right == colour.SWAPPED).mean() < 0.001 and (swapped == colour.RIGHT).mean() < 0.001
-    assert (right == colour.UNDECIDED).mean() < 0.01
+    right = np.array([color.judge(image) for image in images])
+    swapped = np.array([color.judge(image[:, :, ::-1]) for image in images])
+    assert (right == color.SWAPPED).mean() < 0.001 and (swapped == color.RIGHT).mean() < 0.001
+    assert (right == color.UNDECIDED).mean() < 0.01
     rng = np.random.default_rng(0)
     for _ in range(200):
         chosen = rng.choice(len(images), 20, replace=False)
-        assert colour.describe(right[chosen])[1] == "" and "whole set" in colour.describe(swapped[chosen])[1]
+        assert color.describe(right[chosen])[1] == "" and "whole set" in color.describe(swapped[chosen])[1]
 
 
 # --- Verification sets.

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from applications.prepare import rec
-from util.data import open_training_images
+from util.data.loader import open_training_images
+from util.data.recordio import write_identities
 from util.errors import DataError, RunError, UsageError
-from util.recordio import write_people
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,7 +31,7 @@ def write_set(tmp_path: Path) -> Callable[[list[list[bytes]]], Path]:
     def write(people: list[list[bytes]]) -> Path:
         path = tmp_path / "set" / "train.rec"
         path.parent.mkdir(exist_ok=True)
-        write_people(path, people)
+        write_identities(path, people)
         return path
 
     return write
@@ -155,7 +155,7 @@ def test_a_full_disk_is_one_line(three_people, tmp_path, monkeypatch):
 def test_processes_work_after_opencv_had_threads_of_its_own_in_this_one():
     code = (
         "import cv2, numpy as np\n"
-        "from util.processes import spread\n"
+        "from util.parallel import spread\n"
         "cv2.setNumThreads(8)\n"
         "for _ in range(20):\n"
         "    cv2.warpAffine(np.zeros((2000, 2000, 3), np.uint8), np.eye(2, 3), (2000, 2000))\n"

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from util import record_images
-from util.data import Augmentation, TrainLoader
+from util.data import record_dataset as record_images
+from util.data.loader import Augmentation, TrainLoader
+from util.data.record_dataset import RecordImages
+from util.data.recordio import Record, RecordFile, write_identities
 from util.errors import DataError
-from util.record_images import RecordImages
-from util.recordio import Record, RecordFile, write_people
 
 MAGIC = b"\x0a\x23\xd7\xce"
 
@@ -98,7 +98,7 @@ def test_a_set_of_mxnet_has_the_labels_and_pixels_of_the_images_it_was_made_of(m
 
 def test_the_same_images_written_again_give_the_files_of_mxnet_byte_for_byte(mxnet_set, tmp_path):
     images = RecordImages(mxnet_set)
-    write_people(tmp_path / "train.rec", ([images.encoded(10 * p + i) for i in range(10)] for p in range(20)))
+    write_identities(tmp_path / "train.rec", ([images.encoded(10 * p + i) for i in range(10)] for p in range(20)))
     for name in ("train.rec", "train.idx", "property"):
         assert (tmp_path / name).read_bytes() == mxnet_set.with_name(name).read_bytes(), name
 
@@ -223,7 +223,7 @@ def test_the_magic_number_in_an_image_is_read_and_written(tmp_path):
         b"12" + MAGIC + b"34",
         b"1234" + MAGIC + b"5678" + MAGIC + b"9",
     ]
-    write_people(tmp_path / "a.rec", [[content] for content in contents])
+    write_identities(tmp_path / "a.rec", [[content] for content in contents])
     file = RecordFile(tmp_path / "a.rec")
     assert [file.read(1 + index).content for index in range(5)] == contents
     assert [file.labels(1 + index)[0] for index in range(5)] == list(range(5))
@@ -257,7 +257,7 @@ def test_a_record_is_put_together_wherever_it_was_cut(write_records, parts, labe
 
 def test_written_people_are_read_back(tmp_path):
     people = [[png(1), png(2)], [png(3)], [png(4), png(5)]]
-    write_people(tmp_path / "mine.rec", people)
+    write_identities(tmp_path / "mine.rec", people)
     images = RecordImages(tmp_path / "mine.rec")
     assert images.labels.tolist() == [0, 0, 1, 2, 2]
     assert [images.encoded(index) for index in range(5)] == [image for person in people for image in person]
@@ -266,18 +266,18 @@ def test_written_people_are_read_back(tmp_path):
 
 def test_a_set_that_cannot_be_written_leaves_the_old_one(tmp_path):
     path = tmp_path / "train.rec"
-    write_people(path, [[b"a"], [b"b"]])
+    write_identities(path, [[b"a"], [b"b"]])
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(DataError, match=r"train\.rec: person 1 has no image"):
-        write_people(path, [[b"c"], []])
+        write_identities(path, [[b"c"], []])
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     assert len(before) == 3
 
 
 def test_more_records_than_labels_can_count_are_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("util.recordio.EXACT", 6)
+    monkeypatch.setattr("util.data.recordio.EXACT", 6)
     with pytest.raises(DataError, match="7 records, and labels count to 6"):
-        write_people(tmp_path / "train.rec", [[b"a", b"b"], [b"c", b"d"]])
+        write_identities(tmp_path / "train.rec", [[b"a", b"b"], [b"c", b"d"]])
     assert not list(tmp_path.iterdir())
 
 

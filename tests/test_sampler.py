@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from util.sampler import BalancedSampler, Draws
+from util.data.sampler import BalancedSampler, SampleRng
 
 
 def test_every_class_is_drawn_as_often_and_every_image_within_it():
@@ -40,7 +40,7 @@ def test_the_order_depends_on_seed_and_epoch_alone():
 def test_ranks_share_the_batches_of_one_process(steps):
     labels = np.repeat([0, 1, 2], [4, 6, 15])  # 25 images fill 4 global batches of 6
     alone = BalancedSampler(labels, 6, seed=1, steps=steps)
-    ranks = [BalancedSampler(labels, 2, seed=1, steps=steps, rank=rank, ranks=3) for rank in range(3)]
+    ranks = [BalancedSampler(labels, 2, seed=1, steps=steps, rank=rank, world_size=3) for rank in range(3)]
     for sampler in (alone, *ranks):
         sampler.epoch = 5
         assert len(sampler) == len(list(sampler)) == 4
@@ -54,29 +54,29 @@ def test_ranks_share_the_batches_of_one_process(steps):
 @pytest.mark.parametrize(("images", "steps"), [(11, 1), (12, 2), (13, 2), (17, 2), (18, 3)])
 def test_all_ranks_make_the_same_number_of_steps(images, steps):
     labels = np.arange(images) % 2
-    assert [len(list(BalancedSampler(labels, 3, seed=0, rank=rank, ranks=2))) for rank in range(2)] == [steps] * 2
+    assert [len(list(BalancedSampler(labels, 3, seed=0, rank=rank, world_size=2))) for rank in range(2)] == [steps] * 2
 
 
 @pytest.mark.parametrize(("rank", "ranks"), [(2, 2), (-1, 2), (0, 0)])
 def test_a_rank_that_there_is_not_is_refused(rank, ranks):
     with pytest.raises(ValueError, match=rf"rank {rank} of {ranks}"):
-        BalancedSampler(np.arange(4), 1, seed=0, rank=rank, ranks=ranks)
+        BalancedSampler(np.arange(4), 1, seed=0, rank=rank, world_size=ranks)
 
 
 def test_the_numbers_of_a_sample_depend_on_seed_epoch_and_position_alone():
-    one, same = Draws(3, 4), Draws(3, 4)
+    one, same = SampleRng(3, 4), SampleRng(3, 4)
     expected = [one.at(position).random(6) for position in range(5)]
     same.at(2).integers(7, size=3, dtype=np.uint32)  # leaves half of a 64-bit number, which must not be used later
     for position in (4, 1, 1, 3, 0, 2):
         np.testing.assert_array_equal(same.at(position).random(6), expected[position])
     first = same.at(1).integers(1 << 30, size=3, dtype=np.uint32)
     np.testing.assert_array_equal(same.at(1).integers(1 << 30, size=3, dtype=np.uint32), first)
-    for other in (Draws(3, 5), Draws(4, 4), Draws(2**32 - 1, 2**40)):
+    for other in (SampleRng(3, 5), SampleRng(4, 4), SampleRng(2**32 - 1, 2**40)):
         assert (other.at(0).random(6) != expected[0]).all()
 
 
 def test_the_numbers_of_neighbouring_samples_are_not_alike():
-    draws = Draws(0, 0)
+    draws = SampleRng(0, 0)
     table = np.array([draws.at(position).random(8) for position in range(4000)])
     assert len(np.unique(table)) == table.size
     assert (np.abs(table.mean(axis=0) - 0.5) < 5 * np.sqrt(1 / 12 / 4000)).all()
@@ -85,5 +85,5 @@ def test_the_numbers_of_neighbouring_samples_are_not_alike():
 
 
 def test_a_long_draw_does_not_reach_into_the_next_sample():
-    draws = Draws(1, 1)
+    draws = SampleRng(1, 1)
     assert not np.isin(draws.at(1).random(4), draws.at(0).random(100_000)).any()

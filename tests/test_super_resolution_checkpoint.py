@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.super_resolution import RCAN, identify_rcan, load_rcan
-from util import checkpoint
+from util.checkpoint import io as checkpoint
 from util.errors import DataError
 from util.super_resolution import find_super_resolution, load_super_resolution
 

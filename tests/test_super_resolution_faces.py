@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from applications.super_resolution.faces import PairDataset, View, as_face, hold_out, open_faces, some_faces
-from util.data import Batch, TrainLoader, open_training_images
+from util.data.loader import Batch, TrainLoader, open_training_images
+from util.data.recordio import write_identities
 from util.errors import DataError
-from util.recordio import write_people
 from util.transform import degrade, shrink
 
 
@@ -39,8 +39,8 @@ def test_faces_are_as_they_are_stored_or_mirrored(people_folder):
     assert 8 < sum(mirrored) < 32
 
 
-def test_other_sizes_are_resized_first(write_people):
-    images = open_training_images(write_people(size=150, Ann=2, Bob=2))
+def test_other_sizes_are_resized_first(write_identities):
+    images = open_training_images(write_identities(size=150, Ann=2, Bob=2))
     expected = cv2.resize(images.image(1), (112, 112), interpolation=cv2.INTER_LINEAR)
     _, high = pairs(images, View(4), Batch(0, 0, np.full(6, 1)))
     assert any(np.array_equal(face, expected) for face in high)
@@ -76,8 +76,8 @@ def test_pairs_of_an_epoch_are_the_same_whatever_the_number_of_workers(people_fo
     assert not all(torch.equal(one, other) for one, other in zip(first, epoch(0, 2), strict=True))
 
 
-def test_people_held_out_are_not_trained_on(write_people):
-    images = open_training_images(write_people(**{f"P{number:02d}": 1 + number % 3 for number in range(20)}))
+def test_people_held_out_are_not_trained_on(write_identities):
+    images = open_training_images(write_identities(**{f"P{number:02d}": 1 + number % 3 for number in range(20)}))
     kept, held_out = hold_out(images, 0.2, seed=1)
     assert len(held_out.classes) == 4 and not set(kept.classes) & set(held_out.classes)
     assert len(kept) + len(held_out) == len(images)
@@ -96,7 +96,7 @@ def test_every_kind_of_set_can_be_validated_on(people_folder, made_pairs, tmp_pa
     images = open_training_images(people_folder)
     record = tmp_path / "rec" / "train.rec"
     record.parent.mkdir()
-    write_people(record, [[images.encoded(0), images.encoded(1)], [images.encoded(2)]])
+    write_identities(record, [[images.encoded(0), images.encoded(1)], [images.encoded(2)]])
     flat = tmp_path / "flat"
     flat.mkdir()
     (flat / "face.jpg").write_bytes(images.encoded(4))

@@ -9,7 +9,7 @@ from model.backbone import build_backbone
 from model.super_resolution import RCAN
 from util.errors import DataError
 from util.super_resolution import to_unit
-from util.transform import eval_crop, normalise
+from util.transform import eval_crop, normalize
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_the_term_is_one_minus_the_cosine_of_what_evaluation_embeds(backbone_fil
     )
     backbone = identity._backbone
     with torch.no_grad():
-        embeddings = [backbone(normalise(torch.from_numpy(eval_crop(images)))) for images in (one, other)]
+        embeddings = [backbone(normalize(torch.from_numpy(eval_crop(images)))) for images in (one, other)]
         expected = (1 - torch.cosine_similarity(*embeddings)).mean()
         found = identity(*(to_unit(torch.from_numpy(images)) for images in (one, other)))
     assert found == pytest.approx(expected.item(), abs=2e-3) and expected > 0.01

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from applications.super_resolution.quality import Validation, measure
-from model.super_resolution import RCAN, start_as_interpolation
+from model.super_resolution import RCAN, init_as_interpolation
 from util.super_resolution import enlarge, to_levels, to_unit
 from util.transform import degrade, shrink
 
@@ -71,7 +71,7 @@ def test_a_network_is_judged_beside_bicubic_interpolation(faces, scale):
     low = shrink(faces, 112 // scale)
     assert validation.bicubic == measure(degrade(faces, 112 // scale), faces)
     network = RCAN(scale, 4, 1, 1, 2)
-    start_as_interpolation(network)
+    init_as_interpolation(network)
     network.train()
     quality, grid = validation(network, torch.device("cpu"))
     assert network.training
@@ -93,7 +93,7 @@ def test_a_new_network_interpolates(faces, scale):
     """Within what a kernel of three pixels can do, away from the border, where convolutions see black."""
     torch.manual_seed(2)
     network = RCAN(scale, 8, 2, 2, 4).eval()
-    start_as_interpolation(network)
+    init_as_interpolation(network)
     rows, columns = torch.meshgrid(torch.arange(24.0), torch.arange(24.0), indexing="ij")
     ramp = torch.stack([0.02 * rows, 0.02 * columns, 0.6 - 0.01 * rows])[None]
     with torch.no_grad():
@@ -104,6 +104,6 @@ def test_a_new_network_interpolates(faces, scale):
     assert torch.allclose(large[2], 0.6 - 0.01 * places[:, None].expand(-1, 8 * scale), atol=1e-5)
 
 
-def test_fewer_channels_than_colours_cannot_start_as_interpolation():
+def test_fewer_channels_than_colors_cannot_start_as_interpolation():
     with pytest.raises(ValueError, match="2 channels cannot carry 3 colours"):
-        start_as_interpolation(RCAN(2, 2, 1, 1, 1))
+        init_as_interpolation(RCAN(2, 2, 1, 1, 1))

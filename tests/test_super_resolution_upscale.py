@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from applications.super_resolution import tree, upscale
+from applications.super_resolution import batch as tree
+from applications.super_resolution import upscale
 from model.super_resolution import RCAN, load_rcan
 from util.errors import DataError, RunError, UsageError
 from util.super_resolution import enlarge

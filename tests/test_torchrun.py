@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.ranks import losses
+from benchmarks.ddp_parity import losses
 from model.backbone import build_backbone
-from util import checkpoint
+from util.checkpoint import io as checkpoint
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -70,7 +70,7 @@ def train(start: Train, tmp_path: Path) -> Callable[..., tuple[Path, str]]:
 
 
 def states(run: Path, suffix: str) -> list[dict]:
-    return [torch.load(run / f"{part}_{suffix}.pth", weights_only=True) for part in checkpoint.PARTS]
+    return [torch.load(run / f"{part}_{suffix}.pth", weights_only=True) for part in checkpoint.CHECKPOINT_FILES]
 
 
 def assert_same(first: object, second: object) -> None:

@@ -53,8 +53,8 @@ def pillow_bicubic(line: np.ndarray, size: int) -> list[int]:
     stretch = max(scale, 1.0)
     out = []
     for index in range(size):
-        centre = (index + 0.5) * scale
-        weights = [kernel((pixel + 0.5 - centre) / stretch) for pixel in range(len(line))]
+        center = (index + 0.5) * scale
+        weights = [kernel((pixel + 0.5 - center) / stretch) for pixel in range(len(line))]
         value = sum(weight * int(level) for weight, level in zip(weights, line, strict=True)) / sum(weights)
         out.append(min(255, max(0, math.floor(value + 0.5))))
     return out
@@ -72,7 +72,7 @@ def test_bicubic_equals_a_slow_loop(before, after):
     assert (difference == 0).mean() > 0.99
 
 
-def test_degrading_shrinks_and_enlarges_and_keeps_flat_colour():
+def test_degrading_shrinks_and_enlarges_and_keeps_flat_color():
     image = noise(112, 112, 3)
     small = transform.shrink(image, 28)
     assert small.shape == (28, 28, 3)
@@ -95,23 +95,23 @@ def test_a_batch_equals_its_images_one_by_one(change):
 
 
 @pytest.mark.parametrize("size", [112, 250])
-def test_the_evaluation_crop_is_the_centre_of_128(size):
+def test_the_evaluation_crop_is_the_center_of_128(size):
     image = noise(size, size, 3)
     expected = cv2.resize(image, (128, 128), interpolation=cv2.INTER_LINEAR)[8:120, 8:120]
     np.testing.assert_array_equal(transform.eval_crop(image), expected)
 
 
-def test_normalise_maps_every_level_and_keeps_the_order_of_colours():
+def test_normalize_maps_every_level_and_keeps_the_order_of_colors():
     images = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
     images[0, :, :, 0] = torch.arange(256, dtype=torch.uint8).view(16, 16)
     images[1, :, :, 2] = 255
     before = images.clone()
-    out = transform.normalise(images)
+    out = transform.normalize(images)
     assert out.shape == (2, 3, 16, 16) and out.dtype == torch.float32
     assert out.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(out[0, 0].flatten(), torch.arange(256) / 127.5 - 1, atol=1e-6, rtol=0)
     assert out.amin() == -1 and out.amax() == 1
-    assert [out[1, colour, 3, 4].item() for colour in range(3)] == [-1, -1, 1]
+    assert [out[1, color, 3, 4].item() for color in range(3)] == [-1, -1, 1]
     assert torch.equal(images, before)
 
 
@@ -154,7 +154,7 @@ def test_augmentation_repeats_for_a_generator_and_leaves_its_input(augment, size
 
 
 @pytest.mark.parametrize("size", [112, 224])
-def test_the_strong_augmentation_is_centred_on_the_image(size):
+def test_the_strong_augmentation_is_centered_on_the_image(size):
     y, x = np.mgrid[:size, :size] / (size - 1) * 2 - 1
     blob = 60 + 150 * np.exp(-(x**2 + y**2) / 0.1)  # in the middle of a darker picture
     image = np.repeat(blob[:, :, None], 3, axis=2).astype(np.uint8)
@@ -179,11 +179,11 @@ def test_the_strong_augmentation_flips_every_other_time():
     assert 110 < sum(brighter_left) < 190
 
 
-def test_colours_are_jittered_around_what_they_are():
+def test_colors_are_jittered_around_what_they_are():
     image = noise(112, 112, 3)
     greys, averages = 0, []
     for seed in range(400):
-        out = transform._jitter_colour(image, np.random.default_rng(seed))
+        out = transform._jitter_color(image, np.random.default_rng(seed))
         assert out.shape == image.shape and out.dtype == np.uint8
         greys += (np.ptp(out.astype(int), axis=2) <= 1).all()
         averages.append(out.mean(axis=(0, 1)))
@@ -193,15 +193,15 @@ def test_colours_are_jittered_around_what_they_are():
     assert (averages.std(axis=0) > 8).all()
 
 
-def test_colour_jitter_equals_its_steps_one_by_one():
+def test_color_jitter_equals_its_steps_one_by_one():
     image = noise(112, 112, 3) // 4 + 96  # nothing is cut in between
     for seed in range(20):
         rng = np.random.default_rng(seed)
         overall, *balance = rng.random(4)
         contrast = (0.7 + 0.6 * overall) * (0.9 + 0.2 * np.array(balance))
         changed = (image - 127.5) * contrast + 127.5 + rng.uniform(-30, 30)
-        colour = 0.0 if rng.random() < 0.15 else rng.uniform(0.6, 1.2)
+        color = 0.0 if rng.random() < 0.15 else rng.uniform(0.6, 1.2)
         grey = changed @ [0.299, 0.587, 0.114]
-        expected = np.clip(colour * changed + (1 - colour) * grey[:, :, None], 0, 255)
-        out = transform._jitter_colour(image, np.random.default_rng(seed))
+        expected = np.clip(color * changed + (1 - color) * grey[:, :, None], 0, 255)
+        out = transform._jitter_color(image, np.random.default_rng(seed))
         assert np.abs(out - expected).max() < 1.01  # OpenCV rounds the matrix to 1/1024, and then the levels

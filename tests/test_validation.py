@@ -18,9 +18,9 @@ import validation
 from model.backbone import build_backbone
 from model.backbone import load_backbone as build
 from model.super_resolution import RCAN
-from util.carray import write_carray
-from util.checkpoint import load_backbone
+from util.checkpoint.io import load_backbone
 from util.errors import DataError, UsageError
+from util.pairs.bcolz import write_carray
 
 ROOT = Path(__file__).parents[1]
 PAIRS = 43  # 86 images: the last of batches of 64 has 22, of batches of 7 two
@@ -38,7 +38,7 @@ def flat(red: int, blue: int) -> np.ndarray:
     return np.broadcast_to(np.array([red, 90, blue], np.uint8), (112, 112, 3))
 
 
-def coloured_pairs(wrong: int) -> tuple[list[np.ndarray], np.ndarray]:
+def colored_pairs(wrong: int) -> tuple[list[np.ndarray], np.ndarray]:
     """Same pairs have one red and different blues, different pairs the reverse; the last `wrong` pairs lie."""
     issame = np.arange(PAIRS) % 2 == 0
     images = []
@@ -53,7 +53,7 @@ def coloured_pairs(wrong: int) -> tuple[list[np.ndarray], np.ndarray]:
 def known_sets(tmp_path) -> Path:
     """LFW without a lie, CFP_FF with 4 lies in 43 pairs, AgeDB as LFW but stored with its channels swapped."""
     for place, wrong in (("lfw_align_112/lfw", 0), ("cfp_align_112/cfp_ff", 4), ("agedb_30", 0)):
-        images, issame = coloured_pairs(wrong)
+        images, issame = colored_pairs(wrong)
         if place == "agedb_30":
             images = [image[:, :, ::-1] for image in images]
         write_carray(tmp_path / place, images, issame)
@@ -62,7 +62,7 @@ def known_sets(tmp_path) -> Path:
 
 @pytest.fixture
 def known_backbone(monkeypatch):
-    monkeypatch.setattr("util.checkpoint.load_backbone", lambda file, build: ("RedAngle", RedAngle()))
+    monkeypatch.setattr("util.checkpoint.io.load_backbone", lambda file, build: ("RedAngle", RedAngle()))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_newest_run_is_taken_and_named(trained, tiny_data, capsys):
     assert "HRTRAIN_2022-08-01-00-00/Backbone_Best.pth (MobileFaceNet)" in capsys.readouterr().out
 
 
-def test_backbone_is_recognised_from_its_file(trained, tiny_data):
+def test_backbone_is_recognized_from_its_file(trained, tiny_data):
     name, backbone = load_backbone(trained / "LRTRAIN_LRx4_2022-07-28-19-15" / "Backbone_Best.pth", build)
     assert name == "iresnet18"
     assert backbone.eval()(torch.zeros(1, 3, 112, 112)).shape == (1, 32)
@@ -209,7 +209,7 @@ def test_a_bad_command_line_ends_in_one_line_and_its_exit_code(arguments, code, 
 @pytest.fixture
 def named_formats(tmp_path) -> list[str]:
     """The pairs of LFW in `known_sets`, 4 of them lies, as words for --val_data: a .bin, a carray and a list."""
-    images, issame = coloured_pairs(4)
+    images, issame = colored_pairs(4)
     encoded = [cv2.imencode(".png", image[:, :, ::-1])[1].tobytes() for image in images]
     root = tmp_path / "named"
     (root / "faces").mkdir(parents=True)

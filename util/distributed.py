@@ -1,116 +1,176 @@
-"""Where the networks run: device numbers become devices and wrappers, and what processes hold becomes one."""
+"""Training in many processes, which torchrun starts: who this one is, how they meet, and how they end together.
 
+torch is imported in functions: config.py reads from here, too.
+"""
+
+import hashlib
 import os
-from collections.abc import Sequence
-from inspect import signature
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-import torch.distributed as dist
-from torch import nn
+from util.errors import RunError, UsageError, ignore_sigterm, run_script
 
-from util.conversions import JUDGED_ON_CPU, JUDGED_ON_GPU
-from util.errors import UsageError
-from util.precision import in_precision
+if TYPE_CHECKING:
+    import torch
 
-_ROWS_AT_ONCE = 2**16  # of a matrix that travels
+Result = TypeVar("Result")
+
+LOST = "another process of this run ended or no longer answers; its own message says why"
+# How long processes wait for each other. The first one writes checkpoints and plots while the others wait.
+_PATIENCE = timedelta(minutes=20)
+_TERMINATED = 143
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
-def select_devices(gpu_num: Sequence[int]) -> list[torch.device]:
-    """The devices for --gpu_num (empty: the CPU), the first of which holds the head. Without CUDA, the CPU is taken.
+@dataclass(frozen=True)
+class DistEnv:
+    """Which of how many processes this is: in the run, and on its machine. Alone, unless torchrun says otherwise."""
 
-    Raises UsageError, listing the GPUs there are, if one does not exist.
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+    @classmethod
+    def from_environ(cls, environment: Mapping[str, str] = os.environ) -> "DistEnv":
+        """Read torchrun's variables. Raise UsageError if LOCAL_RANK is set without the others."""
+        if "LOCAL_RANK" not in environment:
+            return cls()
+        try:
+            return cls(*(int(environment[name]) for name in _VARIABLES))
+        except (KeyError, ValueError):
+            raise UsageError(
+                f"LOCAL_RANK is set, but {', '.join(_VARIABLES)} are not all numbers; start with torchrun, or unset it"
+            ) from None
+
+    @property
+    def is_main_process(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_distributed(self) -> bool:
+        return self.count > 1
+
+
+def local_gpu_ids(gpu_num: Sequence[int], env: DistEnv) -> tuple[int, ...]:
+    """Those of --gpu_num that are this process's: under torchrun one each, or none for the CPU.
+
+    The default, GPU 0, then means the GPU of the number of the process on its machine. UsageError for another list that
+    has not an entry for each process.
     """
-    if not gpu_num:
-        return [torch.device("cpu")]
-    if not torch.cuda.is_available():
-        print(f"warning: no CUDA on this machine; --gpu_num={list(gpu_num)} runs on the CPU", flush=True)
-        return [torch.device("cpu")]
+    if not env.is_distributed or not gpu_num:
+        return tuple(gpu_num)
+    if tuple(gpu_num) == (0,):
+        return (env.local_rank,)
+    if len(gpu_num) != env.local_world_size:
+        raise UsageError(
+            f"--gpu_num={list(gpu_num)}: torchrun starts {env.local_world_size} processes on this machine, and each "
+            f"has one GPU; name so many GPUs, or leave it out for the first ones"
+        )
+    return (gpu_num[env.local_rank],)
+
+
+@contextmanager
+def distributed_session(gpu_num: Sequence[int], env: DistEnv) -> Iterator[list["torch.device"]]:
+    """The devices of this process, met with the others; of their output to stdout only the first one's is shown.
+
+    Numbers travel by NCCL between GPUs and by gloo between CPUs. If another process is lost, RunError(LOST).
+    """
+    from util.device import select_devices
+
+    if not env.is_distributed:
+        yield select_devices(gpu_num)
+        return
+    import torch.distributed as dist
+
+    with open(os.devnull, "w") as nowhere, nullcontext() if env.is_main_process else redirect_stdout(nowhere):
+        _check_gpus(gpu_num, env)
+        devices = select_devices(local_gpu_ids(gpu_num, env))
+        try:
+            dist.init_process_group("gloo" if devices[0].type == "cpu" else "cpu:gloo,cuda:nccl", timeout=_PATIENCE)
+            yield devices
+            dist.barrier()  # who leaves earlier closes connections that another may still read from
+        except RuntimeError as error:
+            if _is_loss(error):
+                raise RunError(LOST) from error
+            raise
+        dist.destroy_process_group()
+
+
+def _check_gpus(gpu_num: Sequence[int], env: DistEnv) -> None:
+    import torch
+
     count = torch.cuda.device_count()
-    for index in gpu_num:
-        if index >= count:
-            names = ", ".join(f"{i} ({torch.cuda.get_device_name(i)})" for i in range(count))
-            raise UsageError(f"--gpu_num={list(gpu_num)}: there is no GPU {index} here; there are: {names}")
-    torch.backends.cudnn.benchmark = True  # every batch has the same shape: the search for the fastest way pays
-    torch.cuda.set_device(gpu_num[0])  # what names no device, like pinned memory, then leaves GPU 0 alone
-    return [torch.device("cuda", index) for index in gpu_num]
+    if tuple(gpu_num) == (0,) and torch.cuda.is_available() and count < env.local_world_size:
+        raise UsageError(
+            f"torchrun starts {env.local_world_size} processes on this machine, which has {count} GPUs; give "
+            f"--nproc_per_node={count}"
+        )
 
 
-def wrap(
-    backbone: nn.Module,
-    devices: Sequence[torch.device],
-    compiled: bool = False,
-    dtype: torch.dtype = torch.float32,
-) -> nn.Module:
-    """The backbone as it is run: moved to its device, computing in `dtype` (see util.precision), compiled if wanted;
-    several devices each get a copy at every step.
+def _is_loss(error: RuntimeError) -> bool:
+    """gloo raises RuntimeErrors that are told by their text alone."""
+    import torch.distributed as dist
 
-    Nothing else is wrapped: neither the head's weights nor its logits travel between GPUs. The parameters stay those of
-    `backbone`, which is the one to save.
+    if isinstance(error, RunError):
+        return False
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "Connection closed by"))
+
+
+def broadcast_from_main(make: Callable[[], Result], env: DistEnv) -> Result:
+    """What make() gives in the first process, in all of them; for what can be pickled."""
+    if not env.is_distributed:
+        return make()
+    import torch.distributed as dist
+
+    made = [make() if env.is_main_process else None]
+    dist.broadcast_object_list(made)
+    return made[0]
+
+
+def seed_epoch(seed: int, epoch: int, rank: int) -> None:
+    """Sets torch's generators to what belongs to an epoch and a process."""
+    import numpy as np
+    import torch
+
+    torch.manual_seed(int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64)[0] >> 1))
+
+
+def first_to_say(message: str) -> bool:
+    """Whether no other process of the run has asked this for the same message: one line is enough for all of them.
+
+    The store in which they met is torchrun's own, and outlives any of them.
     """
-    # The layout in which pixels arrive; without it a CPU spends most of a step on shuffling them.
-    backbone.to(devices[0], memory_format=torch.channels_last)
-    runner = in_precision(backbone, dtype)
-    runner = torch.compile(runner) if compiled else runner
-    return runner if len(devices) == 1 else nn.DataParallel(runner, device_ids=list(devices))
+    if not _several():
+        return True
+    from torch.distributed import TCPStore
+
+    name = f"said {os.environ.get('TORCHELASTIC_RESTART_COUNT')} {hashlib.sha1(message.encode()).hexdigest()}"
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10)).add(name, 1) == 1
+    except (RuntimeError, KeyError, ValueError):  # better twice than not at all
+        return True
 
 
-def available_cores() -> int:
-    """The cores that this process may use: on a cluster fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _several() -> bool:
+    try:
+        return DistEnv.from_environ().is_distributed
+    except UsageError:  # the process ends with this very error, which it has to say
+        return False
 
 
-def workers_for(devices: Sequence[torch.device], cores: int) -> int:
-    """Loader processes where --num_workers is not given: on a CPU the network needs the cores, on a GPU it does not."""
-    return max(1, min(4, cores // 4)) if devices[0].type == "cpu" else max(1, min(8, cores - 1))
-
-
-def judged_together(devices: Sequence[torch.device]) -> int:
-    """Images in a batch of a validation for which no size is given; training's would be too small or too large."""
-    return JUDGED_ON_CPU if devices[0].type == "cpu" else JUDGED_ON_GPU * len(devices)
-
-
-def on_every_rank(runner: nn.Module, device: torch.device) -> nn.Module:
-    """What wrap() gives, in each process of torch.distributed: backward leaves the mean of their gradients in all.
-
-    Batch norm's running statistics are each process's own until average_buffers().
-    """
-    device_ids = [device] if device.type == "cuda" else None
-    wrapper = nn.parallel.DistributedDataParallel
-    # torch 2.13 renamed the flag, and warns of the old name.
-    names = ("forward_sync_buffers", "broadcast_buffers")
-    sync = next(name for name in names if name in signature(wrapper).parameters)
-    return wrapper(runner, device_ids=device_ids, gradient_as_bucket_view=True, **{sync: False})
-
-
-@torch.no_grad()
-def average_buffers(module: nn.Module) -> None:
-    """The mean of the running statistics over the processes, in each; counters agree as they are."""
-    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-    if buffers:
-        together = torch.cat([buffer.flatten() for buffer in buffers])
-        dist.all_reduce(together)
-        together /= dist.get_world_size()
-        parts = together.split([buffer.numel() for buffer in buffers])
-        for buffer, part in zip(buffers, parts, strict=True):
-            buffer.copy_(part.view_as(buffer))
-
-
-@torch.no_grad()
-def merged(shard: torch.Tensor) -> torch.Tensor | None:
-    """The shards of all processes, one below the other in the order of the ranks, on the CPU of the first one.
-
-    The others, which have to call this too, get None. The first one holds the whole and no second copy of any part.
-    """
-    sizes: list[int] = [0] * dist.get_world_size()
-    dist.all_gather_object(sizes, len(shard))
-    if dist.get_rank():
-        for part in shard.split(_ROWS_AT_ONCE):
-            dist.send(part.cpu().contiguous(), dst=0)
-        return None
-    whole = torch.empty(sum(sizes), *shard.shape[1:], dtype=shard.dtype)
-    places = whole.split(sizes)
-    places[0].copy_(shard)
-    for rank, place in enumerate(places[1:], 1):
-        for part in place.split(_ROWS_AT_ONCE):
-            dist.recv(part, src=rank)
-    return whole
+def run_rank_script(main: Callable[[list[str]], None]) -> None:
+    """run_script() for each process of many: a line is said once, and by whom torchrun ends because of another, too."""
+    try:
+        run_script(main, first_to_say)
+    except SystemExit as end:
+        if end.code == _TERMINATED and _several():
+            ignore_sigterm()
+            if first_to_say(LOST):
+                print(f"error: {LOST}", file=sys.stderr)
+        raise

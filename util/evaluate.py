@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from util.errors import DataError, UsageError
-from util.pairs import ChosenPairs, PairSet
+from util.pairs import PairSet, PairSubset
 from util.super_resolution import enlarge
-from util.transform import SIZE, degrade, eval_crop, normalise, shrink
-from util.verification import Verification, verify
+from util.transform import SIZE, degrade, eval_crop, normalize, shrink
+from util.verification import VerificationResult, verify
 
 # From evaluation crops to what is seen of them, (n, 112, 112, 3) RGB uint8 both, the latter on the device.
 View = Callable[[np.ndarray], torch.Tensor]
@@ -25,7 +25,7 @@ LOW_VIEWS = ("LR", "SR")
 _READERS = 4  # threads that read for a GPU; the network needs the cores of a CPU itself
 
 
-def views_named(
+def build_views(
     names: Iterable[str],
     scales: Sequence[int],
     networks: Mapping[int, nn.Module] | None = None,
@@ -38,27 +38,27 @@ def views_named(
         if name not in ("HR", *LOW_VIEWS):
             raise UsageError(f"view {name!r}: unknown; known are HR, {', '.join(LOW_VIEWS)}")
         if name == "HR":
-            views[name] = full_view(device)
+            views[name] = hr_view(device)
         for scale in scales if name in LOW_VIEWS else ():
             network = networks[scale] if name == "SR" else None
-            views[view_name(name, scale, scales)] = low_view(SIZE // scale, device, network)
+            views[view_label(name, scale, scales)] = low_res_view(SIZE // scale, device, network)
     return views
 
 
-def full_view(device: torch.device | str) -> View:
+def hr_view(device: torch.device | str) -> View:
     """The evaluation crop as it is."""
     return lambda crops: torch.from_numpy(crops).to(device, non_blocking=True)
 
 
-def low_view(size: int, device: torch.device | str, network: nn.Module | None = None) -> View:
+def low_res_view(size: int, device: torch.device | str, network: nn.Module | None = None) -> View:
     """The crop shrunk to size x size pixels and enlarged again: bicubic, or by a network on the device."""
     if network is None:
-        full = full_view(device)
+        full = hr_view(device)
         return lambda crops: full(degrade(crops, size))
     return lambda crops: enlarge(network, torch.from_numpy(shrink(crops, size)).to(device))
 
 
-def view_name(name: str, scale: int, scales: Sequence[int]) -> str:
+def view_label(name: str, scale: int, scales: Sequence[int]) -> str:
     """The name of the view "LR" or "SR" at one of the scales."""
     return name if len(scales) == 1 else f"{name}x{scale}"
 
@@ -66,19 +66,19 @@ def view_name(name: str, scale: int, scales: Sequence[int]) -> str:
 @torch.inference_mode()
 def embed(backbone: nn.Module, images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
     """(n, 112, 112, 3) RGB uint8 -> (n, D) on the device: image and mirror image embedded, summed, L2-normalised."""
-    return _embed(backbone, full_view(device)(images))
+    return _embed(backbone, hr_view(device)(images))
 
 
 def _embed(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    return F.normalize(sum(map(backbone, both_ways(images))))
+    return F.normalize(sum(map(backbone, with_flip(images))))
 
 
-def both_ways(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def with_flip(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(n, H, W, 3) uint8 -> what the network gets of the images and of their mirror images, (n, 3, H, W) in [-1, 1].
 
     They are mirrored as bytes, which takes a tenth of the time that it takes with floats.
     """
-    return normalise(images), normalise(images.flip(2))
+    return normalize(images), normalize(images.flip(2))
 
 
 def evaluate(
@@ -89,8 +89,8 @@ def evaluate(
     views: Iterable[str] | Mapping[str, View] = ("HR",),
     lr_scale: int | Sequence[int] = 4,
     super_resolution: Mapping[int, nn.Module] | None = None,
-    oneside: bool = False,
-) -> dict[str, dict[str, Verification]]:
+    first_image_only: bool = False,
+) -> dict[str, dict[str, VerificationResult]]:
     """Ten-fold verification of every set in every view: {view: {set name: result}}.
 
     Views are names, of which views_named knows the meaning, or what is wanted itself, under any names.
@@ -99,17 +99,17 @@ def evaluate(
     Each image is read and cropped once for all views. The backbone is put into eval mode and back.
     """
     scales = (lr_scale,) if isinstance(lr_scale, int) else tuple(lr_scale)
-    chosen = views if isinstance(views, Mapping) else views_named(views, scales, super_resolution, device)
-    if oneside and "HR" not in chosen:
+    chosen = views if isinstance(views, Mapping) else build_views(views, scales, super_resolution, device)
+    if first_image_only and "HR" not in chosen:
         raise UsageError("one side in low resolution: the other one is that of the view HR; add it")
     readers = 1 if torch.device(device).type == "cpu" else _READERS
-    results: dict[str, dict[str, Verification]] = {view: {} for view in chosen}
+    results: dict[str, dict[str, VerificationResult]] = {view: {} for view in chosen}
     was_training = backbone.training
     backbone.eval()
     try:
         for pairs in pair_sets:
             started = time.perf_counter()
-            embeddings = _embed_shared(backbone, pairs, batch_size, chosen, oneside, readers)
+            embeddings = _embed_shared(backbone, pairs, batch_size, chosen, first_image_only, readers)
             rate = 2 * len(pairs) * len(chosen) / (time.perf_counter() - started)
             for view, vectors in embeddings.items():
                 results[view][pairs.name] = replace(_verify(pairs, vectors), images_per_second=rate)
@@ -118,7 +118,7 @@ def evaluate(
     return results
 
 
-def won_back(high: Verification, low: Verification, enlarged: Verification) -> float | None:
+def recovered_fraction(high: VerificationResult, low: VerificationResult, enlarged: VerificationResult) -> float | None:
     """The share of the accuracy lost at low resolution that super resolution wins back.
 
     None where that loss is below one standard error of the accuracy at low resolution, a proportion of the P pairs:
@@ -130,11 +130,11 @@ def won_back(high: Verification, low: Verification, enlarged: Verification) -> f
     return (enlarged.accuracy - low.accuracy) / loss
 
 
-def average_accuracy(results: dict[str, Verification]) -> float:
+def average_accuracy(results: dict[str, VerificationResult]) -> float:
     return sum(result.accuracy for result in results.values()) / len(results)
 
 
-def _verify(pairs: PairSet, vectors: np.ndarray) -> Verification:
+def _verify(pairs: PairSet, vectors: np.ndarray) -> VerificationResult:
     try:
         return verify(vectors, pairs.issame)
     except DataError as error:
@@ -142,7 +142,12 @@ def _verify(pairs: PairSet, vectors: np.ndarray) -> Verification:
 
 
 def _embed_shared(
-    backbone: nn.Module, pairs: PairSet, batch_size: int, views: Mapping[str, View], oneside: bool, readers: int
+    backbone: nn.Module,
+    pairs: PairSet,
+    batch_size: int,
+    views: Mapping[str, View],
+    first_image_only: bool,
+    readers: int,
 ) -> dict[str, np.ndarray]:
     """As _embed_set. Processes of torch.distributed embed a contiguous share of the batches each, and all get all.
 
@@ -150,13 +155,13 @@ def _embed_shared(
     """
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     if ranks == 1:
-        return _embed_set(backbone, pairs, batch_size, views, oneside, readers)
+        return _embed_set(backbone, pairs, batch_size, views, first_image_only, readers)
     size = max(1, batch_size // 2)  # pairs in a batch
     batches = -(-len(pairs) // size)
     bounds = [min(size * (batches * rank // ranks), len(pairs)) for rank in range(ranks + 1)]
     first, last = bounds[dist.get_rank() :][:2]
-    share = ChosenPairs(pairs, np.arange(first, last))
-    own = _embed_set(backbone, share, 2 * size, views, oneside, readers) if first < last else {}
+    share = PairSubset(pairs, np.arange(first, last))
+    own = _embed_set(backbone, share, 2 * size, views, first_image_only, readers) if first < last else {}
     shares: list[dict[str, np.ndarray]] = [{}] * ranks
     dist.all_gather_object(shares, own)
     return {view: np.concatenate([share[view] for share in shares if share]) for view in views}
@@ -164,7 +169,12 @@ def _embed_shared(
 
 @torch.inference_mode()
 def _embed_set(
-    backbone: nn.Module, pairs: PairSet, batch_size: int, views: Mapping[str, View], oneside: bool, readers: int
+    backbone: nn.Module,
+    pairs: PairSet,
+    batch_size: int,
+    views: Mapping[str, View],
+    first_image_only: bool,
+    readers: int,
 ) -> dict[str, np.ndarray]:
     """{view: (2P, D) float32}. The embeddings stay on the device until the last batch."""
     parts: dict[str, list[torch.Tensor]] = {view: [] for view in views}
@@ -173,11 +183,11 @@ def _embed_set(
         firsts = crops[done % 2 :: 2]  # of their pairs
         done += len(crops)
         for name, view in views.items():
-            seen = firsts if oneside and name != "HR" else crops
+            seen = firsts if first_image_only and name != "HR" else crops
             if len(seen):
                 parts[name].append(_embed(backbone, view(seen)))
     vectors = {name: torch.cat(batches) for name, batches in parts.items()}
-    if oneside:
+    if first_image_only:
         for name in vectors.keys() - {"HR"}:
             vectors[name] = torch.stack([vectors[name], vectors["HR"][1::2]], dim=1).flatten(0, 1)
     return {name: values.cpu().numpy() for name, values in vectors.items()}

@@ -11,7 +11,7 @@ _PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path`, whose file takes the place of `path` if the block ends well.
 
     with replacing(path) as partial:
@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def check_folder(flag: str, folder: str | Path) -> None:
+def require_writable_dir(flag: str, folder: str | Path) -> None:
     """Makes the folder and tries to write into it; UsageError if that fails: before the work, not after it."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -36,27 +36,27 @@ def check_folder(flag: str, folder: str | Path) -> None:
         raise UsageError(f"{flag}={folder}: cannot be written to ({error.strerror}); name another folder") from None
 
 
-def check_apart(source_flag: str, source: Path, flag: str, folder: Path) -> None:
+def check_source_and_dest(source_flag: str, source: Path, flag: str, folder: Path) -> None:
     """Raises UsageError unless source is a folder and `folder` one to write into that does not hold it."""
     if not source.is_dir():
         raise UsageError(f"{source_flag}={source}: no such folder; name one with images")
     if source.resolve().is_relative_to(folder.resolve()):
         raise UsageError(f"{flag}={folder}: holds the source, whose images could be overwritten; name another")
-    check_folder(flag, folder)
+    require_writable_dir(flag, folder)
 
 
-def check_outputs(json: str | None, plot: str | None) -> None:
+def check_report_paths(json: str | None, plot: str | None) -> None:
     """Raises UsageError for a file of --json or --plot that could not be written: before the work, not after it."""
     for flag, file in (("--json", json), ("--plot", plot)):
         if file is not None:
-            check_file(flag, file)
+            require_writable_file(flag, file)
     if plot is not None and Path(plot).suffix.lower() not in _PLOT_SUFFIXES:
         raise UsageError(f"--plot={plot}: must end in {', '.join(_PLOT_SUFFIXES)}; rename it")
 
 
-def check_file(flag: str, file: str | Path) -> None:
+def require_writable_file(flag: str, file: str | Path) -> None:
     """The same for a file to be written, which may exist already."""
     path = Path(file)
     if path.exists() and not path.is_file():
         raise UsageError(f"{flag}={file}: is a folder or a device; name a file")
-    check_folder(flag, path.parent)
+    require_writable_dir(flag, path.parent)

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from util.errors import UsageError
-from util.files import replacing
-from util.verification import Verification
+from util.files import atomic_write
+from util.verification import VerificationResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Told apart by people with any kind of colour vision (Okabe and Ito 2008), their yellow, too pale for a line, left out.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#8C6D46")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#8C6D46")
 DASHES = ("-", (0, (4, 1.6)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 INK, PALE_INK, SPINE, GRID = "#333333", "#777777", "#888888", "#DDDDDD"
 LOWEST_FAR = 1e-4
 
 
-def roc_figure(results: Mapping[str, Verification]) -> Figure:
+def roc_figure(results: Mapping[str, VerificationResult]) -> Figure:
     """ROC curves over a logarithmic false accept rate, with accuracy (± standard deviation) and AUC in the legend.
 
     A curve is a staircase, the largest true accept rate at each false accept rate, and begins at 1 / negatives, the
@@ -49,7 +49,7 @@ def roc_figure(results: Mapping[str, Verification]) -> Figure:
     axes.set_xlim(min(far[0] for far, _ in curves.values()), 1)
     axes.set_ylim(bottom, 1 + 0.02 * (1 - bottom))
     axes.yaxis.set_major_formatter(_percent)
-    calm(axes, grid="both")
+    style_axes(axes, grid="both")
     columns = {
         "accuracy (%)": [f"{100 * r.accuracy:.2f} ± {100 * r.accuracy_std:.2f}" for r in results.values()],
         "AUC": [f"{r.auc:.4f}" for r in results.values()],
@@ -58,7 +58,7 @@ def roc_figure(results: Mapping[str, Verification]) -> Figure:
     return figure
 
 
-def score_histogram(result: Verification) -> Figure:
+def score_histogram(result: VerificationResult) -> Figure:
     """How the squared distances of same and of different pairs are distributed, and the threshold between them."""
     from matplotlib.figure import Figure
 
@@ -66,22 +66,22 @@ def score_histogram(result: Verification) -> Figure:
     axes = figure.add_subplot()
     top = 1.02 * max(float(result.distances.max()), result.threshold)
     bins = np.linspace(0, top, 61) if top > 0 else np.linspace(0, 1, 61)
-    for same, label, colour in ((True, "same person", COLOURS[0]), (False, "different people", COLOURS[1])):
+    for same, label, color in ((True, "same person", COLORS[0]), (False, "different people", COLORS[1])):
         distances = result.distances[result.issame == same]
         axes.hist(
             distances,
             bins,
             weights=np.full(len(distances), 1 / len(distances)),
             histtype="stepfilled",
-            facecolor=(colour, 0.25),
-            edgecolor=colour,
+            facecolor=(color, 0.25),
+            edgecolor=color,
             label=f"{label} ({len(distances):,} pairs)",
         )
     label = f"threshold {result.threshold:.2f}"
     axes.axvline(result.threshold, color=INK, linewidth=1.2, linestyle=DASHES[1], label=label)
     axes.set(xlabel="Squared distance between embeddings", ylabel="Share of pairs (%)", xlim=(0, bins[-1]))
     axes.yaxis.set_major_formatter(_percent)
-    calm(axes, grid="y")
+    style_axes(axes, grid="y")
     figure.legend(loc="outside upper center", ncols=3, fontsize=9, labelcolor=INK, frameon=False)
     return figure
 
@@ -102,8 +102,8 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     loss, precision, *accuracy = figure.subplots(1, panels)
     epochs = [record["epoch"] for record in records]
     line = {"linewidth": 1.6, "marker": "o" if len(records) <= 30 else "", "markersize": 3.5}
-    loss.plot(epochs, [record["loss"] for record in records], color=COLOURS[0], **line)
-    precision.plot(epochs, [record["prec1"] for record in records], color=COLOURS[0], **line)
+    loss.plot(epochs, [record["loss"] for record in records], color=COLORS[0], **line)
+    precision.plot(epochs, [record["prec1"] for record in records], color=COLORS[0], **line)
     for axes in accuracy:
         known = {name: [r for r in records if name in r["accuracy"]] for name in sets}
         percent = {name: [100 * r["accuracy"][name] for r in known[name]] for name in sets}
@@ -129,11 +129,11 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     if suffix not in known:
         raise UsageError(f"{path}: a plot cannot be written as {path.suffix or 'a file without a suffix'}; use .png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, format=suffix, dpi=200)
 
 
-def _staircase(result: Verification) -> tuple[np.ndarray, np.ndarray]:
+def _staircase(result: VerificationResult) -> tuple[np.ndarray, np.ndarray]:
     """The corners of a ROC from 1 / negatives or LOWEST_FAR on: false accept rates, and the largest TAR at each."""
     start = max(1 / result.negatives, LOWEST_FAR)
     far = np.unique(np.concatenate([[start], result.far[result.far > start]]))
@@ -142,14 +142,14 @@ def _staircase(result: Verification) -> tuple[np.ndarray, np.ndarray]:
 
 def _styles(names: Sequence[str] | Mapping[str, Any]) -> list[dict[str, Any]]:
     """A colour for each set, and a dash for each of its views: "LFW LR" is a view of "LFW" where both are drawn."""
-    colours: dict[str, str] = {}
+    colors: dict[str, str] = {}
     views: dict[str, int] = {}
     styles = []
     for name in names:
         base = next((other for other in names if name.startswith(f"{other} ")), name)
-        colours.setdefault(base, COLOURS[len(colours) % len(COLOURS)])
+        colors.setdefault(base, COLORS[len(colors) % len(COLORS)])
         views[base] = views.get(base, -1) + 1
-        styles.append({"color": colours[base], "linestyle": DASHES[views[base] % len(DASHES)]})
+        styles.append({"color": colors[base], "linestyle": DASHES[views[base] % len(DASHES)]})
     return styles
 
 
@@ -185,7 +185,7 @@ def _percent(share: float, position: int) -> str:
     return f"{100 * share:g}"
 
 
-def calm(axes: Axes, grid: str) -> None:
+def style_axes(axes: Axes, grid: str) -> None:
     """Two spines, pale grid lines behind the data, dark grey and not black text."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(SPINE)
@@ -205,4 +205,4 @@ def _epoch_axis(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
     for before, after in pairwise(records):
         if after["lr"] <= before["lr"] / 2:
             axes.axvline(after["epoch"] - 0.5, color="#AAAAAA", linewidth=0.9, linestyle=DASHES[2], zorder=0)
-    calm(axes, grid="y")
+    style_axes(axes, grid="y")

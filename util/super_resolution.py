@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from util.checkpoint import dated_runs, find_network, load
-from util.distributed import wrap
+from util.checkpoint.io import dated_runs, find_network, load
+from util.device import prepare_module
 from util.errors import DataError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def load_networks(
     networks = {}
     for scale in scales:
         file = find_super_resolution(path, scale)
-        networks[scale] = wrap(load_super_resolution(file, scale, build).requires_grad_(False), devices)
+        networks[scale] = prepare_module(load_super_resolution(file, scale, build).requires_grad_(False), devices)
         print(f"super resolution x{scale}: {file}")
     return networks
 

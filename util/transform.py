@@ -13,7 +13,7 @@ RESIZED = 128  # what crops are cut from
 _LUMA = np.array([0.299, 0.587, 0.114])  # how red, green and blue add up to grey (ITU-R BT.601)
 
 
-def normalise(images: torch.Tensor) -> torch.Tensor:
+def normalize(images: torch.Tensor) -> torch.Tensor:
     """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 in [-1, 1], in channels_last memory order (no copy of the layout)."""
     return images.permute(0, 3, 1, 2).float().sub_(127.5).div_(127.5)
 
@@ -39,19 +39,19 @@ def train_warp(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.5:
         matrix[0] = [0, 0, SIZE - 1] - matrix[0]
     warped = cv2.warpAffine(image, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-    warped = _jitter_colour(warped, rng)
+    warped = _jitter_color(warped, rng)
     if rng.random() < 0.15:
         warped = cv2.GaussianBlur(warped, (0, 0), rng.uniform(0.5, 1.8))
     return _erase(warped, rng) if rng.random() < 0.4 else warped
 
 
-def _jitter_colour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _jitter_color(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Contrast around middle grey and balance of colours, brightness, then saturation: one matrix for all."""
     overall, *balance = rng.random(4).tolist()
     contrast = (0.7 + 0.6 * overall) * (0.9 + 0.2 * np.array(balance))
     offset = 127.5 * (1 - contrast) + rng.uniform(-30, 30)
-    colour = 0.0 if rng.random() < 0.15 else rng.uniform(0.6, 1.2)
-    saturate = colour * np.eye(3) + (1 - colour) * _LUMA  # (3, 3)
+    color = 0.0 if rng.random() < 0.15 else rng.uniform(0.6, 1.2)
+    saturate = color * np.eye(3) + (1 - color) * _LUMA  # (3, 3)
     matrix = np.empty((3, 4))
     matrix[:, :3] = saturate * contrast
     matrix[:, 3] = saturate @ offset

@@ -12,7 +12,7 @@ THRESHOLD_GRID = np.arange(0, 4, 0.01)  # (400,) squared distances; between unit
 
 
 @dataclass(frozen=True, eq=False)
-class Verification:
+class VerificationResult:
     """What `verify` finds out about P pairs. All distances and thresholds are squared Euclidean distances.
 
     The numbers of the protocol, over F folds: `accuracy` and `accuracy_std` (ddof 0) are the mean and the deviation of
@@ -63,7 +63,7 @@ class Verification:
         return float(self.tar[np.searchsorted(self.far, far, side="right") - 1])
 
 
-def verify(embeddings: np.ndarray, issame: np.ndarray, folds: int = FOLDS, pca: int = 0) -> Verification:
+def verify(embeddings: np.ndarray, issame: np.ndarray, folds: int = FOLDS, pca: int = 0) -> VerificationResult:
     """Judges embeddings (2P, D), L2-normalised, rows 2i and 2i + 1 a pair, by the truth `issame` (P,).
 
     The protocol of LFW (Huang et al. 2007, "image-restricted"), as FaceNet, InsightFace and face.evoLVe compute it:
@@ -94,7 +94,7 @@ def verify(embeddings: np.ndarray, issame: np.ndarray, folds: int = FOLDS, pca: 
     at_best = np.take_along_axis(tested, best[:, None, None], axis=2)[:, :, 0]  # (F, 2)
     fold_accuracies = (at_best[:, 1] + negatives - at_best[:, 0]) / (negatives + positives)
     far, tar, auc = _roc(distances, issame)
-    return Verification(
+    return VerificationResult(
         accuracy=float(fold_accuracies.mean()),
         accuracy_std=float(fold_accuracies.std()),
         fold_accuracies=fold_accuracies,

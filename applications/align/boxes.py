@@ -45,7 +45,7 @@ def square(boxes: np.ndarray) -> np.ndarray:
     return np.round(np.hstack([start, start + side - 1]))
 
 
-def distance_to_centre(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+def distance_to_center(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
     """(N,) distance in pixels between the centres of the boxes and that of the image."""
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    return np.linalg.norm(centres - np.array([width, height]) / 2, axis=1)
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return np.linalg.norm(centers - np.array([width, height]) / 2, axis=1)

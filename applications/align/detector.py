@@ -114,7 +114,7 @@ class Detector:
         self, canvas: np.ndarray, placed: list[tuple[pyramid.Piece, pyramid.Place]]
     ) -> tuple[_Candidates, np.ndarray]:
         """What P-Net finds on a canvas, in pixels of the images, and for each a number of its image and level."""
-        logits, offsets = self._propose(networks.normalise(torch.from_numpy(canvas)[None].to(self._device)))
+        logits, offsets = self._propose(networks.normalize(torch.from_numpy(canvas)[None].to(self._device)))
         row, column = (logits[0] > _logit(self._thresholds[0])).nonzero(as_tuple=True)
         scores, offsets = logits[0, row, column].sigmoid().cpu().numpy(), offsets[0, row, column].cpu().numpy()
         row, column = row.cpu().numpy(), column.cpu().numpy()
@@ -161,7 +161,7 @@ class Detector:
         crops = _crops(images, candidates, size)
         crops = crops if len(crops) else np.zeros((1, size, size, 3), np.uint8)  # of nothing, for the shapes
         outputs = [
-            network(networks.normalise(torch.from_numpy(crops[start : start + self._chunks[size]]).to(self._device)))
+            network(networks.normalize(torch.from_numpy(crops[start : start + self._chunks[size]]).to(self._device)))
             for start in range(0, len(crops), self._chunks[size])
         ]
         together = (torch.cat(parts).cpu().numpy() for parts in zip(*outputs, strict=True))

@@ -14,10 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from util.cli import Parser
-from util.conversions import to_gpus
+from util.cli.argparser import Parser
+from util.cli.types import to_gpus
 from util.errors import DataError, UsageError, run_script
-from util.files import check_file
+from util.files import require_writable_file
 
 
 def main(arguments: list[str]) -> None:
@@ -25,10 +25,10 @@ def main(arguments: list[str]) -> None:
     gpus = _gpus(flags.gpu_num)
 
     # torch takes seconds to import, and a mistake in the command line is answered at once.
+    from applications.align.batch import AlignSettings, align_tree, printable
+    from applications.align.contact_sheet import write_contact_sheet
     from applications.align.manifest import ALIGNED, FILE
-    from applications.align.sheet import write_contact_sheet
-    from applications.align.tree import AlignSettings, align_tree, printable
-    from util.distributed import select_devices
+    from util.device import select_devices
 
     names = ("crop_size", "select", "keep_all", "min_face", "format")
     settings = AlignSettings(thresholds=tuple(flags.thresholds), **{name: getattr(flags, name) for name in names})
@@ -77,7 +77,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if flags.processes is not None and not 0 <= flags.processes <= 256:
         raise UsageError(f"--processes {flags.processes}: must lie between 0 and 256")
     if flags.contact_sheet:
-        check_file("--contact_sheet", flags.contact_sheet)
+        require_writable_file("--contact_sheet", flags.contact_sheet)
         if flags.contact_sheet.suffix.lower() != ".png":
             raise UsageError(f"--contact_sheet {flags.contact_sheet}: is a PNG file; let its name end in .png")
     return flags

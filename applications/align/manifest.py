@@ -29,7 +29,7 @@ import numpy as np
 
 from applications.align.detector import Face
 from util.errors import DataError, UsageError
-from util.files import replacing
+from util.files import atomic_write
 
 ALIGNED, NO_FACE, UNREADABLE, NOT_AN_IMAGE = "aligned", "no face", "unreadable", "not an image"
 FILE, SETTINGS_FILE = "manifest.csv", "align.json"
@@ -113,9 +113,9 @@ class Manifest(AbstractContextManager):
             _remove(dest)
         elif path.exists():
             _check_settings(dest, settings)
-        with replacing(dest / SETTINGS_FILE) as partial:
+        with atomic_write(dest / SETTINGS_FILE) as partial:
             partial.write_text(json.dumps(settings, indent=2) + "\n")
-        with replacing(path) as partial, _open(partial, "w") as file:
+        with atomic_write(path) as partial, _open(partial, "w") as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
             for rows in _rows_that_hold(dest) if path.exists() else ():

@@ -15,7 +15,7 @@ from applications.align.weights import load_weights
 WINDOW, STRIDE = 12, 2  # of P-Net
 
 
-def normalise(pixels: torch.Tensor) -> torch.Tensor:
+def normalize(pixels: torch.Tensor) -> torch.Tensor:
     """(N, H, W, 3) RGB uint8 -> (N, 3, H, W) float32, (x - 127.5) / 128, in channels_last memory order."""
     return pixels.permute(0, 3, 1, 2).float().sub_(127.5).mul_(1 / 128)
 

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from util.template import TEMPLATE, TEMPLATE_SIZE
+from util.face import ARCFACE_TEMPLATE, FACE_SIZE
 
 
 def similarity(landmarks: np.ndarray, template: np.ndarray) -> np.ndarray:
@@ -31,13 +31,13 @@ def _umeyama(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.hstack([matrix, (target_mean - matrix @ source_mean)[:, None]])
 
 
-def align(image: np.ndarray, landmarks: np.ndarray, size: int = TEMPLATE_SIZE) -> np.ndarray:
+def align(image: np.ndarray, landmarks: np.ndarray, size: int = FACE_SIZE) -> np.ndarray:
     """The face whose (5, 2) landmarks are given, upright: (H, W, 3) RGB uint8 -> (size, size, 3).
 
     Bilinear; black where it reaches outside of the image. A face more than twice as large as it will be is first
     averaged down by a whole factor, since bilinear sampling alone would skip pixels.
     """
-    matrix = similarity(landmarks, TEMPLATE * size / TEMPLATE_SIZE)
+    matrix = similarity(landmarks, ARCFACE_TEMPLATE * size / FACE_SIZE)
     factor = int(1 / np.linalg.norm(matrix[0, :2]))
     if factor >= 2:
         image, matrix = _averaged(image, matrix, factor, size)

@@ -14,7 +14,7 @@ import lz4.frame
 import numpy as np
 
 from util.errors import DataError
-from util.pickles import NUMPY_GLOBALS, PickledArray, PickledDtype, SafeUnpickler, StandIn
+from util.pairs.pickles import NUMPY_GLOBALS, PickledArray, PickledDtype, SafeUnpickler, StandIn
 
 PACKAGE = "mtcnn==1.0.0"
 SHA256 = {

@@ -23,9 +23,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="the bcolz set to be made")
     flags = parse(parser, arguments)
 
-    from applications.prepare.sets import is_made, is_reordered, new_order, write_set
-    from util.bin_pairs import BinPairs
+    from applications.prepare.write_set import is_made, is_reordered, new_order, write_set
     from util.pairs import load_pairs
+    from util.pairs.bin import BinPairs
 
     pairs = load_pairs(flags.file)
     if not isinstance(pairs, BinPairs):

@@ -37,8 +37,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="where sets lie (data)")
     flags = parse(parser, arguments)
 
-    from applications.prepare.faces import align_all, describe, whole_image
-    from applications.prepare.sets import is_made, list_file, new_order, write_aligned
+    from applications.prepare.align_pairs import align_all, describe, whole_image
+    from applications.prepare.write_set import is_made, list_file, new_order, write_aligned
 
     images, protocol = find_folders(flags.source, flags.protocol)
     folder, left = flags.data_dir / OUT, {}

@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from applications.prepare.commands import new_parser, parse
 from util.errors import DataError, UsageError, run_script
-from util.files import check_file, replacing
+from util.files import atomic_write, require_writable_file
 
 if TYPE_CHECKING:
-    from applications.prepare.findings import Findings
+    from applications.prepare.report import Findings
 
 
 def main(arguments: list[str]) -> None:
@@ -36,14 +36,14 @@ def main(arguments: list[str]) -> None:
     )
     flags = parse(parser, arguments)
     if flags.report:
-        check_file("--report", flags.report)
+        require_writable_file("--report", flags.report)
     for path in flags.paths:
         if not path.exists():
             raise UsageError(f"{path}: no such file or folder; name a training or a verification set")
 
-    from util.distributed import available_cores
+    from util.device import num_cpus
 
-    processes = available_cores() if flags.processes is None else flags.processes
+    processes = num_cpus() if flags.processes is None else flags.processes
     found = []
     for findings in (
         check_paths(flags.paths, flags.root, processes) if flags.paths else check_all(flags.data_dir, processes)
@@ -51,8 +51,8 @@ def main(arguments: list[str]) -> None:
         print("\n".join(findings.lines()), flush=True)
         found.append(findings)
     if flags.report:
-        with replacing(flags.report) as partial:
-            partial.write_text(json.dumps([findings.as_json() for findings in found], indent=1) + "\n")
+        with atomic_write(flags.report) as partial:
+            partial.write_text(json.dumps([findings.result_to_dict() for findings in found], indent=1) + "\n")
         print(f"report: {flags.report}")
     conclude(found)
 
@@ -70,7 +70,7 @@ def check_paths(paths: list[Path], root: Path | None, processes: int) -> "Iterat
 def check_all(data_dir: Path, processes: int) -> "Iterator[Findings]":
     """Findings about all that train.py and validation.py would take from `data_dir`. DataError if that is nothing."""
     from applications.prepare.check_pairs import check_pairs
-    from util.data import find_train_data
+    from util.data.loader import find_train_data
     from util.pairs import VERIFICATION_SETS
 
     try:
@@ -96,8 +96,8 @@ def check_all(data_dir: Path, processes: int) -> "Iterator[Findings]":
 
 def check_images(path: Path, processes: int) -> "Findings":
     from applications.prepare.check_training import check_training
-    from applications.prepare.findings import Findings
-    from util.data import open_training_images
+    from applications.prepare.report import Findings
+    from util.data.loader import open_training_images
 
     try:
         images = open_training_images(path)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from applications.prepare import colour
-from applications.prepare.findings import Findings
-from applications.prepare.sets import is_reordered, new_order
+from applications.prepare import channel_order as color
+from applications.prepare.report import Findings
+from applications.prepare.write_set import is_reordered, new_order
 from util.errors import DataError
 from util.pairs import PairSet, load_pairs
 from util.verification import FOLDS
@@ -26,11 +26,11 @@ def check_pairs(name: str, path: Path, root: Path | None = None) -> Findings:
         findings.errors.append(str(error))
         return findings
     describe_folds(findings, path, pairs.issame)
-    hashes, colours = measure(findings, pairs)
+    hashes, colors = measure(findings, pairs)
     describe_repetitions(findings, pairs.issame, hashes)
-    fact, warning = colour.describe(colours)
+    fact, warning = color.describe(colors)
     findings.facts.append(fact)
-    swapped = [f"image {index} (from 0)" for index in np.flatnonzero(colours == colour.SWAPPED).tolist()]
+    swapped = [f"image {index} (from 0)" for index in np.flatnonzero(colors == color.SWAPPED).tolist()]
     names = findings.list_names("red and blue swapped", swapped)
     if warning:
         findings.warnings.append(warning + ":" + names)
@@ -61,17 +61,17 @@ def describe_folds(findings: Findings, path: Path, issame: np.ndarray) -> None:
 def measure(findings: Findings, pairs: PairSet) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of the pixels, (2P,) uint64, and judgements on the colours, (2P,). 0 and UNDECIDED for a broken image."""
     hashes = np.zeros(2 * len(pairs), np.uint64)
-    colours = np.full(2 * len(pairs), colour.UNDECIDED, np.uint8)
+    colors = np.full(2 * len(pairs), color.UNDECIDED, np.uint8)
     broken: list[str] = []
     for index, image in enumerate(tqdm(each_or_error(pairs), f"reading {pairs.name}", len(hashes), unit="image")):
         if isinstance(image, DataError):
             broken.append(str(image))
             continue
         hashes[index] = int.from_bytes(blake2b(image.tobytes(), digest_size=8).digest())
-        colours[index] = colour.judge(image)
+        colors[index] = color.judge(image)
     if broken:
         findings.errors.append(f"{len(broken)} images cannot be used:{findings.list_names('unreadable', broken)}")
-    return hashes, colours
+    return hashes, colors
 
 
 def each_or_error(pairs: PairSet) -> Iterator[np.ndarray | DataError]:

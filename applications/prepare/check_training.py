@@ -7,11 +7,11 @@ from hashlib import blake2b
 import numpy as np
 from tqdm import tqdm
 
-from applications.prepare import colour
-from applications.prepare.findings import KEPT, SHOWN, Findings
-from util.data import TrainingImages
+from applications.prepare import channel_order as color
+from applications.prepare.report import KEPT, SHOWN, Findings
+from util.data.loader import TrainingImages
 from util.errors import DataError
-from util.processes import spread
+from util.parallel import parallel_map
 
 _CHUNK = 256  # images that a process takes at once
 
@@ -24,7 +24,7 @@ class Measured:
 
     hashes: np.ndarray
     sizes: np.ndarray
-    colours: np.ndarray
+    colors: np.ndarray
     broken: list[tuple[int, str]] = field(default_factory=list)
 
     @staticmethod
@@ -47,7 +47,7 @@ def check_training(images: TrainingImages, processes: int) -> Findings:
         named = findings.list_names("unreadable", [message for _, message in measured.broken])
         findings.errors.append(f"{(measured.sizes == 0).sum()} images cannot be used:{named}")
     describe_duplicates(findings, images, measured)
-    describe_colours(findings, images, measured)
+    describe_colors(findings, images, measured)
     return findings
 
 
@@ -56,7 +56,7 @@ def measure(images: TrainingImages, processes: int) -> Measured:
     total = Measured.empty(len(images))
     chunks = [range(start, min(start + _CHUNK, len(images))) for start in range(0, len(images), _CHUNK)]
     with tqdm(total=len(images), desc=f"reading {images.root.name}", unit="image", unit_scale=True) as bar:
-        for chunk, part in zip(chunks, spread(measure_chunk, images, chunks, processes), strict=True):
+        for chunk, part in zip(chunks, parallel_map(measure_chunk, images, chunks, processes), strict=True):
             for name in ("hashes", "sizes", "colours"):
                 getattr(total, name)[chunk.start : chunk.stop] = getattr(part, name)
             total.broken += part.broken[: KEPT - len(total.broken)]
@@ -66,7 +66,7 @@ def measure(images: TrainingImages, processes: int) -> Measured:
 
 def measure_chunk(images: TrainingImages, chunk: range) -> Measured:
     measured = Measured.empty(len(chunk))
-    measured.colours[:] = colour.UNDECIDED
+    measured.colors[:] = color.UNDECIDED
     for place, index in enumerate(chunk):
         try:
             encoded = images.encoded(index)
@@ -76,7 +76,7 @@ def measure_chunk(images: TrainingImages, chunk: range) -> Measured:
             measured.broken.append((index, str(error)))
             continue
         measured.sizes[place] = min(image.shape[0], np.iinfo(np.uint16).max)
-        measured.colours[place] = colour.judge(image)
+        measured.colors[place] = color.judge(image)
     return measured
 
 
@@ -123,10 +123,10 @@ def groups_of_equals(hashes: np.ndarray, usable: np.ndarray) -> Iterator[np.ndar
         yield order[start : start + size]
 
 
-def describe_colours(findings: Findings, images: TrainingImages, measured: Measured) -> None:
-    fact, warning = colour.describe(measured.colours[measured.sizes > 0])
+def describe_colors(findings: Findings, images: TrainingImages, measured: Measured) -> None:
+    fact, warning = color.describe(measured.colors[measured.sizes > 0])
     findings.facts.append(fact)
-    swapped = np.flatnonzero(measured.colours == colour.SWAPPED)[:KEPT].tolist()
+    swapped = np.flatnonzero(measured.colors == color.SWAPPED)[:KEPT].tolist()
     names = findings.list_names("red and blue swapped", [images.where(index) for index in swapped])
     if warning:
         findings.warnings.append(warning + ":" + names)

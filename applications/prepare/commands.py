@@ -2,7 +2,7 @@
 
 import argparse
 
-from util.cli import Parser
+from util.cli.argparser import Parser
 from util.errors import UsageError
 
 

@@ -28,7 +28,7 @@ from util.errors import DataError, UsageError, run_script
 # torch takes seconds to import: what needs it is imported in functions, once the command line is known to be right.
 if TYPE_CHECKING:
     from applications.align import Face
-    from util.pair_list import Pair
+    from util.pairs.text_list import Pair
 
 OUT = "lfw_align_112/lfw"
 ALIGNED = "lfw_align_112/aligned"
@@ -73,10 +73,10 @@ def download(folder: Path) -> Path:
 
 def make(source: Path, listed: Path, data_dir: Path, processes: int | None, force: bool) -> None:
     """Makes the set, unless it is there, and says what it is."""
+    from applications.prepare.align_pairs import align_all, describe
     from applications.prepare.checksum import sha256_of
-    from applications.prepare.faces import align_all, describe
-    from applications.prepare.sets import is_made, is_reordered, list_file, new_order, write_aligned
-    from util.pair_list import find_images, read_pair_list
+    from applications.prepare.write_set import is_made, is_reordered, list_file, new_order, write_aligned
+    from util.pairs.text_list import find_images, read_pair_list
 
     pairs = read_pair_list(listed)
     images, out = find_photographs(source, pairs), data_dir / OUT

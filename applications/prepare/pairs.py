@@ -3,7 +3,7 @@
     python -m applications.prepare.pairs --list pairs.txt --images faces --out data/own/own
     python -m applications.prepare.pairs --list pairs.txt --images photos --align --out data/own/own
 
-The list has lines like `PATH PATH 1` (same person) or `PATH PATH 0`, or is of LFW's form; see util/pair_list.py. Its
+The list has lines like `PATH PATH 1` (same person) or `PATH PATH 0`, or is of LFW's form; see util/pairs/text_list.py. Its
 images lie in --images (or beside it): faces of 112x112, or with --align photographs, whose faces are aligned first
 (into OUT_aligned/, which may be removed). OUT and OUT_list.npy are the set, OUT_pairs.txt lists its pairs in its order,
 and OUT.json says what it was made from. Where they are not so already, pairs are put into an order in which each tenth
@@ -45,10 +45,10 @@ def make(
     listed: Path, images: Path, out: Path, align: bool, select: str, whole: bool, processes: int | None, force: bool
 ) -> None:
     """Makes the set, unless it is there, and says what it is."""
+    from applications.prepare.align_pairs import AlignedFaces, align_all, describe, whole_image
     from applications.prepare.checksum import sha256_of
-    from applications.prepare.faces import AlignedFaces, align_all, describe, whole_image
-    from applications.prepare.sets import is_made, is_reordered, list_file, new_order, write_aligned
-    from util.pair_list import find_images, read_pair_list
+    from applications.prepare.write_set import is_made, is_reordered, list_file, new_order, write_aligned
+    from util.pairs.text_list import find_images, read_pair_list
 
     pairs = read_pair_list(listed)
     made_from = {"program": "pairs", "images": str(images.resolve()), "list": sha256_of(listed)}

@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from applications.prepare.checksum import sha256_of
 from applications.prepare.commands import new_parser, parse
 from util.errors import DataError, RunError, UsageError, run_script
-from util.files import check_folder, replacing
+from util.files import atomic_write, require_writable_dir
 
 if TYPE_CHECKING:
-    from util.record_images import RecordImages
+    from util.data.record_dataset import RecordImages
 
 MARKER = "rec.json"  # in OUT: what is unpacked there
 _NAMED = 3
@@ -39,15 +39,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets imgs/CLASS/NUMBER.jpg")
     flags = parse(parser, arguments)
 
-    from util.data import open_training_images
-    from util.distributed import available_cores
-    from util.record_images import RecordImages
+    from util.data.loader import open_training_images
+    from util.data.record_dataset import RecordImages
+    from util.device import num_cpus
 
     images = open_training_images(flags.file)
     if not isinstance(images, RecordImages):
         raise DataError(f"{flags.file}: a folder of images already; name a .rec file")
     begin(images, flags.out)
-    unpack(images, flags.out / "imgs", available_cores() if flags.processes is None else flags.processes)
+    unpack(images, flags.out / "imgs", num_cpus() if flags.processes is None else flags.processes)
     print(
         f"{flags.out / 'imgs'}: {len(images)} images of {len(images.classes)} people, as many as the index of "
         f"{images.root} says"
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
 
 def begin(images: "RecordImages", out: Path) -> None:
     """Notes in `out` what goes into it. UsageError if something else is there."""
-    check_folder("--out", out)
+    require_writable_dir("--out", out)
     marker, content = (
         out / MARKER,
         {"index": sha256_of(images.root.with_suffix(".idx")), "size": images.root.stat().st_size},
@@ -66,7 +66,7 @@ def begin(images: "RecordImages", out: Path) -> None:
         raise UsageError(f"--out {out}: has images of another file, or of another state of it; name another folder")
     if not marker.exists() and (out / "imgs").exists():
         raise UsageError(f"--out {out}: has a folder imgs already, which is not touched; name another folder")
-    with replacing(marker) as partial:
+    with atomic_write(marker) as partial:
         partial.write_text(json.dumps(content))
 
 
@@ -82,7 +82,7 @@ class Work(NamedTuple):
 
 def unpack(images: "RecordImages", folder: Path, processes: int) -> None:
     """Writes the folder of each class that is not there. DataError, at the end, for records that cannot be read."""
-    from util.processes import spread
+    from util.parallel import parallel_map
 
     order = np.argsort(images.labels, kind="stable")
     starts = np.concatenate([[0], np.cumsum(np.bincount(images.labels, minlength=len(images.classes)))])
@@ -91,7 +91,7 @@ def unpack(images: "RecordImages", folder: Path, processes: int) -> None:
     broken: list[str] = []
     with tqdm(total=len(images), desc=f"unpacking {images.root.name}", unit="image", unit_scale=True) as bar:
         work = Work(images, order, starts, folder, digits)
-        for label, messages in enumerate(spread(write_class, work, range(len(images.classes)), processes)):
+        for label, messages in enumerate(parallel_map(write_class, work, range(len(images.classes)), processes)):
             broken += messages
             bar.update(int(starts[label + 1] - starts[label]))
     if broken:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from util.errors import RunError
-from util.optim import ramp_at
 from util.super_resolution import to_unit
+from util.training.optim import ramp_at
 
 _RISE = 0.05  # of all steps
 Report = Callable[[int, dict[str, float]], None]

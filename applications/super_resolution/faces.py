@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import torch
 
-from util.data import RECORDS, Batch, BatchDataset, Sample, TrainingImages, open_training_images
-from util.decode import decode_face
+from util.data.decode import decode_face
+from util.data.folder_index import IMAGE_SUFFIXES
+from util.data.loader import RECORDS, Batch, BatchDataset, Sample, TrainingImages, open_training_images
 from util.errors import DataError
-from util.listing import IMAGE_SUFFIXES
 from util.pairs import load_pairs
 from util.transform import SIZE, shrink, train_crop
 
@@ -68,7 +68,7 @@ def _patches(low: np.ndarray, high: np.ndarray, view: View, rng: np.random.Gener
     )
 
 
-class ChosenImages:
+class ImageSubset:
     """Some of the images of a set, in its order: those whose class is among `people`."""
 
     def __init__(self, images: TrainingImages, people: np.ndarray):
@@ -92,11 +92,11 @@ class ChosenImages:
         return self._images.where(int(self._indices[index]))
 
 
-def hold_out(images: TrainingImages, share: float, seed: int) -> tuple[ChosenImages, ChosenImages]:
+def hold_out(images: TrainingImages, share: float, seed: int) -> tuple[ImageSubset, ImageSubset]:
     """The images to train on, and those of a share of the people, one or more, drawn from the seed, to validate on."""
     order = np.random.default_rng([seed, _HELD_OUT]).permutation(len(images.classes))
     count = min(max(1, round(share * len(order))), len(order) - 1)
-    return ChosenImages(images, np.sort(order[count:])), ChosenImages(images, np.sort(order[:count]))
+    return ImageSubset(images, np.sort(order[count:])), ImageSubset(images, np.sort(order[:count]))
 
 
 def open_faces(path: str | Path) -> tuple[int, Callable[[int], np.ndarray]]:

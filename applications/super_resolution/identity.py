@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.backbone import load_backbone as build
-from util.checkpoint import find_network, load_backbone
+from util.checkpoint.io import find_network, load_backbone
 from util.transform import RESIZED, SIZE
 
 _FLAG = "--identity_backbone"

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from applications.super_resolution.quality import Quality
-from util.checkpoint import Run
-from util.log import cut_metrics, write_png
+from util.checkpoint.io import Run
+from util.training.log import cut_metrics, write_png
 
 
 class RunLog:

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from util.conversions import number, one_of, to_gpus, to_path, whole
+from util.cli.parser import Given, Settings, flag, named, option, parse
+from util.cli.types import integer, number, one_of, to_gpus, to_path
 from util.errors import UsageError
-from util.flags import Given, Settings, named, parse, setting, switch
 
 FACE = 112  # pixels of an aligned face
 SCALES = ("2", "4", "8")
@@ -21,9 +21,9 @@ SIZES = MappingProxyType(
 LEARNING_RATES = MappingProxyType({"small": 5e-4, "default": 1e-4})
 BATCH_SIZES = MappingProxyType({"small": 4, "default": 16})
 
-WHERE, DATA, MODEL, OPTIMISATION = "Where things are", "Data", "Model", "Optimisation"
+WHERE, DATA, MODEL, OPTIMIZATION = "Where things are", "Data", "Model", "Optimisation"
 IDENTITY, MACHINE = "Identity", "Machine"
-GROUPS = (WHERE, DATA, MODEL, OPTIMISATION, IDENTITY, MACHINE)
+GROUPS = (WHERE, DATA, MODEL, OPTIMIZATION, IDENTITY, MACHINE)
 _BY_SIZE = "from --size"
 _NOT_NEGATIVE = number("a number, 0 or more", lambda value: value >= 0)
 _SHARE = number("a number from 0 to 1", lambda value: 0 <= value <= 1)
@@ -37,8 +37,8 @@ def _scale(value: object) -> int:
 class TrainSettings(Settings):
     """The settings of applications/super_resolution/train.py."""
 
-    data: str | None = setting(None, WHERE, to_path, "PATH", "aligned faces: a folder of people, or a .rec", "required")
-    val_data: str | None = setting(
+    data: str | None = option(None, WHERE, to_path, "PATH", "aligned faces: a folder of people, or a .rec", "required")
+    val_data: str | None = option(
         None,
         WHERE,
         to_path,
@@ -46,46 +46,51 @@ class TrainSettings(Settings):
         "faces to validate on: a folder, a .rec, or a verification set",
         "people held out of --data, see --val_share",
     )
-    checkpoint_dir: str = setting("checkpoints", WHERE, to_path, "DIR", "runs, one folder each")
-    best_checkpoint_dir: str = setting("checkpoints_best", WHERE, to_path, "DIR", "the best epoch of each run")
-    log_dir: str = setting("log", WHERE, to_path, "DIR", "metrics, sample images and TensorBoard events")
-    resume_dir: str | None = setting(None, WHERE, to_path, "DIR", "a run to go on with, or its SR file", "a new run")
-    scale: int = setting(4, MODEL, _scale, "N", "how many times larger faces become: 2, 4 or 8")
+    checkpoint_dir: str = option("checkpoints", WHERE, to_path, "DIR", "runs, one folder each")
+    best_checkpoint_dir: str = option("checkpoints_best", WHERE, to_path, "DIR", "the best epoch of each run")
+    log_dir: str = option("log", WHERE, to_path, "DIR", "metrics, sample images and TensorBoard events")
+    resume_dir: str | None = option(None, WHERE, to_path, "DIR", "a run to go on with, or its SR file", "a new run")
+    scale: int = option(4, MODEL, _scale, "N", "how many times larger faces become: 2, 4 or 8")
     size: str | None = named(None, MODEL, tuple(SIZES), "small on a CPU, default on a GPU", "small, or the paper's")
-    num_features: int | None = setting(None, MODEL, whole(1), "N", "channels", _BY_SIZE)
-    num_rg: int | None = setting(None, MODEL, whole(1), "N", "residual groups", _BY_SIZE)
-    num_rcab: int | None = setting(None, MODEL, whole(1), "N", "blocks in each group", _BY_SIZE)
-    reduction: int | None = setting(None, MODEL, whole(1), "N", "by which the attention squeezes channels", _BY_SIZE)
-    patch: int | None = setting(
-        None, DATA, whole(4), "N", "train on random patches of N low-resolution pixels", "whole faces"
+    num_features: int | None = option(None, MODEL, integer(1), "N", "channels", _BY_SIZE)
+    num_rg: int | None = option(None, MODEL, integer(1), "N", "residual groups", _BY_SIZE)
+    num_rcab: int | None = option(None, MODEL, integer(1), "N", "blocks in each group", _BY_SIZE)
+    reduction: int | None = option(None, MODEL, integer(1), "N", "by which the attention squeezes channels", _BY_SIZE)
+    patch: int | None = option(
+        None, DATA, integer(4), "N", "train on random patches of N low-resolution pixels", "whole faces"
     )
-    crop_share: float = setting(
+    crop_share: float = option(
         0.5, DATA, _SHARE, "X", "share of the samples that are cut as recognition cuts them: 112 of 128 pixels"
     )
-    val_share: float = setting(0.05, DATA, _SHARE, "X", "share of the people to hold out for the validation")
-    val_images: int = setting(500, DATA, whole(1), "N", "images to validate on, at most")
-    epochs: int = setting(20, OPTIMISATION, whole(1), "N", "epochs of the whole run")
-    steps: int | None = setting(None, OPTIMISATION, whole(1), "N", "batches in an epoch", "images / batch_size")
-    batch_size: int | None = setting(
-        None, OPTIMISATION, whole(1), "N", "images in a batch", "4 for small, 16 (the paper's) for default"
+    val_share: float = option(0.05, DATA, _SHARE, "X", "share of the people to hold out for the validation")
+    val_images: int = option(500, DATA, integer(1), "N", "images to validate on, at most")
+    epochs: int = option(20, OPTIMIZATION, integer(1), "N", "epochs of the whole run")
+    steps: int | None = option(None, OPTIMIZATION, integer(1), "N", "batches in an epoch", "images / batch_size")
+    batch_size: int | None = option(
+        None, OPTIMIZATION, integer(1), "N", "images in a batch", "4 for small, 16 (the paper's) for default"
     )
-    lr: float | None = setting(
+    lr: float | None = option(
         None,
-        OPTIMISATION,
+        OPTIMIZATION,
         number("a number above 0", lambda value: value > 0),
         "X",
         "highest learning rate of Adam: it rises over a twentieth of the steps, then falls to 0 along a cosine",
         "5e-4 for small, 1e-4 (the paper's) for default",
     )
-    identity_weight: float = setting(0.0, IDENTITY, _NOT_NEGATIVE, "X", "weight of the identity term beside L1")
-    identity_backbone: str | None = setting(
+    identity_weight: float = option(0.0, IDENTITY, _NOT_NEGATIVE, "X", "weight of the identity term beside L1")
+    identity_backbone: str | None = option(
         None, IDENTITY, to_path, "FILE", "recognition network whose embeddings are to stay the same"
     )
-    gpu_num: tuple[int, ...] = setting((0,), MACHINE, to_gpus, "LIST", "GPUs, like 0 or [0,1], or cpu", "cpu")
-    num_workers: int | None = setting(
-        None, MACHINE, whole(0), "N", "processes that read images; 0: the main process", "from the number of CPU cores"
+    gpu_num: tuple[int, ...] = option((0,), MACHINE, to_gpus, "LIST", "GPUs, like 0 or [0,1], or cpu", "cpu")
+    num_workers: int | None = option(
+        None,
+        MACHINE,
+        integer(0),
+        "N",
+        "processes that read images; 0: the main process",
+        "from the number of CPU cores",
     )
-    seed: int = setting(1337, MACHINE, whole(0, 2**32 - 1), "N", "seed of every random number")
+    seed: int = option(1337, MACHINE, integer(0, 2**32 - 1), "N", "seed of every random number")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,20 +138,18 @@ def parse_train(argv: list[str], inherit: Callable[[str], Given]) -> TrainSettin
 class UpscaleSettings(Settings):
     """The settings of applications/super_resolution/upscale.py."""
 
-    source: str | None = setting(None, WHERE, to_path, "DIR", "images, in folders; only read", "required")
-    out: str | None = setting(
+    source: str | None = option(None, WHERE, to_path, "DIR", "images, in folders; only read", "required")
+    out: str | None = option(
         None, WHERE, to_path, "DIR", "where the enlarged images go, in the same folders", "required"
     )
-    sr_checkpoint_dir: str = setting(
+    sr_checkpoint_dir: str = option(
         "checkpoints_best", WHERE, to_path, "PATH", "the network: an SR file, a run, or a folder of runs"
     )
-    scale: int | None = setting(
-        None, MODEL, _scale, "N", "that the network must have", "its own; 4 in a folder of runs"
-    )
-    degrade: bool = switch(DATA, "shrink the images, which are faces, before they are enlarged: for a look")
+    scale: int | None = option(None, MODEL, _scale, "N", "that the network must have", "its own; 4 in a folder of runs")
+    degrade: bool = flag(DATA, "shrink the images, which are faces, before they are enlarged: for a look")
     format: str = named("png", DATA, ("png", "jpg"), text="png, or jpg of quality 95")
-    batch_size: int = setting(16, MACHINE, whole(1), "N", "images of 112x112 at once; more of smaller ones")
-    gpu_num: tuple[int, ...] = setting((0,), MACHINE, to_gpus, "LIST", "GPUs, like 0 or [0,1], or cpu", "cpu")
+    batch_size: int = option(16, MACHINE, integer(1), "N", "images of 112x112 at once; more of smaller ones")
+    gpu_num: tuple[int, ...] = option((0,), MACHINE, to_gpus, "LIST", "GPUs, like 0 or [0,1], or cpu", "cpu")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from applications.super_resolution.log import RunLog
     from applications.super_resolution.quality import Quality, Validation
     from model.super_resolution import RCAN
-    from util.checkpoint import Resumable, Run
-    from util.data import TrainingImages, TrainLoader
+    from util.checkpoint.io import Resumable, Run
+    from util.data.loader import TrainingImages, TrainLoader
 
 # Settings that say what the best epoch is judged by.
 _JUDGED_BY = ("data", "val_data", "val_share", "val_images", "seed")
@@ -40,12 +40,14 @@ _JUDGED_BY = ("data", "val_data", "val_share", "val_images", "seed")
 def main(arguments: list[str]) -> None:
     settings = parse_train(arguments, inherit=saved_settings)
 
-    from util import checkpoint
-    from util.distributed import select_devices
+    from util.checkpoint import io as checkpoint
+    from util.device import select_devices
 
     devices = select_devices(settings.gpu_num)
     settings = settings.with_size("small" if devices[0].type == "cpu" else "default")
-    resumed = checkpoint.load_resumable(settings.resume_dir, checkpoint.SR_PARTS) if settings.resume_dir else None
+    resumed = (
+        checkpoint.load_resumable(settings.resume_dir, checkpoint.SR_CHECKPOINT_FILES) if settings.resume_dir else None
+    )
     images, validation = open_data(settings)
     network = build_network(settings, resumed)
     if resumed:
@@ -56,9 +58,9 @@ def main(arguments: list[str]) -> None:
 
 def saved_settings(resume_dir: str) -> dict[str, Any]:
     """The settings of the run to continue, which hold unless the command line or its file says otherwise."""
-    from util.checkpoint import SR_PARTS, load_state
+    from util.checkpoint.io import SR_CHECKPOINT_FILES, load_state
 
-    return load_state(resume_dir, SR_PARTS)["settings"]
+    return load_state(resume_dir, SR_CHECKPOINT_FILES)["settings"]
 
 
 def report_resumed(resumed: Resumable, settings: TrainSettings) -> None:
@@ -78,7 +80,7 @@ def open_data(settings: TrainSettings) -> tuple[TrainingImages, Validation]:
     """The images to train on and those to validate on, both named on the console."""
     from applications.super_resolution.faces import hold_out, open_faces, some_faces
     from applications.super_resolution.quality import Validation
-    from util.data import open_training_images
+    from util.data.loader import open_training_images
 
     images = open_training_images(settings.data)
     if settings.val_data is not None:
@@ -104,13 +106,13 @@ def build_network(settings: TrainSettings, resumed: Resumable | None) -> RCAN:
     """
     import torch
 
-    from model.super_resolution import RCAN, load_rcan, start_as_interpolation
+    from model.super_resolution import RCAN, init_as_interpolation, load_rcan
 
     if resumed is None:
         torch.manual_seed(settings.seed)
         try:
             network = RCAN(settings.scale, **settings.network_sizes)
-            start_as_interpolation(network)
+            init_as_interpolation(network)
         except ValueError as error:
             raise UsageError(f"--num_features and --reduction: {error}") from None
         return network
@@ -129,7 +131,7 @@ def build_network(settings: TrainSettings, resumed: Resumable | None) -> RCAN:
 
 def open_run(settings: TrainSettings, resumed: Resumable | None) -> Run:
     """The folders of a new run, or those of the resumed one, where epochs that it will do again are set aside."""
-    from util import checkpoint
+    from util.checkpoint import io as checkpoint
     from util.super_resolution import run_prefix
 
     folders = (settings.checkpoint_dir, settings.best_checkpoint_dir, settings.log_dir)
@@ -143,10 +145,10 @@ def open_run(settings: TrainSettings, resumed: Resumable | None) -> Run:
 
 def make_loader(settings: TrainSettings, images: TrainingImages, devices: list[torch.device]) -> TrainLoader:
     from applications.super_resolution.faces import PairDataset, View
-    from util.data import TrainLoader
-    from util.distributed import available_cores, workers_for
+    from util.data.loader import TrainLoader
+    from util.device import default_num_workers, num_cpus
 
-    workers = workers_for(devices, available_cores()) if settings.num_workers is None else settings.num_workers
+    workers = default_num_workers(devices, num_cpus()) if settings.num_workers is None else settings.num_workers
     return TrainLoader(
         images,
         settings.batch_size,
@@ -174,10 +176,10 @@ class Training:
         import torch
 
         from applications.super_resolution.engine import cosine_at
-        from util.distributed import wrap
+        from util.device import prepare_module
 
         self.settings, self.device, self.validation = settings, devices[0], validation
-        self.network, self.runner = network, wrap(network, devices)
+        self.network, self.runner = network, prepare_module(network, devices)
         self.data = {"images": len(images), "people": len(images.classes), "validation images": len(validation)}
         self.identity = self._load_identity()
         self.optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr)
@@ -220,11 +222,11 @@ class Training:
     def run(self, run: Run) -> None:
         """Trains the epochs that are left; after each come validation, checkpoint and log."""
         from applications.super_resolution.log import RunLog
-        from util.checkpoint import naming_the_last_good
+        from util.checkpoint.io import add_last_checkpoint_to_errors
 
         log = RunLog(run, self.epoch, self.step)
         while self.epoch < self.settings.epochs:
-            with naming_the_last_good(self.latest):
+            with add_last_checkpoint_to_errors(self.latest):
                 averages = self._train_epoch()
             quality, samples = self.validation(self.runner, self.device)
             self._save(run, log, averages, quality, samples)
@@ -233,8 +235,8 @@ class Training:
 
     def _train_epoch(self) -> dict[str, float]:
         from applications.super_resolution.engine import train_one_epoch
-        from util.checkpoint import check_finite
-        from util.log import Progress
+        from util.checkpoint.io import check_finite
+        from util.training.log import Progress
 
         title = f"epoch {self.epoch + 1}/{self.settings.epochs}"
         with Progress(title, len(self.loader), self.settings.batch_size) as progress:
@@ -258,7 +260,7 @@ class Training:
 
     def _save(self, run: Run, log: RunLog, averages: dict[str, float], quality: Quality, samples: np.ndarray) -> None:
         """Logs and saves an epoch, and as the best if it is. RunError on a full disk."""
-        from util import checkpoint
+        from util.checkpoint import io as checkpoint
 
         is_best = self._note(quality)
         record = {"epoch": self.epoch, "step": self.step, **averages}

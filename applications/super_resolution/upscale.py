@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from applications.super_resolution.settings import FACE, parse_upscale
 from util.errors import DataError, UsageError, run_script
-from util.files import check_apart, replacing
+from util.files import atomic_write, check_source_and_dest
 
 RECORD = "upscale.json"  # in OUT: what its images were made with
 DEFAULT_SCALE = 4  # where the network is to be found in a folder of runs
@@ -27,13 +27,13 @@ DEFAULT_SCALE = 4  # where the network is to be found in a folder of runs
 def main(arguments: list[str]) -> None:
     settings = parse_upscale(arguments)
     source, out = Path(settings.source), Path(settings.out)
-    check_apart("--source", source, "--out", out)
+    check_source_and_dest("--source", source, "--out", out)
 
     # torch takes seconds to import, and a mistake in the command line is answered at once.
-    from applications.align.tree import printable
-    from applications.super_resolution.tree import Enlarger, enlarge_tree
+    from applications.align.batch import printable
+    from applications.super_resolution.batch import Enlarger, enlarge_tree
     from model.super_resolution import load_rcan
-    from util.distributed import select_devices, wrap
+    from util.device import prepare_module, select_devices
     from util.super_resolution import find_super_resolution, load_super_resolution
 
     devices = select_devices(settings.gpu_num)
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     note_settings(out, {"checkpoint": digest, "degrade": settings.degrade, "format": settings.format})
     print(f"enlarging {scale} times with {printable(str(file))}", flush=True)
-    enlarger = Enlarger(wrap(network, devices), scale, devices[0], settings.batch_size, settings.degrade)
+    enlarger = Enlarger(prepare_module(network, devices), scale, devices[0], settings.batch_size, settings.degrade)
     counts = enlarge_tree(source, out, enlarger, settings.format)
     print(f"{printable(str(out))}: {', '.join(f'{count} {what}' for what, count in counts.items())}")
     if not counts["enlarged"] + counts["there already"]:
@@ -67,7 +67,7 @@ def note_settings(out: Path, made_with: dict[str, str | bool]) -> None:
                     f"--out={out}: holds images that were made otherwise ({RECORD}: another {name}); name a new folder"
                 )
         return
-    with replacing(file) as partial:
+    with atomic_write(file) as partial:
         partial.write_text(json.dumps(made_with, indent=2) + "\n")
 
 

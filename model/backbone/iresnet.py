@@ -32,7 +32,7 @@ class IResNet(nn.Module):
         self.fc = nn.Linear(512 * 7 * 7, embedding_size)
         self.features = nn.BatchNorm1d(embedding_size)
         self.features.weight.requires_grad_(False)
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.prelu(self.bn1(self.conv1(images)))
@@ -66,6 +66,6 @@ def _stage(in_channels: int, channels: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(first, *(_Block(channels, channels, stride=1, downsample=None) for _ in range(blocks - 1)))
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, std=0.1)

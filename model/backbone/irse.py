@@ -37,7 +37,7 @@ class ImprovedResNet(nn.Module):
                 blocks.append(_Block(in_channels, channels, stride=2 if index == 0 else 1, squeeze=squeeze))
                 in_channels = channels
         self.body = nn.Sequential(*blocks)  # (N, 512, S / 16, S / 16)
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.output_layer(self.body(self.input_layer(images)))
@@ -83,7 +83,7 @@ class _SqueezeExcitation(nn.Module):
         return x * self.fc2(self.relu(self.fc1(self.avg_pool(x)))).sigmoid()
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

@@ -36,7 +36,7 @@ class MobileFaceNet(nn.Module):
             nn.Linear(wide, embedding_size, bias=False),
             nn.BatchNorm1d(embedding_size),
         )
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.features(self.conv_sep(self.layers(images)))
@@ -83,7 +83,7 @@ def _residual_stage(blocks: int, channels: int, hidden: int) -> _Layers:
     return _Layers(*(_bottleneck(_Residual, channels, hidden, channels) for _ in range(blocks)))
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1] // module.groups
         nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)

@@ -3,8 +3,8 @@
 from model.head.arcface import ArcFace
 from model.head.cosface import CosFace
 from model.head.margin import MarginHead
-from model.head.sharded import ShardedHead as ShardedHead
-from model.head.sharded import shard_of as shard_of
+from model.head.sharded import PartialFC as PartialFC
+from model.head.sharded import shard_range as shard_range
 
 HEADS: dict[str, type[MarginHead]] = {"ArcFace": ArcFace, "CosFace": CosFace}
 

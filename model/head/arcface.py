@@ -29,7 +29,7 @@ class ArcFace(MarginHead):
         super().__init__(in_features, out_features, s, m, rows)
         self.easy_margin = easy_margin
 
-    def added(self, embeddings: Tensor, own: Tensor) -> Tensor:
+    def margin_delta(self, embeddings: Tensor, own: Tensor) -> Tensor:
         cosine = (embeddings * own).sum(1)
         # sqrt(1 - cos^2) loses its digits near cos = +-1, and its gradient is infinite there. For unit vectors a, b
         # the same is |a - b| * |a + b| / 2: exact for the smallest angles, with a gradient of finite length.

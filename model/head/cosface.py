@@ -16,5 +16,5 @@ class CosFace(MarginHead):
     ):
         super().__init__(in_features, out_features, s, m, rows)
 
-    def added(self, embeddings: Tensor, own: Tensor) -> Tensor:
+    def margin_delta(self, embeddings: Tensor, own: Tensor) -> Tensor:
         return embeddings.new_full((len(own),), -self.m)

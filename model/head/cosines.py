@@ -41,11 +41,11 @@ class _Cosines(torch.autograd.Function):
         embeddings, weight, columns, length = ctx.saved_tensors
         of_embeddings, of_weight = torch.zeros_like(embeddings), torch.empty_like(weight)
         for rows in _blocks(weight):
-            centres, each = weight[rows], gradient[:, rows] / length[rows]
+            centers, each = weight[rows], gradient[:, rows] / length[rows]
             torch.mm(each.T, embeddings, out=of_weight[rows])
-            along = (of_weight[rows] * centres).sum(1).div_(length[rows] ** 2)
-            of_weight[rows].addcmul_(centres, along[:, None], value=-1)
-            of_embeddings.addmm_(each, centres)
+            along = (of_weight[rows] * centers).sum(1).div_(length[rows] ** 2)
+            of_weight[rows].addcmul_(centers, along[:, None], value=-1)
+            of_embeddings.addmm_(each, centers)
         return of_embeddings, of_weight.index_add_(0, columns, of_named), None
 
 

@@ -65,16 +65,16 @@ class MarginHead(nn.Module, ABC):
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings, weight = F.normalize(_float32(embeddings)), _float32(weight)
             own = columns.clamp_min(0) if absent else columns
-            logits, centres = cosines(embeddings * self.s, weight, own)  # (N, C), (N, in_features)
-            added = self.s * self.added(embeddings, F.normalize(centres))
+            logits, centers = cosines(embeddings * self.s, weight, own)  # (N, C), (N, in_features)
+            margin_delta = self.s * self.margin_delta(embeddings, F.normalize(centers))
             if absent:
-                added = torch.where(columns >= 0, added, 0.0)
+                margin_delta = torch.where(columns >= 0, margin_delta, 0.0)
             # Adding to the target column, unlike overwriting it, leaves the gradient of the logits as it is: no copy.
             rows = torch.arange(len(own), device=own.device)
-            return logits.index_put_((rows, own), added, accumulate=True)
+            return logits.index_put_((rows, own), margin_delta, accumulate=True)
 
     @abstractmethod
-    def added(self, embeddings: Tensor, own: Tensor) -> Tensor:
+    def margin_delta(self, embeddings: Tensor, own: Tensor) -> Tensor:
         """What the margin adds to the cosines (N,) of embeddings and their own centres, (N, D) of unit length both."""
 
     def extra_repr(self) -> str:

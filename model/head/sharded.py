@@ -12,14 +12,14 @@ from model.loss.focal import Loss
 from model.loss.log_probability import sharded_log_probability
 
 
-def shard_of(classes: int, rank: int, ranks: int) -> range:
+def shard_range(classes: int, rank: int, ranks: int) -> range:
     """The classes of one of `ranks` processes: contiguous; the first ones have one more where it does not divide."""
     size, more = divmod(classes, ranks)
     start = rank * size + min(rank, more)
     return range(start, start + size + (rank < more))
 
 
-class ShardedHead:
+class PartialFC:
     """From the embeddings of this process to the loss of the samples of all, with a shard of the head.
 
     The processes are those of torch.distributed's default group, or this one, where there is none; all call it at
@@ -45,7 +45,7 @@ class ShardedHead:
 
         A rank is the number of classes, of those that take part, whose logit is larger than that of the sample's own.
         """
-        samples, labels = gathered(embeddings.to(self.head.weight.dtype)), _all_gather(labels)
+        samples, labels = all_gather_with_grad(embeddings.to(self.head.weight.dtype)), _all_gather(labels)
         rows = self.head.rows
         columns = torch.where((labels >= rows.start) & (labels < rows.stop), labels - rows.start, -1)
         weight = self.head.weight
@@ -78,7 +78,7 @@ def _mixed(*numbers: int) -> int:
     return state >> 1
 
 
-def gathered(embeddings: Tensor) -> Tensor:
+def all_gather_with_grad(embeddings: Tensor) -> Tensor:
     """(B, D) of each process -> (N, D) of all. Backward sums the gradients over processes, times their number."""
     return _Gathered.apply(embeddings)
 

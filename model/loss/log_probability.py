@@ -59,11 +59,11 @@ class _LogProbability(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        logits, columns, normaliser, log_p = ctx.saved_tensors
+        logits, columns, normalizer, log_p = ctx.saved_tensors
         # Of the label's own logit it is 1 - p, which expm1 gives without rounding p; elsewhere -p.
         spread = torch.empty_like(logits)
         for rows in _blocks(logits):
-            torch.sub(logits[rows], normaliser[rows, None], out=spread[rows])
+            torch.sub(logits[rows], normalizer[rows, None], out=spread[rows])
             spread[rows].exp_().mul_(-gradient[rows, None])
         own = columns.clamp_min(0)[:, None]
         right = torch.where(columns >= 0, -torch.expm1(log_p) * gradient, spread.gather(1, own)[:, 0])

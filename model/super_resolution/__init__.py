@@ -2,6 +2,6 @@
 
 from model.super_resolution.identify import identify_rcan, load_rcan
 from model.super_resolution.rcan import RCAN
-from model.super_resolution.start import start_as_interpolation
+from model.super_resolution.start import init_as_interpolation
 
-__all__ = ["RCAN", "identify_rcan", "load_rcan", "start_as_interpolation"]
+__all__ = ["RCAN", "identify_rcan", "init_as_interpolation", "load_rcan"]

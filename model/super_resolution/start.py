@@ -5,11 +5,11 @@ from torch import nn
 
 from model.super_resolution.rcan import RCAN
 
-_COLOURS = 3
+_COLORS = 3
 
 
 @torch.no_grad()
-def start_as_interpolation(network: RCAN) -> None:
+def init_as_interpolation(network: RCAN) -> None:
     """Makes a new network enlarge by interpolation; what it learns is then what interpolation lacks.
 
     Three of its channels carry the colours past the residual groups, whose last convolution starts at zero, through
@@ -17,18 +17,18 @@ def start_as_interpolation(network: RCAN) -> None:
     pixel apart the kernel is exact for parabolas. All other weights keep the values that they were drawn with.
     Raises ValueError for a network that has fewer channels than colours.
     """
-    if network.sf.out_channels < _COLOURS:
-        raise ValueError(f"{network.sf.out_channels} channels cannot carry {_COLOURS} colours; take more")
+    if network.sf.out_channels < _COLORS:
+        raise ValueError(f"{network.sf.out_channels} channels cannot carry {_COLORS} colours; take more")
     nn.init.zeros_(network.conv1.weight)
     nn.init.zeros_(network.conv1.bias)
-    centre = torch.zeros(3, 3)
-    centre[1, 1] = 1
+    center = torch.zeros(3, 3)
+    center[1, 1] = 1
     doubling = torch.stack([torch.outer(rows, columns) for rows in _halves() for columns in _halves()])  # (4, 3, 3)
-    _carry(network.sf, centre[None])
+    _carry(network.sf, center[None])
     for layer in network.upscale:
         if isinstance(layer, nn.Conv2d):
             _carry(layer, doubling)
-    _carry(network.conv2, centre[None])
+    _carry(network.conv2, center[None])
 
 
 def _halves() -> list[torch.Tensor]:
@@ -39,7 +39,7 @@ def _halves() -> list[torch.Tensor]:
 def _carry(layer: nn.Conv2d, kernels: torch.Tensor) -> None:
     """Colour c comes out of `layer` in channels k c to k c + k - 1, each by one of the k kernels, of colour c alone."""
     count = len(kernels)
-    layer.weight[: _COLOURS * count] = 0
-    layer.bias[: _COLOURS * count] = 0
-    for colour in range(_COLOURS):
-        layer.weight[colour * count : (colour + 1) * count, colour] = kernels
+    layer.weight[: _COLORS * count] = 0
+    layer.bias[: _COLORS * count] = 0
+    for color in range(_COLORS):
+        layer.weight[color * count : (color + 1) * count, color] = kernels

@@ -1,0 +1,42 @@
+"""Photographs of drawn faces as they are before they are aligned: tilted, of any size, anywhere in the picture."""
+
+import math
+
+import cv2
+import numpy as np
+
+SIZE = (300, 400)  # height and width
+_FRAME = 5  # pixels of the white edge of a print
+_CUT = 3  # pixels that a drawn face loses at each side: what hangs over the edge of an aligned face is repeated there
+
+
+def photograph(faces: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """Prints of the faces on a table, (300, 400, 3) RGB uint8. Each face is (112, 112, 3); the first is the largest."""
+    picture = _table(rng)
+    for number, face in enumerate(faces):
+        scale = rng.uniform(1.2, 1.9) if number == 0 else rng.uniform(0.6, 0.9)
+        # The first lies in its half of the table, and the second in the other.
+        share = 0.5 if len(faces) == 1 else (0.33, 0.8)[number]
+        center = np.array([share * SIZE[1], SIZE[0] / 2]) + rng.uniform(-20, 20, 2)
+        _lay(picture, face, scale, math.radians(rng.uniform(-25, 25)), center)
+    return np.clip(np.rint(picture + rng.normal(0, 2, picture.shape)), 0, 255).astype(np.uint8)
+
+
+def _table(rng: np.random.Generator) -> np.ndarray:
+    """A smooth surface of one colour with light and shade on it, float32."""
+    shade = cv2.resize(rng.uniform(0.7, 1.1, (3, 4)).astype(np.float32), SIZE[::-1], interpolation=cv2.INTER_CUBIC)
+    return shade[:, :, None] * rng.uniform(60, 190, 3).astype(np.float32)
+
+
+def _lay(picture: np.ndarray, face: np.ndarray, scale: float, angle: float, center: np.ndarray) -> None:
+    """Lays a print of a face down at `centre` (x, y), turned by `angle`, with its shadow."""
+    inner = face[_CUT:-_CUT, _CUT:-_CUT].astype(np.float32)
+    sheet = cv2.copyMakeBorder(inner, *([_FRAME] * 4), cv2.BORDER_CONSTANT, value=(245, 245, 240))
+    turn = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    middle = np.array([sheet.shape[1] - 1, sheet.shape[0] - 1]) / 2
+    matrix = np.hstack([turn, (center - turn @ middle)[:, None]])
+    cover = cv2.warpAffine(np.ones(sheet.shape[:2], np.float32), matrix, SIZE[::-1])[:, :, None]
+    shadow = cv2.GaussianBlur(np.roll(cover[:, :, 0], (4, 3), axis=(0, 1)), (0, 0), 4)[:, :, None]
+    picture *= 1 - 0.4 * shadow
+    laid = cv2.warpAffine(sheet, matrix, SIZE[::-1], flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    picture += (laid - picture) * cover

@@ -1,0 +1,67 @@
+"""The figure of papers on low resolution: accuracy over the pixels that a face has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from applications.resolution_curve.measure import BICUBIC, Curve
+from util.plot import COLORS, DASHES, INK, style_axes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PANELS_IN_A_ROW = 2
+
+
+def curve_figure(curves: Sequence[Curve], sets: Sequence[str]) -> Figure:
+    """A panel for each verification set: a colour for each network, solid for bicubic and dashed for super resolution.
+
+    The bars are one standard error of a proportion of P pairs, sqrt(a (1 - a) / P).
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(len(sets), PANELS_IN_A_ROW)
+    rows = -(-len(sets) // columns)
+    figure = Figure(figsize=(1.2 + 4.6 * columns, 0.7 + 3.4 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    labels = list(dict.fromkeys(curve.label for curve in curves))
+    sizes = sorted({size for curve in curves for size in curve.results})
+    for name, axes in zip(sets, panels, strict=False):
+        for shift, curve in enumerate(curves):
+            results = {size: sets[name] for size, sets in curve.results.items()}
+            accuracies = [100 * result.accuracy for result in results.values()]
+            errors = [100 * math.sqrt(r.accuracy * (1 - r.accuracy) / r.pairs) for r in results.values()]
+            axes.errorbar(
+                [size * 1.012**shift for size in results],  # else one bar hides another
+                accuracies,
+                errors,
+                label=curve.title,
+                color=COLORS[labels.index(curve.label) % len(COLORS)],
+                linestyle=DASHES[0] if curve.method == BICUBIC else DASHES[1],
+                marker="o" if curve.method == BICUBIC else "s",
+                markersize=4,
+                linewidth=1.6,
+                elinewidth=0.9,
+                capsize=2,
+            )
+        axes.set(xscale="log", xlabel="Resolution of the face (pixels a side)", ylabel="Verification accuracy (%)")
+        axes.set_xticks(sizes, labels=[str(size) for size in sizes])
+        axes.minorticks_off()
+        axes.set_title(name, color=INK, fontsize=10)
+        style_axes(axes, grid="y")
+    for axes in list(panels):  # of the last row, where it is not full
+        axes.set_visible(False)
+    bars, texts = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        [bar[0] for bar in bars],  # the lines alone: a bar across would hide which is dashed
+        texts,
+        loc="outside upper center",
+        ncols=min(2, len(texts)),
+        handlelength=3,
+        fontsize=9,
+        labelcolor=INK,
+        frameon=False,
+    )
+    return figure

@@ -1,0 +1,118 @@
+"""Every flag of the accuracy curve: its default, its rule and its help. Imports no torch."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from util.cli.parser import Settings, flag, option, parse
+from util.cli.types import (
+    EVAL_BATCH_DEFAULTS,
+    PRECISIONS,
+    integer,
+    integers,
+    named_pair_sets,
+    one_of,
+    to_gpus,
+    to_pair_sets,
+    to_path,
+)
+from util.errors import UsageError
+from util.files import check_report_paths
+
+FACE = 112  # pixels of an aligned face
+WHERE, RESOLUTION, MACHINE, OUTPUT = "Where things are", "Resolution", "Machine", "Output"
+GROUPS = (WHERE, RESOLUTION, MACHINE, OUTPUT)
+# NAME=PATH, of which NAME= may be left out; there may be an = in a folder's name, after a slash.
+_NAMED = re.compile(r"(?:([^=/\\]+)=)?(.*)", re.DOTALL)
+
+
+def _to_checkpoints(value: object) -> tuple[str, ...]:
+    """A conversion to a tuple of `NAME=PATH`, from one or more of those; without NAME it is that of the run or file."""
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        raise ValueError("a list of runs or Backbone files, like HR=checkpoints_best/HRTRAIN_… LR=…")
+    named = []
+    for item in items:
+        name, path = _NAMED.fullmatch(item).groups()
+        path = to_path(path)
+        named.append(f"{name or _own_name(Path(path))}={path}")
+    twice = [name for name, count in Counter(item.partition("=")[0] for item in named).items() if count > 1]
+    if twice:
+        raise ValueError(f"a list of runs or Backbone files with different names ({twice[0]!r} is there twice)")
+    return tuple(named)
+
+
+def _own_name(path: Path) -> str:
+    """That of the run, also where one of its files is named."""
+    return (path.absolute().parent if path.suffix == ".pth" else path.absolute()).name.replace("=", "_")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveSettings(Settings):
+    """The settings of applications/lr_curve. UsageError where a value breaks its rule."""
+
+    checkpoints: tuple[str, ...] = option(
+        (),
+        WHERE,
+        _to_checkpoints,
+        "NAME=PATH ...",
+        "recognition networks to compare: runs (their best or newest epoch) or Backbone files; NAME is for the legend",
+        "required",
+        apart=True,
+    )
+    data_dir: str = option("./data", WHERE, to_path, "DIR", "verification sets")
+    val_data: tuple[str, ...] = option(
+        (), WHERE, to_pair_sets, "SET ...", "verification sets besides those, as in validation.py", apart=True
+    )
+    sizes: tuple[int, ...] = option(
+        (112, 56, 28, 21, 16, 14, 8),
+        RESOLUTION,
+        integers(
+            None,
+            f"different whole numbers from 4 to {FACE}, like 112 56 28",
+            lambda sizes: len(set(sizes)) == len(sizes) > 0 and all(4 <= size <= FACE for size in sizes),
+        ),
+        "N ...",
+        f"pixels a side that faces are shrunk to; {FACE}, the face as it is, is always there",
+    )
+    SR_eval: bool = flag(RESOLUTION, "enlarge by super resolution, too, where there is a network")
+    sr_checkpoint_dir: str | None = option(
+        None, WHERE, to_path, "PATH", "super resolution: an SR file, a run, or a folder of runs", "./checkpoints_best"
+    )
+    LR_oneside: bool = flag(RESOLUTION, "low resolution in the first image of each pair alone")
+    gpu_num: tuple[int, ...] = option((0,), MACHINE, to_gpus, "LIST", "GPUs, as 0 or 0,1 or [0,1]; or cpu")
+    precision: str = option("auto", MACHINE, one_of(PRECISIONS), "NAME", "what the backbones compute in")
+    batch_size: int | None = option(
+        None, MACHINE, integer(1), "N", "images in a batch, over all GPUs", EVAL_BATCH_DEFAULTS
+    )
+    plot: str | None = option(None, OUTPUT, to_path, "FILE", "draw the curve, as .png, .pdf or .svg", "not drawn")
+    json: str | None = option(None, OUTPUT, to_path, "FILE", "write all numbers", "not written")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.checkpoints:
+            raise UsageError("--checkpoints: missing; name runs or Backbone files, NAME=PATH each")
+        if self.sr_checkpoint_dir and not self.SR_eval:
+            raise UsageError("--sr_checkpoint_dir: is used with --SR_eval alone; add it, or leave this out")
+        check_report_paths(self.json, self.plot)
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """{name: path} of `checkpoints`."""
+        return {name: Path(path) for name, path in (item.split("=", 1) for item in self.checkpoints)}
+
+    @property
+    def sr_path(self) -> str:
+        """Where super resolution networks are looked for."""
+        return self.sr_checkpoint_dir or "./checkpoints_best"
+
+    @property
+    def named_pair_sets(self) -> dict[str, tuple[str, str | None]]:
+        """`val_data` as find_pair_sets wants it."""
+        return named_pair_sets(self.val_data)
+
+
+def parse_curve(argv: list[str]) -> CurveSettings:
+    """The settings from the arguments. UsageError for a mistake; SystemExit(0) after --help has printed."""
+    return parse(CurveSettings, "-m applications.resolution_curve", GROUPS, argv)

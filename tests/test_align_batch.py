@@ -1,0 +1,395 @@
+"""A tree of photographs is aligned whole: every file is accounted for, whatever it is, whenever the run is stopped."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from applications.align import Face
+from applications.align import batch as tree
+from applications.align.batch import AlignSettings, align_tree, outputs, select_face
+from applications.align.manifest import ALIGNED, COLUMNS, NO_FACE, NOT_AN_IMAGE, UNREADABLE, Row, read_manifest
+from util.errors import DataError, RunError, UsageError
+
+ROOT = Path(__file__).resolve().parents[1]
+FACE = Face(np.array([10.0, 20, 69, 89]), 0.9, np.array([[25.0, 45], [50, 44], [38, 60], [28, 72], [49, 73]]))
+
+
+class StandIn:
+    """A detector that finds a face in what is not black: tests of the tree need no better one."""
+
+    def __init__(self, device: object, min_face: float, thresholds: tuple):
+        pass
+
+    def __call__(self, images: list[np.ndarray]) -> list[list[Face]]:
+        second = Face(FACE.box + 30, 0.95, FACE.landmarks + 30)  # smaller after the clip, more probable
+        second.box[2:] -= 20
+        return [[second, FACE] if image.mean() > 128 else [FACE] if image.any() else [] for image in images]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree, "Detector", StandIn)
+
+
+def write(path: Path, grey: int = 90) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shade = (
+        np.clip(np.indices((120, 100)).sum(axis=0)[:, :, None] // 9 + grey, 0, 255) if grey else np.zeros((120, 100, 1))
+    )
+    cv2.imencode(path.suffix, np.repeat(shade.astype(np.uint8), 3, axis=2))[1].tofile(path)
+    return path
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Nine files of every kind in two people's folders, one below, and the folder itself."""
+    root = tmp_path / "raw"
+    for name in ("Ann/1.jpg", "Ann/2.png", "Bob/1.jpg", "Bob/deep/er/1.jpg", "flat.jpg"):
+        write(root / name)
+    write(root / "Bob" / "dark.jpg", grey=0)
+    (root / "Bob" / "broken.jpg").write_bytes(b"no image")
+    (root / "Bob" / "notes.txt").write_text("notes")
+    (root / "Ann" / ".DS_Store").write_bytes(b"\0\1")
+    return root
+
+
+def statuses(dest: Path) -> dict[str, str]:
+    return {row.path: row.status for row in read_manifest(dest)}
+
+
+def run(raw: Path, dest: Path, processes: int = 0, **settings: object):
+    force = settings.pop("force", False)
+    files = settings.pop("files", None)
+    return align_tree(raw, dest, AlignSettings(**settings), processes=processes, force=force, files=files)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_every_file_ends_in_the_manifest_and_faces_keep_their_folders(raw, tmp_path, quick):
+    before = contents(raw)
+    summary = run(raw, tmp_path / "out")
+    assert statuses(tmp_path / "out") == {
+        **dict.fromkeys(["Ann/1.jpg", "Ann/2.png", "Bob/1.jpg", "Bob/deep/er/1.jpg", "flat.jpg"], ALIGNED),
+        "Bob/dark.jpg": NO_FACE,
+        "Bob/broken.jpg": UNREADABLE,
+        "Bob/notes.txt": NOT_AN_IMAGE,
+        "Ann/.DS_Store": NOT_AN_IMAGE,
+    }
+    assert summary.counts == {ALIGNED: 5, NO_FACE: 1, UNREADABLE: 1, NOT_AN_IMAGE: 2}
+    assert summary.new == 9
+    faces = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.jpg")}
+    assert faces == {"Ann/1.jpg", "Ann/2.jpg", "Bob/1.jpg", "Bob/deep/er/1.jpg", "flat.jpg"}
+    assert contents(raw) == before
+
+
+def test_the_manifest_is_plain_csv_with_box_score_and_landmarks(raw, tmp_path, quick):
+    run(raw, tmp_path / "out")
+    with (tmp_path / "out" / "manifest.csv").open(newline="") as file:
+        lines = {line["path"]: line for line in csv.DictReader(file)}
+    line = lines["Ann/2.png"]
+    assert (line["output"], line["faces"], line["reason"]) == ("Ann/2.jpg", "1", "")
+    assert [float(line[name]) for name in ("x1", "y1", "x2", "y2", "score")] == [10, 20, 69, 89, 0.9]
+    assert [float(line[name]) for name in COLUMNS[9:19]] == FACE.landmarks.reshape(-1).tolist()
+    assert "not an image in spite of its name" in lines["Bob/broken.jpg"]["reason"]
+    assert "lower --min_face" in lines["Bob/dark.jpg"]["reason"] and lines["Bob/dark.jpg"]["x1"] == ""
+
+
+@pytest.mark.parametrize(("form", "size"), [("jpg", 112), ("png", 96)])
+def test_faces_have_the_size_and_form_that_are_asked_for(raw, tmp_path, quick, form, size):
+    run(raw, tmp_path / "out", crop_size=size, format=form)
+    face = cv2.imread(str(tmp_path / "out" / "Ann" / f"1.{form}"))
+    assert face.shape == (size, size, 3)
+    expected = tree.align(cv2.imread(str(raw / "Ann" / "1.jpg")), FACE.landmarks, size)
+    assert np.abs(face.astype(int) - expected).mean() < (1.5 if form == "jpg" else 0.01)
+
+
+def test_one_face_is_written_or_all(tmp_path, quick):
+    write(tmp_path / "raw" / "Ann" / "two.jpg", grey=200)
+    run(tmp_path / "raw", tmp_path / "one")
+    (row,) = read_manifest(tmp_path / "one")
+    assert (row.faces, row.face.score) == (2, 0.9)  # the larger one
+    run(tmp_path / "raw", tmp_path / "all", keep_all=True, select="best")
+    rows = list(read_manifest(tmp_path / "all"))
+    assert [(row.output, row.face.score) for row in rows] == [("Ann/two.jpg", 0.95), ("Ann/two.face2.jpg", 0.9)]
+    assert all((tmp_path / "all" / row.output).is_file() for row in rows)
+    assert run(tmp_path / "raw", tmp_path / "all", keep_all=True, select="best").counts == {ALIGNED: 1}
+
+
+@pytest.mark.parametrize(("select", "index"), [("largest", 0), ("central", 1), ("best", 2)])
+def test_which_of_several_faces(select, index):
+    boxes = [[0, 0, 80, 80], [90, 40, 110, 60], [150, 0, 180, 30]]
+    faces = [
+        Face(np.array(box, float), score, FACE.landmarks) for box, score in zip(boxes, (0.8, 0.9, 0.99), strict=True)
+    ]
+    assert select_face(faces, np.zeros((100, 200, 3), np.uint8), select) is faces[index]
+
+
+def test_files_that_would_become_one_keep_their_whole_names():
+    assert outputs(["1.jpg", "2.png", "notes.txt"]) == ["1", "2", "notes.txt"]
+    assert outputs(["1.jpg", "1.png", "2.png"]) == ["1.jpg", "1.png", "2"]
+    assert outputs(["1.JPG", "1.png"]) == ["1.JPG", "1.png"]
+    assert outputs(["a.jpg", "A.png"]) == ["a.jpg", "A.png"]  # one file where case does not count
+    assert outputs(["1.txt", "1.jpg"]) == ["1.txt", "1"]
+    assert outputs(["a.face2.jpg", "a.jpg"]) == ["a.face2.jpg", "a"]
+    assert outputs(["a", "a.face2"]) == ["a", "a.face2.face1"]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_two_outputs_are_ever_alike(seed):
+    rng = np.random.default_rng(seed)
+    parts = ["a", "A", "b", ".jpg", ".png", ".JPG", ".txt", ".face2", "."]
+    names = sorted({"".join(rng.choice(parts, rng.integers(1, 5))) for _ in range(40)} - {".", ".."})
+    faces = [f"{base}{extra}.jpg".casefold() for base in outputs(names) for extra in ("", ".face2", ".face3")]
+    distinct = {name.casefold() for name in names}
+    if len(distinct) == len(names):  # else the source itself cannot lie on such a file system
+        assert len(set(faces)) == len(faces)
+
+
+def test_a_second_run_does_what_is_left(raw, tmp_path, quick):
+    run(raw, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.jpg")}
+    (tmp_path / "out" / "Ann" / "1.jpg").unlink()  # to be made anew
+    write(raw / "Bob" / "broken.jpg")  # mended
+    write(raw / "Cid" / "new.jpg")
+    summary = run(raw, tmp_path / "out")
+    assert summary.new == 3
+    assert summary.counts == {ALIGNED: 7, NO_FACE: 1, NOT_AN_IMAGE: 2}
+    paths = [row.path for row in read_manifest(tmp_path / "out")]
+    assert len(paths) == len(set(paths)) == 10
+    for path, changed in before.items():
+        assert (path.stat().st_mtime_ns == changed) == (path.name != "1.jpg" or path.parent.name != "Ann")
+
+
+def test_a_line_cut_short_by_a_kill_is_done_again(raw, tmp_path, quick):
+    run(raw, tmp_path / "out")
+    manifest = tmp_path / "out" / "manifest.csv"
+    whole = manifest.read_bytes()
+    last = whole.rstrip().rfind(b"\n") + 1
+    for cut in range(last, len(whole) - 2, 7):
+        manifest.write_bytes(whole[:cut])
+        run(raw, tmp_path / "out")
+        assert len(statuses(tmp_path / "out")) == len(list(read_manifest(tmp_path / "out"))) == 9
+
+
+def test_a_manifest_damaged_in_the_middle_is_an_error(raw, tmp_path, quick):
+    run(raw, tmp_path / "out")
+    manifest = tmp_path / "out" / "manifest.csv"
+    lines = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join([*lines[:3], "damaged\n", *lines[3:]]))
+    with pytest.raises(DataError, match=r"manifest\.csv: line 4 is damaged.*--force"):
+        run(raw, tmp_path / "out")
+    manifest.write_text("something else\n")
+    with pytest.raises(DataError, match="not the manifest of an alignment"):
+        run(raw, tmp_path / "out")
+    assert run(raw, tmp_path / "out", force=True).new == 9
+
+
+def test_other_settings_or_another_source_need_force(raw, tmp_path, quick):
+    run(raw, tmp_path / "out")
+    with pytest.raises(UsageError, match=r"out: holds faces .* crop_size 112, not 96; .*--force"):
+        run(raw, tmp_path / "out", crop_size=96)
+    write(tmp_path / "raw2" / "Ann" / "1.jpg")
+    with pytest.raises(UsageError, match=r"aligned with source .*raw, not .*raw2"):
+        run(tmp_path / "raw2", tmp_path / "out")
+    assert cv2.imread(str(tmp_path / "out" / "Ann" / "1.jpg")).shape == (112, 112, 3)
+
+
+def test_force_removes_what_was_aligned_and_nothing_else(raw, tmp_path, quick):
+    run(raw, tmp_path / "out")
+    (tmp_path / "out" / "Ann" / "mine.jpg").write_bytes(b"mine")
+    (tmp_path / "kept.jpg").write_bytes(b"kept")
+    with (tmp_path / "out" / "manifest.csv").open("a", newline="") as file:
+        csv.writer(file).writerow(Row("x.jpg", ALIGNED, "../kept.jpg").cells())
+    run(raw, tmp_path / "out", format="png", force=True)
+    names = {path.name for path in (tmp_path / "out" / "Ann").iterdir()}
+    assert names == {"1.png", "2.png", "mine.jpg"}
+    assert (tmp_path / "kept.jpg").read_bytes() == b"kept"
+
+
+def test_only_the_named_files_are_aligned(raw, tmp_path, quick):
+    summary = run(raw, tmp_path / "out", files=["Bob/1.jpg", "Ann/2.png", "Bob/1.jpg", "./flat.jpg", "Cid/none.jpg"])
+    assert statuses(tmp_path / "out") == {
+        **dict.fromkeys(["Bob/1.jpg", "Ann/2.png", "flat.jpg"], ALIGNED),
+        "Cid/none.jpg": UNREADABLE,
+    }
+    assert summary.new == 4
+
+
+def test_photographs_gone_since_do_not_hide_new_ones(raw, tmp_path, quick):
+    run(raw, tmp_path / "out")
+    for name in ("Ann/1.jpg", "Ann/2.png", "flat.jpg"):
+        (raw / name).unlink()
+    write(raw / "Cid" / "new.jpg")
+    assert run(raw, tmp_path / "out").new == 2  # and the unreadable one, again
+    assert statuses(tmp_path / "out")["Cid/new.jpg"] == ALIGNED
+
+
+def test_a_destination_within_the_source_is_not_read_again(raw, quick):
+    for _ in range(2):
+        summary = run(raw, raw / "aligned")
+        assert sum(summary.counts.values()) == 9
+
+
+def test_a_destination_that_holds_the_source_is_refused(raw, quick):
+    before = contents(raw)
+    for dest in (raw, raw.parent, raw / "..", raw / "Ann" / ".."):
+        with pytest.raises(UsageError, match="holds the source"):
+            run(raw, dest)
+    assert contents(raw) == before
+
+
+def test_a_missing_source_is_named(tmp_path, quick):
+    with pytest.raises(UsageError, match=r"-source_root=.*none: no such folder"):
+        run(tmp_path / "none", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_are_followed_but_in_no_circle(raw, tmp_path, quick):
+    (tmp_path / "elsewhere").mkdir()
+    write(tmp_path / "elsewhere" / "5.jpg")
+    (raw / "Dan").symlink_to(tmp_path / "elsewhere")
+    (raw / "Ann" / "circle").symlink_to(raw)
+    run(raw, tmp_path / "out")
+    found = statuses(tmp_path / "out")
+    assert found["Dan/5.jpg"] == ALIGNED and len(found) == 10
+
+
+def test_names_that_are_not_utf8_keep_their_bytes(tmp_path, quick, capfd):
+    odd = [b"caf\xe9".decode("utf-8", "surrogateescape"), "사진\n1", 'a "b", c']
+    try:
+        for name in odd:
+            write(tmp_path / "raw" / name / "1.jpg")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    (tmp_path / "raw" / odd[0] / "2.jpg").write_bytes(b"")
+    for new in (4, 1):  # the empty file is tried again
+        assert run(tmp_path / "raw", tmp_path / "out").new == new
+    assert {name for name, status in statuses(tmp_path / "out").items() if status == ALIGNED} == {
+        f"{name}/1.jpg" for name in odd
+    }
+    assert all((tmp_path / "out" / name / "1.jpg").is_file() for name in odd)
+    assert r"caf\udce9/2.jpg: empty file" in capfd.readouterr().err
+
+
+def test_many_unreadable_files_are_not_all_named(tmp_path, quick, capfd):
+    for number in range(25):
+        (tmp_path / "raw").mkdir(exist_ok=True)
+        (tmp_path / "raw" / f"{number}.jpg").write_bytes(b"")
+    run(tmp_path / "raw", tmp_path / "out")
+    printed = capfd.readouterr().err
+    assert printed.count("empty file") == 20 and "and 5 more that cannot be read" in printed
+
+
+def test_several_processes_write_what_one_writes(raw, tmp_path, monkeypatch):
+    """With the real detector: the faces here are none, so the drawn ones of its own tests are not needed."""
+    for number in range(70):
+        write(raw / "Eve" / f"{number}.png", grey=100 + number)
+    alone, together = run(raw, tmp_path / "one"), run(raw, tmp_path / "two", processes=2)
+    assert alone.counts == together.counts and sum(alone.counts.values()) == 79
+    assert sorted(statuses(tmp_path / "one").items()) == sorted(statuses(tmp_path / "two").items())
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_face_that_cannot_be_written_ends_the_run_in_one_line(raw, tmp_path, monkeypatch, processes, make_drawn):
+    for number in range(40):
+        cv2.imwrite(str(raw / "Ann" / f"x{number}.png"), make_drawn())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "Ann").write_text("in the way")
+    with pytest.raises(RunError, match=r"an aligned face cannot be written .*again to go on") as caught:
+        run(raw, tmp_path / "out", processes=processes)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_out_of_range_are_refused():
+    for settings, rule in (
+        ({"crop_size": 8}, "--crop_size 8: must lie between"),
+        ({"select": "biggest"}, "--select biggest: must be one of largest, central, best"),
+        ({"format": "gif"}, "--format gif: must be one of jpg, png"),
+    ):
+        with pytest.raises(UsageError, match=rule):
+            AlignSettings(**settings)
+
+
+@pytest.fixture(scope="module")
+def make_drawn() -> Callable[[], np.ndarray]:
+    """A photograph of a drawn face, BGR."""
+    from applications.demo.data_set import Face as DrawnFace
+    from applications.demo.data_set import draw
+
+    image = np.full((160, 160, 3), 120, np.uint8)
+    image[24:136, 24:136] = draw(DrawnFace(5, 1, 0, "frontal"))[:, :, ::-1]
+    return lambda: image
+
+
+def start(raw: Path, dest: Path) -> subprocess.Popen:
+    command = [sys.executable, "applications/align/face_align.py", "-source_root", str(raw), "-dest_root", str(dest)]
+    return subprocess.Popen([*command, "--processes", "2"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_stopped_goes_on_and_leaves_nothing_half_written(tmp_path, make_drawn, number):
+    raw, dest = tmp_path / "raw", tmp_path / "out"
+    for index in range(700):
+        (raw / f"p{index // 50:02d}").mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(raw / f"p{index // 50:02d}" / f"{index}.jpg"), make_drawn())
+    process = start(raw, dest)
+    deadline = time.time() + 60
+    while time.time() < deadline and len(list(dest.glob("p*/*.jpg"))) < 40:
+        time.sleep(0.05)
+    children = children_of(process)
+    assert len(alive(children)) >= 2
+    process.send_signal(number)
+    output = process.communicate(timeout=30)[1].decode()
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    assert "Traceback" not in output
+    deadline = time.time() + 20
+    while time.time() < deadline and alive(children):
+        time.sleep(0.2)
+    assert not alive(children)
+    done = len(list(read_manifest(dest)))
+    assert done < 700
+    assert all(cv2.imread(str(file)) is not None for file in dest.glob("p*/[0-9]*.jpg"))
+    again = start(raw, dest)
+    printed = again.communicate(timeout=120)[0].decode()
+    assert again.returncode == 0
+    assert f"{700 - done} files in" in printed and "700 aligned" in printed
+    assert len(statuses(dest)) == len(list(read_manifest(dest))) == len(list(dest.glob("p*/*.jpg"))) == 700
+
+
+def children_of(process: subprocess.Popen) -> list[str]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+    return found.stdout.split()
+
+
+def alive(children: list[str]) -> list[str]:
+    """Those that still run; one that has ended may wait to be collected."""
+    found = subprocess.run(["ps", "-o", "stat=", "-p", ",".join(children)], capture_output=True, text=True)
+    return [state for state in found.stdout.split() if state[0] != "Z"]
+
+
+def test_every_setting_of_torch_that_a_process_needs_goes_to_it(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "7")
+    with tree._keeping_memory():
+        assert os.environ["MALLOC_TRIM_THRESHOLD_"] == "7"
+        assert int(os.environ["MALLOC_MMAP_THRESHOLD_"]) > 2**27
+    assert os.environ["MALLOC_TRIM_THRESHOLD_"] == "7" and "MALLOC_MMAP_THRESHOLD_" not in os.environ
+
+
+def test_processes_share_the_gpus(monkeypatch):
+    gpus = [torch.device("cuda", index) for index in range(2)]
+    monkeypatch.setattr(tree, "available_cores", lambda: 64)
+    assert tree._default_processes([torch.device("cpu")]) == 64
+    assert tree._default_processes(gpus[:1]) == 8 and tree._default_processes(gpus) == 16

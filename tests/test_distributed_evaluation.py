@@ -1,0 +1,36 @@
+"""Evaluation shared out among processes."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.multiprocess import in_processes
+from util.evaluate import evaluate
+from util.pairs import load_pairs
+
+
+def accuracies(data: str, batch_size: int) -> list[float]:
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 7, stride=7), nn.Flatten(), nn.Linear(4 * 256, 16))
+    pairs = load_pairs(data)
+    pairs.name = "noise"
+    result = evaluate(backbone, [pairs], batch_size=batch_size, views=("HR", "LR"))
+    values = [[found["noise"].accuracy, found["noise"].threshold, found["noise"].auc] for found in result.values()]
+    return np.ravel(values).tolist()
+
+
+def every_size(data: str, *_: int) -> list[list[float]]:
+    return [accuracies(data, size) for size in (8, 64)]
+
+
+@pytest.mark.slow
+def test_processes_find_what_one_finds_even_with_fewer_batches_than_processes(made_pairs, tmp_path) -> None:
+    data = str(made_pairs[0])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    expected = every_size(data)
+    torch.set_num_threads(threads)
+    assert in_processes(3, tmp_path, partial(every_size, data)) == [expected] * 3

@@ -1,0 +1,128 @@
+"""Orders of pairs, and verification sets out of .bin files and of lists of aligned faces."""
+
+import pickle
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from applications.prepare import bin as prepare_bin
+from applications.prepare import pairs
+from applications.prepare import write_set as sets
+from util.errors import DataError, UsageError
+from util.pairs import load_pairs
+
+
+def write_bin(path: Path, truth: list[bool]) -> np.ndarray:
+    """A .bin of so many pairs of plain images; their grey levels, (2P,)."""
+    levels = np.arange(2 * len(truth)) * 3 % 256
+    encoded = [cv2.imencode(".png", np.full((112, 112, 3), level, np.uint8))[1].tobytes() for level in levels]
+    path.write_bytes(pickle.dumps((encoded, truth), protocol=2))
+    return levels
+
+
+def levels_of(path: Path) -> np.ndarray:
+    made = load_pairs(path)
+    return made.images(0, 2 * len(made))[:, 0, 0, 0]
+
+
+def test_a_bin_keeps_its_order_where_ten_folds_can_be_cut_from_it(tmp_path, capsys):
+    truth = [True, True, False] + [True, False] * 10
+    levels = write_bin(tmp_path / "own.bin", truth)
+    prepare_bin.main([str(tmp_path / "own.bin"), "--out", str(tmp_path / "sets" / "own")])
+    assert load_pairs(tmp_path / "sets/own").issame.tolist() == truth
+    assert levels_of(tmp_path / "sets/own").tolist() == levels.tolist()
+    assert "12 same and 11 different pairs of" in capsys.readouterr().out
+
+
+def test_a_bin_that_cannot_be_cut_in_ten_is_interleaved_and_that_is_said(tmp_path, capsys):
+    truth = [True] * 10 + [False] * 10
+    levels = write_bin(tmp_path / "own.bin", truth)
+    prepare_bin.main([str(tmp_path / "own.bin"), "--out", str(tmp_path / "own")])
+    made = load_pairs(tmp_path / "own")
+    assert made.issame.tolist() == [True, False] * 10
+    expected = np.stack([levels[:20].reshape(10, 2), levels[20:].reshape(10, 2)], axis=1).reshape(-1)
+    assert levels_of(tmp_path / "own").tolist() == expected.tolist()
+    assert "interleaved" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["lfw.bin", "lfw_py2.bin", "lfw_ndarray.bin"])
+def test_published_bins_become_the_same_pixels(shared, tmp_path, name):
+    file = shared / "formats/bin" / name
+    prepare_bin.main([str(file), "--out", str(tmp_path / "lfw")])
+    before, made = load_pairs(file), load_pairs(tmp_path / "lfw")
+    assert made.issame.tolist() == before.issame.tolist()
+    np.testing.assert_array_equal(made.images(0, 240), before.images(0, 240))
+
+
+def test_another_file_and_another_set_are_refused(tmp_path):
+    write_bin(tmp_path / "own.bin", [True, False] * 10)
+    out = ["--out", str(tmp_path / "own")]
+    (tmp_path / "list.txt").write_text("a b 1\n")
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((112, 112, 3), np.uint8))
+    shutil.copy(tmp_path / "a.png", tmp_path / "b.png")
+    with pytest.raises(DataError, match=r"list\.txt: not a \.bin of InsightFace; .*prepare\.pairs"):
+        prepare_bin.main([str(tmp_path / "list.txt"), *out])
+    prepare_bin.main([str(tmp_path / "own.bin"), *out])
+    write_bin(tmp_path / "own.bin", [False, True] * 10)
+    with pytest.raises(UsageError, match=r"own: is there already, and was not made from this"):
+        prepare_bin.main([str(tmp_path / "own.bin"), *out])
+    prepare_bin.main([str(tmp_path / "own.bin"), *out, "--force"])
+    assert not load_pairs(tmp_path / "own").issame[0]
+
+
+def test_a_bin_with_a_broken_image_leaves_nothing_behind(tmp_path):
+    encoded = [cv2.imencode(".png", np.zeros((112, 112, 3), np.uint8))[1].tobytes() for _ in range(40)]
+    encoded[30] = encoded[30][:60]
+    (tmp_path / "own.bin").write_bytes(pickle.dumps((encoded, [True, False] * 10), protocol=2))
+    with pytest.raises(DataError, match="image 30"):
+        prepare_bin.main([str(tmp_path / "own.bin"), "--out", str(tmp_path / "sets/own")])
+    assert list((tmp_path / "sets").iterdir()) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equal_shares_are_given_to_every_tenth(seed):
+    issame = np.random.default_rng(seed).random(137) < 0.3
+    order = sets.new_order(Path("list"), issame, equal_shares=True)
+    assert sorted(order.tolist()) == list(range(137))
+    shares = [int(part.sum()) for part in np.array_split(issame[order], 10)]
+    assert max(shares) - min(shares) <= 1
+    assert not (np.diff(order[issame[order]]) < 0).any() and not (np.diff(order[~issame[order]]) < 0).any()
+
+
+def test_shares_that_are_equal_already_keep_their_order():
+    issame = np.arange(60) % 6 < 3
+    assert not sets.is_reordered(sets.new_order(Path("list"), issame, equal_shares=True))
+
+
+def test_too_few_pairs_of_a_kind_are_an_error_that_names_the_list():
+    for equal in (True, False):
+        with pytest.raises(DataError, match=r"own\.txt: 51 same and 9 different pairs"):
+            sets.new_order(Path("own.txt"), np.arange(60) > 8, equal_shares=equal)
+
+
+def test_a_list_of_aligned_faces_becomes_a_set(tmp_path, people_folder, capsys):
+    rows = ["Ann/Ann_0000.jpg Ann/Ann_0001.jpg 1", "Bob/Bob_0000 Cid/Cid_0000 0"] * 10
+    (tmp_path / "own.txt").write_text("\n".join(rows))
+    pairs.main(["--list", str(tmp_path / "own.txt"), "--images", str(people_folder), "--out", str(tmp_path / "own")])
+    made = load_pairs(tmp_path / "own")
+    for index, name in enumerate(("Ann/Ann_0000", "Ann/Ann_0001", "Bob/Bob_0000", "Cid/Cid_0000")):
+        expected = cv2.imread(str(people_folder / f"{name}.jpg"))[:, :, ::-1]
+        np.testing.assert_array_equal(made.images(index, index + 1)[0], expected)
+    assert (tmp_path / "own_pairs.txt").read_text().splitlines()[1] == "Bob/Bob_0000.jpg\tCid/Cid_0000.jpg\t0"
+    assert f"--val_data own={tmp_path / 'own'}" in capsys.readouterr().out
+
+
+def test_an_interrupted_set_is_not_there(tmp_path, monkeypatch):
+    write_bin(tmp_path / "own.bin", [True, False] * 10)
+
+    def interrupted(pair_set: object):
+        yield np.zeros((112, 112, 3), np.uint8)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sets, "each_image", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_bin.main([str(tmp_path / "own.bin"), "--out", str(tmp_path / "own")])
+    assert [path.name for path in tmp_path.iterdir()] == ["own.bin"]
