@@ -164,3 +164,14 @@ def test_processes_work_after_opencv_had_threads_of_its_own_in_this_one():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert done.stdout.split() == [str(number) for number in range(1, 8)], done.stderr
+
+
+def test_rec_follows_no_link_out_of_its_folder(three_people, tmp_path):
+    command = [str(three_people), "--out", str(tmp_path / "out"), "--processes", "0"]
+    rec.main(command)
+    (tmp_path / "out/imgs/0000002").rename(tmp_path / "elsewhere")
+    (tmp_path / "out/imgs/0000002").symlink_to(tmp_path / "elsewhere")
+    before = contents(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"train\.rec: 0000002: .*is a link out of that folder"):
+        rec.main(command)
+    assert contents(tmp_path / "elsewhere") == before

@@ -26,7 +26,7 @@ from applications.align.photos import SUFFIXES, NotAnImage, UnreadableImage, rea
 from applications.align.warp import align
 from util.distributed import available_cores
 from util.errors import RunError, UsageError
-from util.files import check_apart, replacing
+from util.files import check_apart, path_inside, replacing
 from util.processes import spread
 from util.template import TEMPLATE_SIZE
 
@@ -215,7 +215,8 @@ class _Aligner:
         for number, face in enumerate(chosen, start=1):
             output = f"{job.output}.face{number}" if number > 1 else job.output
             output = f"{output}.{self._settings.format}"
-            write_image(self._dest / output, align(image, face.landmarks, self._settings.crop_size))
+            path = path_inside(self._dest, output, named_in=self._source / job.path)
+            write_image(path, align(image, face.landmarks, self._settings.crop_size))
             rows.append(Row(job.path, ALIGNED, output, len(faces), face))
         return rows
 
