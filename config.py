@@ -154,8 +154,11 @@ class TrainConfig(Config):
     embedding_size: int = option(512, MODEL, integer(1), "N", "numbers in the embedding of a face")
     head: str = named("ArcFace", MODEL, HEAD_NAMES)
     loss: str = named("focal", MODEL, LOSS_NAMES)
-    s: float = option(64.0, MODEL, _POSITIVE, "X", "scale of the head's cosines")
-    m: float = option(0.5, MODEL, _FROM_0_TO_1, "X", "margin: radians for ArcFace, cosine for CosFace")
+    # torchrun takes --s and --m for abbreviations of flags of its own, and stops; the long names reach the program.
+    s: float = option(64.0, MODEL, _POSITIVE, "X", "scale of the head's cosines", aliases=("head_scale",))
+    m: float = option(
+        0.5, MODEL, _FROM_0_TO_1, "X", "margin: radians for ArcFace, cosine for CosFace", aliases=("margin",)
+    )
     margin_warmup_epochs: float = option(0.0, MODEL, _NOT_NEGATIVE, "X", "epochs in which m grows from 0")
     sample_rate: float = option(
         1.0,

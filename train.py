@@ -3,6 +3,7 @@
 python train.py                                                  # the images in data/, on GPU 0
 python train.py --gpu_num=[0,1] --batch_size=256                 # on two GPUs
 torchrun --nproc_per_node=8 train.py --batch_size=128            # on eight GPUs, 128 images on each
+torchrun --nproc_per_node=8 -- train.py --m=0.35 --s=32          # torchrun stops at --m and --s without --
 python train.py --LR_train=True --LR_scale=4 --LR_eval=True      # half of the images in low resolution
 python train.py --backbone=MobileFaceNet --head=CosFace --m=0.35 --train_data=/sets/faces --gpu_num=cpu
 python train.py --train_data=/sets/faces_emore/train.rec         # InsightFace's records, as they are published

@@ -393,3 +393,17 @@ def test_processes_share_the_gpus(monkeypatch):
     monkeypatch.setattr(tree, "available_cores", lambda: 64)
     assert tree._default_processes([torch.device("cpu")]) == 64
     assert tree._default_processes(gpus[:1]) == 8 and tree._default_processes(gpus) == 16
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "photograph"),
+    [("Bob", "elsewhere", "Bob/1.jpg"), ("Ann", "gone", "Ann/1.jpg"), ("flat.jpg", "elsewhere/1.jpg", "flat.jpg")],
+)
+def test_align_tree_follows_no_link_out_of_dest(raw, tmp_path, quick, link, target, photograph):
+    for folder in ("elsewhere", "dest"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "elsewhere" / "1.jpg").write_bytes(b"a photograph")
+    (tmp_path / "dest" / link).symlink_to(tmp_path / target)
+    with pytest.raises(DataError, match=rf"raw/{photograph}: {photograph}: .*is a link out of.*Remove the link\."):
+        run(raw, tmp_path / "dest")
+    assert contents(tmp_path / "elsewhere") == {"1.jpg": b"a photograph"} and not (tmp_path / "gone").exists()

@@ -1,11 +1,12 @@
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
 from util.errors import DataError, RunError, UsageError, run_script
-from util.files import atomic_write
+from util.files import atomic_write, path_inside
 
 
 @pytest.fixture(autouse=True)
@@ -117,3 +118,30 @@ def test_a_file_that_fails_midway_leaves_the_old_one(tmp_path):
         raise OSError("disk full")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_path_inside_takes_names_that_stay_in_the_folder(tmp_path):
+    (tmp_path / "real" / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "within").symlink_to(tmp_path / "real" / "inner")
+    for name in ("1.png", "a/b/1.png", "a/../b/1.png", "..1.png", "...", "within/1.png", "한 글.png", "\udcff.png"):
+        assert path_inside(tmp_path / "link", name) == tmp_path / "link" / os.path.normpath(name)
+    assert path_inside(Path(), "a.png") == Path("a.png")
+
+
+@pytest.mark.parametrize("name", ["..", "../1.png", "a/../../1.png", "/etc/1.png", "//1.png", "out/1.png", "file.png"])
+def test_path_inside_refuses_names_that_lead_out(tmp_path, name):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "out").symlink_to(tmp_path)
+    (folder / "file.png").symlink_to(tmp_path / "photo.png")
+    with pytest.raises(
+        DataError, match=f"^pairs.txt: {os.path.normpath(name)}: would be written into {folder}, but"
+    ) as raised:
+        path_inside(folder, name, named_in="pairs.txt")
+    assert "\n" not in str(raised.value)
+
+
+def test_path_inside_ends_on_links_in_a_circle(tmp_path):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    path_inside(tmp_path, "circle/1.png")  # writing fails later, and nothing is outside

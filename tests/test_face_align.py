@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from applications.align import face_align
-from applications.align.manifest import read_manifest
+from applications.align import contact_sheet, face_align
+from applications.align.manifest import NO_FACE, Row, read_manifest
 from applications.demo.data_set import Face, draw
 from config import parse_train
 from util.errors import DataError, UsageError
@@ -154,3 +154,15 @@ def test_gpus_are_named_as_in_training(text, numbers):
 def test_auto_is_the_first_gpu_if_there_is_one(monkeypatch, there_is_one, numbers):
     monkeypatch.setattr("torch.cuda.is_available", lambda: there_is_one)
     assert face_align._gpus("auto") == face_align._gpus("Auto") == numbers
+
+
+@pytest.mark.parametrize("portrait", [False, True])
+def test_contact_sheet_takes_photographs_of_any_width(tmp_path, monkeypatch, portrait):
+    for side in (1, 2, 167, 168, 169, 250, 300, 400, 600, 1200, 2400, 5999):
+        shape = (side, max(1, side * 3 // 4)) if portrait else (max(1, side * 3 // 4), side)
+        cv2.imwrite(str(tmp_path / "photo.png"), np.full(shape, 200, np.uint8))
+        monkeypatch.setattr(contact_sheet, "read_manifest", lambda dest: [Row("photo.png", NO_FACE)])
+        contact_sheet.write_contact_sheet(tmp_path, tmp_path, tmp_path / "page.png")
+        cell = cv2.imread(str(tmp_path / "page.png"), cv2.IMREAD_GRAYSCALE)[8 : 8 + 168, 8 : 8 + 168]
+        assert (cell[84, [1, 83, 166]] == 200).all() or portrait, side  # the longer side fills the cell
+        assert (cell[[1, 83, 166], 84] == 200).all() or not portrait, side

@@ -16,6 +16,7 @@ import pytest
 from applications.align import Face
 from applications.align import batch as tree
 from applications.prepare import cfp, lfw, pairs
+from applications.prepare.align_pairs import align_all
 from util.errors import DataError, UsageError
 from util.face import ARCFACE_TEMPLATE
 from util.pairs import load_pairs
@@ -387,7 +388,7 @@ def test_a_face_that_is_not_found_is_an_error_unless_the_whole_image_is_wanted(o
 def test_names_that_lead_out_of_the_folder_are_refused(own_list, tmp_path):
     write_photo(tmp_path / "outside.jpg", RED)
     own_list.write_text(own_list.read_text() + "\n../outside.jpg\tp1/1\t0")
-    with pytest.raises(DataError, match=r"1 of its images lie outside of --images, first \.\./outside\.jpg"):
+    with pytest.raises(DataError, match=r"own\.txt: \.\./outside\.jpg: .*leads out of that folder\."):
         run_pairs(own_list, tmp_path / "photos", tmp_path / "own", "--align")
     assert not (tmp_path / "outside.png").exists()
 
@@ -403,3 +404,34 @@ def test_photographs_without_align_are_refused_and_nothing_is_left(own_list, tmp
     with pytest.raises(DataError, match=r"250x250 pixels, and a verification set holds aligned faces of 112x112"):
         run_pairs(own_list, tmp_path / "photos", tmp_path / "sets" / "own")
     assert list((tmp_path / "sets").iterdir()) == []
+
+
+@pytest.mark.parametrize("colour", [RED, BLUE])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_lfw_never_writes_over_a_photograph_elsewhere(write_lfw, tmp_path, colour, absolute):
+    source, holiday = write_lfw(), tmp_path / "home" / "holiday.png"
+    write_photo(holiday, colour, size=300)
+    before = holiday.read_bytes()
+    photographs = sorted((source / "lfw").rglob("*.jpg"))
+    names = [str(path.relative_to(source / "lfw")) for path in photographs]
+    outside = holiday if absolute else "/".join([".."] * (len(source.parts) + 9)) + str(holiday)
+    rows = [f"{names[0]}\t{name}\t{number % 2}" for number, name in enumerate(names[1:])]
+    (source / "pairs.txt").write_text("\n".join([*rows, f"{names[0]}\t{outside}\t0"]))
+    with pytest.raises(DataError, match=r"pairs\.txt: [./]*/home.*holiday\.png: .*leads out of that folder\. Correct"):
+        run_lfw(source, tmp_path / "data")
+    assert holiday.read_bytes() == before
+    assert [path.name for path in holiday.parent.iterdir()] == ["holiday.png"]
+    assert not list(tmp_path.glob("data/**/*.png"))
+
+
+@pytest.mark.parametrize("colour", [RED, BLUE])  # a face that is found, and one that is cut out
+def test_align_all_refuses_names_that_lead_outside(tmp_path, colour):
+    write_photo(tmp_path / "source" / "1.jpg", RED)
+    write_photo(tmp_path / "made" / "photo.png", colour)
+    before = (tmp_path / "made" / "photo.png").read_bytes()
+    with pytest.raises(DataError, match=r"\.\./made/photo\.png.*leads out of that folder"):
+        align_all(
+            tmp_path / "source", ["1.jpg", "../made/photo.png"], tmp_path / "made" / "aligned", lfw.cut_out, processes=0
+        )
+    assert (tmp_path / "made" / "photo.png").read_bytes() == before
+    assert {path.suffix for path in tmp_path.rglob("aligned/made/*")} == set()

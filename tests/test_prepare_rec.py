@@ -155,12 +155,23 @@ def test_a_full_disk_is_one_line(three_people, tmp_path, monkeypatch):
 def test_processes_work_after_opencv_had_threads_of_its_own_in_this_one():
     code = (
         "import cv2, numpy as np\n"
-        "from util.parallel import spread\n"
+        "from util.parallel import parallel_map\n"
         "cv2.setNumThreads(8)\n"
         "for _ in range(20):\n"
         "    cv2.warpAffine(np.zeros((2000, 2000, 3), np.uint8), np.eye(2, 3), (2000, 2000))\n"
         "def shrink(image, size):\n    return cv2.resize(image, (size, size)).shape[0]\n"
-        "print(*spread(shrink, np.zeros((900, 900, 3), np.uint8), range(1, 8), 2))\n"
+        "print(*parallel_map(shrink, np.zeros((900, 900, 3), np.uint8), range(1, 8), 2))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert done.stdout.split() == [str(number) for number in range(1, 8)], done.stderr
+
+
+def test_rec_follows_no_link_out_of_its_folder(three_people, tmp_path):
+    command = [str(three_people), "--out", str(tmp_path / "out"), "--processes", "0"]
+    rec.main(command)
+    (tmp_path / "out/imgs/0000002").rename(tmp_path / "elsewhere")
+    (tmp_path / "out/imgs/0000002").symlink_to(tmp_path / "elsewhere")
+    before = contents(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"train\.rec: 0000002: .*is a link out of that folder"):
+        rec.main(command)
+    assert contents(tmp_path / "elsewhere") == before

@@ -148,3 +148,12 @@ def test_folders_that_cannot_be_used_are_refused(run, source, tmp_path):
         run(f"--source={tmp_path / 'empty'}")
     with pytest.raises(UsageError, match="--out: missing"):
         upscale.main([f"--source={source}"])
+
+
+def test_upscale_follows_no_link_out_of_its_folder(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "Ann").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"Ann/\d\.png: would be written into .*out, but is a link out of that folder"):
+        run()
+    assert not files(tmp_path / "elsewhere")

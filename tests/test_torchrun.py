@@ -1,5 +1,6 @@
 """train.py and validation.py under torchrun: what several processes learn, leave and say."""
 
+import dataclasses
 import json
 import os
 import re
@@ -9,12 +10,15 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import run as torchrun
 
 from benchmarks.ddp_parity import losses
+from config import TrainConfig
 from model.backbone import build_backbone
 from util.checkpoint import io as checkpoint
 
@@ -182,3 +186,32 @@ def test_a_validation_is_shared_and_said_once(tiny_data: Path, tmp_path: Path):
             for result in view["sets"].values():
                 assert result.pop("images_per_second") > 0
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(TrainConfig), ids=lambda field: field.name)
+def test_every_flag_of_train_passes_through_torchrun(field):
+    """torchrun stops at what abbreviates several flags of its own, as --m does, unless `--` precedes the script."""
+    passed = set()
+    for name in (field.name, *field.metadata["aliases"]):
+        for flag in ([f"--{name}=1"], [f"--{name}", "1"]):
+            assert torchrun.parse_args(["--", "train.py", *flag]).training_script_args == flag
+        with suppress(SystemExit):
+            assert torchrun.parse_args(["train.py", *flag]).training_script_args == flag
+            passed.add(name)
+    assert passed, "give the setting an alias that torchrun does not know"
+
+
+@pytest.mark.parametrize(
+    "form", [("train.py", "--margin=0.2", "--head_scale=8"), ("--", "train.py", "--m=0.2", "--s=8")]
+)
+def test_torchrun_trains_with_margin_and_scale(tiny_data, tmp_path, form):
+    folders = [f"--{name}={tmp_path / name}" for name in ("checkpoint_dir", "best_checkpoint_dir", "log_dir")]
+    small = [flag for flag in SMALL if not flag.startswith("--s=")]
+    common = [f"--data_dir={tiny_data}", "--gpu_num=cpu", "--num_workers=0", "--epochs=1", "--head=CosFace"]
+    command = [*LAUNCH, "--nproc_per_node=2", *form, *common, *folders, *small]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    settings = checkpoint.load_state(checkpoint.newest_run(tmp_path / "checkpoint_dir"))["settings"]
+    assert (settings["m"], settings["s"]) == (0.2, 8.0)
+    assert "margin" not in settings and "head_scale" not in settings

@@ -1,11 +1,12 @@
 """Files that are written whole or not at all, in places that were tried beforehand."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from util.errors import UsageError
+from util.errors import DataError, UsageError
 
 _PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 
@@ -24,6 +25,30 @@ def atomic_write(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def path_inside(folder: Path, relative: str | Path, named_in: str | Path = "") -> Path:
+    """Return `folder / relative`, where a file is about to be written.
+
+    Args:
+        folder: may be reached through a link itself.
+        relative: as it was read from a list or a name on disk; `a/../b` is the same as `b`.
+        named_in: the file that gives the name, for the message.
+
+    Raises:
+        DataError: the place is not inside the folder: by `..`, by an absolute path, or by a link in the folder.
+    """
+    relative = os.path.normpath(relative)
+    path = folder / relative
+    root = os.path.realpath(folder)
+    is_outside = os.path.isabs(relative) or relative.split(os.sep)[0] == os.pardir
+    if is_outside or not Path(os.path.realpath(path)).is_relative_to(root):
+        reason = "leads out of that folder" if is_outside else "is a link out of that folder, or lies behind one"
+        remedy = "Correct the name, or name a folder that holds all images" if is_outside else "Remove the link"
+        name = f"{named_in}: {relative}" if named_in else relative
+        name = name.encode("utf-8", "backslashreplace").decode()
+        raise DataError(f"{name}: would be written into {folder}, but {reason}. {remedy}.")
+    return path
 
 
 def require_writable_dir(flag: str, folder: str | Path) -> None:

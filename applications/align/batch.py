@@ -26,7 +26,7 @@ from applications.align.warp import align
 from util.device import num_cpus
 from util.errors import RunError, UsageError
 from util.face import FACE_SIZE
-from util.files import atomic_write, check_source_and_dest
+from util.files import atomic_write, check_source_and_dest, path_inside
 from util.image_io import SUFFIXES, NotAnImage, UnreadableImage, read_photo
 from util.parallel import parallel_map
 
@@ -215,7 +215,8 @@ class _Aligner:
         for number, face in enumerate(chosen, start=1):
             output = f"{job.output}.face{number}" if number > 1 else job.output
             output = f"{output}.{self._settings.format}"
-            write_image(self._dest / output, align(image, face.landmarks, self._settings.crop_size))
+            path = path_inside(self._dest, output, named_in=self._source / job.path)
+            write_image(path, align(image, face.landmarks, self._settings.crop_size))
             rows.append(Row(job.path, ALIGNED, output, len(faces), face))
         return rows
 

@@ -71,7 +71,8 @@ def _placement(shape: tuple[int, ...]) -> tuple[float, np.ndarray]:
     """Scale and offset (x, y) from pixels of the photograph to those of its cell."""
     size = np.array(shape[1::-1])
     scale = _CELL / size.max()
-    return scale, (_CELL - size * scale) / 2
+    # Rounding can make the longer side a hair larger than the cell: 300 * (168 / 300) > 168.
+    return scale, np.maximum(_CELL - size * scale, 0) / 2
 
 
 def _mark(cell: np.ndarray, row: Row, shape: tuple[int, ...]) -> None:

@@ -18,6 +18,7 @@ from applications.align.detector import THRESHOLDS, Face
 from applications.align.manifest import ALIGNED, NO_FACE, Row, read_manifest
 from util.errors import DataError
 from util.face import FACE_SIZE
+from util.files import path_inside
 from util.image_io import read_photo
 
 # Folder: the thresholds with which its faces were found. No two share one, so that a run that is stopped goes on.
@@ -70,8 +71,9 @@ def align_all(
         )
     for name in left:
         face = os.path.join(CUT_OUT, f"{name}.png")
-        if force or not (root / face).exists():
-            write_image(root / face, cut_out(read_photo(source / name)))
+        path = path_inside(root / CUT_OUT, f"{name}.png", named_in=source)
+        if force or not path.exists():
+            write_image(path, cut_out(read_photo(source / name)))
         aligned.files[name] = face
         aligned.cut.append(name)
     return aligned

@@ -12,6 +12,7 @@ lfw_pairs.txt, lfw.json and aligned/, which holds the aligned faces and may be r
 is not found is looked for with lower thresholds, and then cut out where LFW's faces are.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from applications.prepare.commands import new_parser, parse
 from applications.prepare.download import Remote, fetch, unpack
 from util.errors import DataError, UsageError, run_script
+from util.files import path_inside
 
 # torch takes seconds to import: what needs it is imported in functions, once the command line is known to be right.
 if TYPE_CHECKING:
@@ -84,7 +86,9 @@ def make(source: Path, listed: Path, data_dir: Path, processes: int | None, forc
     if is_made(out, made_from, force):
         return
     order = new_order(listed, np.array([pair.same for pair in pairs]))
-    names = [str(Path(file).relative_to(images)) for file in find_images(listed, images, pairs)]
+    names = [os.path.relpath(file, images) for file in find_images(listed, images, pairs)]
+    for name in dict.fromkeys(names):  # aligned faces get the names of their photographs
+        path_inside(data_dir / ALIGNED, name, named_in=listed)
     aligned = align_all(
         images, names, data_dir / ALIGNED, cut_out, is_wanted=is_subject, processes=processes, force=force
     )

@@ -21,7 +21,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from applications.prepare.commands import new_parser, parse
-from util.errors import DataError, UsageError, run_script
+from util.errors import UsageError, run_script
+from util.files import path_inside
 
 SELECT = ("largest", "central", "best")
 
@@ -58,8 +59,9 @@ def make(
     order = new_order(listed, np.array([pair.same for pair in pairs]), equal_shares=True)
     names = [os.path.relpath(file, images) for file in find_images(listed, images, pairs)]
     if align:
-        check_within(listed, names)
         root = out.with_name(f"{out.name}_aligned")
+        for name in dict.fromkeys(names):  # aligned faces get the names of their photographs
+            path_inside(root, name, named_in=listed)
         last = whole_image if whole else None
         aligned = align_all(images, names, root, last, select, processes=processes, force=force)
     else:
@@ -72,16 +74,6 @@ def make(
     if is_reordered(order):
         print("same and different pairs are interleaved, so that each tenth has as many of both as any other")
     print(f"use it: python validation.py --val_data {out.name}={out}")
-
-
-def check_within(listed: Path, names: list[str]) -> None:
-    """DataError if a name leads out of the folder of images: aligned faces go into the same folders of another."""
-    outside = [name for name in names if name.split(os.sep)[0] == ".."]
-    if outside:
-        raise DataError(
-            f"{listed}: {len(outside)} of its images lie outside of --images, first {outside[0]}; name a folder that "
-            f"holds them all"
-        )
 
 
 if __name__ == "__main__":

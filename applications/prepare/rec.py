@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from applications.prepare.checksum import sha256_of
 from applications.prepare.commands import new_parser, parse
 from util.errors import DataError, RunError, UsageError, run_script
-from util.files import atomic_write, require_writable_dir
+from util.files import atomic_write, path_inside, require_writable_dir
 
 if TYPE_CHECKING:
     from util.data.record_dataset import RecordImages
@@ -105,7 +105,7 @@ def unpack(images: "RecordImages", folder: Path, processes: int) -> None:
 def write_class(work: Work, label: int) -> list[str]:
     """Writes the images of a class into a folder that gets its name when it is whole; messages about broken ones."""
     mine = work.order[work.starts[label] : work.starts[label + 1]].tolist()
-    folder = work.folder / work.images.classes[label]
+    folder = path_inside(work.folder, work.images.classes[label], named_in=work.images.root)
     if folder.is_dir() and len(os.listdir(folder)) == len(mine):
         return []
     partial = work.folder / f".{folder.name}.partial"

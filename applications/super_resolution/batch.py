@@ -16,6 +16,7 @@ from tqdm import tqdm
 from applications.align.batch import outputs, printable, walk, write_image
 from applications.super_resolution.faces import as_face
 from util.errors import RunError
+from util.files import path_inside
 from util.image_io import NotAnImage, UnreadableImage, read_photo
 from util.super_resolution import enlarge
 from util.transform import SIZE, shrink
@@ -83,7 +84,7 @@ def enlarge_tree(source: Path, out: Path, enlarger: Enlarger, suffix: str) -> di
                 elif image is not None:
                     waiting[image.shape].append((target, image))
             for group in waiting.values():
-                counts["enlarged"] += _write(group, enlarger)
+                counts["enlarged"] += _write(out, group, enlarger)
             bar.update(len(files))
     return counts
 
@@ -95,12 +96,12 @@ def _jobs(source: Path, out: Path, suffix: str) -> Iterator[tuple[Path, Path]]:
             yield source / folder / name, out / folder / f"{output}.{suffix}"
 
 
-def _write(group: list[tuple[Path, np.ndarray]], enlarger: Enlarger) -> int:
+def _write(out: Path, group: list[tuple[Path, np.ndarray]], enlarger: Enlarger) -> int:
     """Enlarges images of one shape and writes each to its target."""
     targets, images = zip(*group, strict=True)
     for target, large in zip(targets, enlarger(images), strict=True):
         try:
-            write_image(target, large)
+            write_image(path_inside(out, target.relative_to(out)), large)
         except OSError as error:
             raise RunError(
                 f"{printable(str(target))}: cannot be written ({error.strerror}); run the same command again to go on"
