@@ -1,4 +1,4 @@
-"""What has to agree across files: versions, the two READMEs, and settings with what reads them."""
+"""What has to agree across files: versions, and settings with what reads them. Documents: test_documents.py."""
 
 import re
 from dataclasses import fields
@@ -27,29 +27,6 @@ def test_every_required_package_is_pinned():
     for name in ("requirements.txt", "requirements-dev.txt"):
         lines = [line for line in (ROOT / name).read_text().splitlines() if line and line[0] not in "#-"]
         assert all(re.match(r"[\w.-]+==[\d.]+", line) for line in lines)
-
-
-def indented_blocks(text: str) -> list[str]:
-    """The commands of a README: all indented lines, without their comments, which are in its language."""
-    return [line.split(" #")[0].split("  ")[0].strip() for line in re.findall(r"^    (\S.*)$", text, re.M)]
-
-
-def test_both_readmes_give_the_same_commands_links_and_flags():
-    english, korean = ((ROOT / name).read_text() for name in ("README.md", "README.ko.md"))
-    assert indented_blocks(english) == indented_blocks(korean)
-    assert re.findall(r"^#+ ", english, re.M) == re.findall(r"^#+ ", korean, re.M)
-    for pattern in (r"`(--\w+)", r"\]\(((?!README)[^)]+)\)", r"\d+\.\d+"):
-        assert sorted(re.findall(pattern, english)) == sorted(re.findall(pattern, korean))
-
-
-def test_no_document_has_a_gap_left_to_fill():
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md")]:
-        assert not re.findall(r"\b[A-Z]+_(?:OUTPUT|TEXT|TABLE|SENTENCE)\b", path.read_text()), path
-
-
-def test_files_that_the_readme_links_to_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
-        assert (ROOT / target).is_file(), target
 
 
 @pytest.mark.parametrize(("kind", "script"), [(TrainConfig, "train.py"), (ValidationConfig, "validation.py")])
