@@ -192,7 +192,6 @@ class Training:
     ):
         from model.backbone import build_backbone
         from model.head import build_head, shard_range
-        from model.super_resolution import load_rcan
         from util.device import loss_scaler, prepare_module, resolve_dtype
         from util.super_resolution import load_networks
         from util.training.optim import build_sgd
@@ -205,7 +204,7 @@ class Training:
         self.head = build_head(config.head, config.embedding_size, classes, **margin, rows=rows)
         self.dtype = resolve_dtype(config.precision, self.device)
         trained = prepare_module(self.backbone, devices, config.compile, self.dtype)
-        self.super_resolution = load_networks(config.sr_path, config.sr_scales, devices, load_rcan)
+        self.super_resolution = load_networks(config.sr_path, config.sr_scales, devices)
         self.head.to(self.device)
         networks = (self.backbone, self.head)
         self.optimizer = build_sgd(networks, config.lr, config.momentum, config.weight_decay, self.dtype)

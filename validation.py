@@ -47,16 +47,14 @@ def main(arguments: list[str]) -> None:
 
 def judge(file: Path, config: ValidationConfig, devices: list[torch.device]) -> tuple[str, Results]:
     """The name of the network in a Backbone file, and what it is worth; processes of torchrun share the work."""
-    from model.backbone import load_backbone as build
     from model.backbone.fold import fold_batch_norm
-    from model.super_resolution import load_rcan
     from util.checkpoint.io import load_backbone
     from util.device import default_eval_batch_size, prepare_module, resolve_dtype
     from util.evaluate import evaluate
     from util.super_resolution import load_networks
     from util.transform import SIZE
 
-    name, backbone = load_backbone(file, build)
+    name, backbone = load_backbone(file)
     if config.backbone not in (None, name):
         raise DataError(
             f"{file}: holds {name}, not --backbone={config.backbone}; leave --backbone out, or name another file"
@@ -73,7 +71,7 @@ def judge(file: Path, config: ValidationConfig, devices: list[torch.device]) -> 
         config.batch_size or default_eval_batch_size(devices),
         config.views,
         config.LR_scale,
-        load_networks(config.sr_path, config.sr_scales, devices, load_rcan),
+        load_networks(config.sr_path, config.sr_scales, devices),
         config.LR_oneside,
     )
     return name, results

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.super_resolution import RCAN, identify_rcan, load_rcan
+from model.super_resolution import RCAN, identify_rcan, rcan_from_state_dict
 from util.checkpoint import io as checkpoint
 from util.errors import DataError
 from util.super_resolution import find_super_resolution, load_super_resolution
@@ -27,7 +27,7 @@ def test_a_state_says_its_scale_and_sizes(scale, prefix):
     network = RCAN(scale, **SIZES)
     state = {prefix + key: value for key, value in network.state_dict().items()}
     assert identify_rcan(state) == (scale, SIZES)
-    loaded = load_rcan(state)
+    loaded = rcan_from_state_dict(state)
     assert not loaded.training and loaded.scale == scale
     images = torch.rand(1, 3, 5, 5)
     assert torch.equal(loaded(images), network(images))
@@ -99,19 +99,19 @@ def test_no_network_for_the_scale_says_how_to_train_one(tmp_path, place):
 
 def test_another_scale_than_the_expected_one_names_both(tmp_path):
     file = save(tmp_path / "SR_Best.pth", scale=2)
-    assert load_super_resolution(file, 2, load_rcan).scale == load_super_resolution(file, None, load_rcan).scale == 2
+    assert load_super_resolution(file, 2).scale == load_super_resolution(file, None).scale == 2
     with pytest.raises(DataError, match=r"SR_Best\.pth: enlarges 2 times, and scale 4 is wanted; name"):
-        load_super_resolution(file, 4, load_rcan)
+        load_super_resolution(file, 4)
 
 
 def test_files_that_hold_no_rcan_are_named(tmp_path):
     file = tmp_path / "SR_Best.pth"
     torch.save({"conv.weight": torch.zeros(2)}, file)
     with pytest.raises(DataError, match=rf"{re.escape(str(file))}: not a super resolution network \(the 1 keys"):
-        load_super_resolution(file, 4, load_rcan)
+        load_super_resolution(file, 4)
     file.write_bytes(b"not a checkpoint")
     with pytest.raises(DataError, match="not a checkpoint that can be loaded safely"):
-        load_super_resolution(file, 4, load_rcan)
+        load_super_resolution(file, 4)
 
 
 def test_runs_of_super_resolution_are_no_runs_of_recognition(tmp_path):

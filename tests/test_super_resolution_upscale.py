@@ -9,7 +9,7 @@ import torch
 
 from applications.super_resolution import batch as tree
 from applications.super_resolution import upscale
-from model.super_resolution import RCAN, load_rcan
+from model.super_resolution import RCAN, rcan_from_state_dict
 from util.errors import DataError, RunError, UsageError
 from util.super_resolution import enlarge
 from util.transform import shrink
@@ -59,7 +59,7 @@ def files(folder: Path) -> list[str]:
 def test_every_image_is_enlarged_under_its_name_and_others_are_named(run, source, network_file, capfd):
     out = run()
     assert files(out) == sorted(["Ann/1.png", "Ann/2.png", "Bob/한글.png", "top.png", "upscale.json"])
-    network = load_rcan(torch.load(network_file, weights_only=True))
+    network = rcan_from_state_dict(torch.load(network_file, weights_only=True))
     for name, image in (("Ann/1.png", "Ann/1.png"), ("Ann/2.png", "Ann/2.png"), ("Bob/한글.png", "Bob/한글.bmp")):
         expected = enlarge(network, torch.from_numpy(read(source / image)[None]))[0].numpy()
         assert np.abs(read(out / name).astype(int) - expected).max() <= 1  # batches round otherwise than single images
@@ -94,7 +94,9 @@ def test_faces_are_shrunk_first_where_that_is_wanted(tmp_path, run, source, peop
     names = files(out)
     assert len(names) == 8 and "Ann/Ann_0000.jpg" in names
     face = read(people_folder / "Ann" / "Ann_0000.jpg")
-    expected = enlarge(load_rcan(torch.load(network_file, weights_only=True)), torch.from_numpy(shrink(face[None], 56)))
+    expected = enlarge(
+        rcan_from_state_dict(torch.load(network_file, weights_only=True)), torch.from_numpy(shrink(face[None], 56))
+    )
     assert expected.shape == (1, 112, 112, 3)
     assert np.abs(read(out / "Ann" / "Ann_0000.jpg").astype(int) - expected[0].numpy()).mean() < 12
 

@@ -16,7 +16,6 @@ from torch import nn
 
 import validation
 from model.backbone import build_backbone
-from model.backbone import load_backbone as build
 from model.super_resolution import RCAN
 from util.checkpoint.io import load_backbone
 from util.errors import DataError, UsageError
@@ -62,7 +61,7 @@ def known_sets(tmp_path) -> Path:
 
 @pytest.fixture
 def known_backbone(monkeypatch):
-    monkeypatch.setattr("util.checkpoint.io.load_backbone", lambda file, build: ("RedAngle", RedAngle()))
+    monkeypatch.setattr("util.checkpoint.io.load_backbone", lambda file: ("RedAngle", RedAngle()))
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +129,7 @@ def test_newest_run_is_taken_and_named(trained, tiny_data, capsys):
 
 
 def test_backbone_is_recognized_from_its_file(trained, tiny_data):
-    name, backbone = load_backbone(trained / "LRTRAIN_LRx4_2022-07-28-19-15" / "Backbone_Best.pth", build)
+    name, backbone = load_backbone(trained / "LRTRAIN_LRx4_2022-07-28-19-15" / "Backbone_Best.pth")
     assert name == "iresnet18"
     assert backbone.eval()(torch.zeros(1, 3, 112, 112)).shape == (1, 32)
 
@@ -143,7 +142,7 @@ def test_another_backbone_than_the_files_is_an_error(trained):
 
 def test_a_head_file_is_no_backbone(trained):
     with pytest.raises(DataError, match=r"Head_Best.pth: not a backbone's state dict .*name a Backbone file"):
-        load_backbone(trained / "HRTRAIN_2022-08-01-00-00" / "Head_Best.pth", build)
+        load_backbone(trained / "HRTRAIN_2022-08-01-00-00" / "Head_Best.pth")
 
 
 def test_no_verification_set_is_an_error(trained, tmp_path):

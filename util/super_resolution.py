@@ -1,25 +1,22 @@
 """Super resolution in use: which checkpoint is meant, the network in it, and what it makes of pixels.
 
 file = find_super_resolution("checkpoints_best", scale=4)
-network = load_super_resolution(file, 4, load_rcan)      # load_rcan of model.super_resolution
+network = load_super_resolution(file, 4)      # rcan_from_state_dict of model.super_resolution
 large = enlarge(network, torch.from_numpy(shrink(faces, 28)))      # uint8 in, uint8 out
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from model.super_resolution import RCAN, rcan_from_state_dict
 from util.checkpoint.io import dated_runs, find_network, load
 from util.device import prepare_module
 from util.errors import DataError
-
-if TYPE_CHECKING:
-    from model.super_resolution import RCAN
 
 
 def run_prefix(scale: int) -> str:
@@ -44,27 +41,23 @@ def find_super_resolution(path: str | Path, scale: int, flag: str = "--sr_checkp
     )
 
 
-def load_networks(
-    path: str | Path, scales: Sequence[int], devices: Sequence[torch.device], build: Callable[..., RCAN]
-) -> dict[int, nn.Module]:
-    """The network for each scale, on the devices and named on the console, found and built as the two functions around
-    this one do it, which raise DataError."""
+def load_networks(path: str | Path, scales: Sequence[int], devices: Sequence[torch.device]) -> dict[int, nn.Module]:
+    """Find, load and print the network for each scale; return them on the devices. Raise DataError if one is missing."""
     networks = {}
     for scale in scales:
         file = find_super_resolution(path, scale)
-        networks[scale] = prepare_module(load_super_resolution(file, scale, build).requires_grad_(False), devices)
+        networks[scale] = prepare_module(load_super_resolution(file, scale).requires_grad_(False), devices)
         print(f"super resolution x{scale}: {file}")
     return networks
 
 
-def load_super_resolution(
-    file: Path, expected_scale: int | None, build: Callable[[Mapping[str, Tensor]], RCAN]
-) -> RCAN:
-    """The network in an SR file, in eval mode. `build` makes it from its state dict: model.super_resolution.load_rcan.
+def load_super_resolution(file: Path, expected_scale: int | None) -> RCAN:
+    """Load the network in an SR file, in eval mode.
 
-    Raises DataError for a file that holds no RCAN, or one for another scale than the expected one (None: any).
+    Raises:
+        DataError: the file holds no RCAN, or one for another scale than `expected_scale` (None: any).
     """
-    network = as_network(load(file), file, build)
+    network = rcan_from_file_state(load(file), file)
     if expected_scale is not None and network.scale != expected_scale:
         raise DataError(
             f"{file}: enlarges {network.scale} times, and scale {expected_scale} is wanted; name a file for scale "
@@ -73,10 +66,10 @@ def load_super_resolution(
     return network
 
 
-def as_network(state: Mapping[str, Tensor], file: Path, build: Callable[[Mapping[str, Tensor]], RCAN]) -> RCAN:
-    """The network that `build` makes of a state dict. Raises DataError, which names the file, if it cannot."""
+def rcan_from_file_state(state: Mapping[str, Tensor], file: Path) -> RCAN:
+    """Build the RCAN of a state dict. Raise DataError, which names the file, if it is none."""
     try:
-        return build(state)
+        return rcan_from_state_dict(state)
     except ValueError as error:
         raise DataError(f"{file}: not a super resolution network ({error}); name an SR file") from None
 

@@ -29,7 +29,6 @@ def main(arguments: list[str]) -> None:
     # torch takes seconds to import, and a mistake in the command line is answered at once.
     from applications.resolution_curve.figure import curve_figure
     from applications.resolution_curve.measure import measure
-    from model.backbone import load_backbone as build
     from model.backbone.fold import fold_batch_norm
     from util.checkpoint.io import find_backbone, load_backbone
     from util.device import prepare_module, resolve_dtype, select_devices
@@ -48,7 +47,7 @@ def main(arguments: list[str]) -> None:
     if missing:
         print(f"not in {settings.data_dir}, so left out: {', '.join(missing)}")
     curves: list[Curve] = []
-    loaded = {label: load_backbone(file, build) for label, file in files.items()}  # all, before the work begins
+    loaded = {label: load_backbone(file) for label, file in files.items()}  # all, before the work begins
     for (label, file), (name, backbone) in zip(files.items(), loaded.values(), strict=True):
         print(f"{label}: {file} ({name})", flush=True)
         judged = prepare_module(fold_batch_norm(backbone), devices, dtype=dtype)
@@ -68,7 +67,6 @@ def main(arguments: list[str]) -> None:
 
 def find_networks(settings: CurveSettings, devices: list) -> dict[int, nn.Module]:
     """{size of what it enlarges: network}, for those of the sizes that there is one for, which is said."""
-    from model.super_resolution import load_rcan
     from util.device import prepare_module
     from util.super_resolution import find_super_resolution, load_super_resolution
 
@@ -83,7 +81,7 @@ def find_networks(settings: CurveSettings, devices: list) -> dict[int, nn.Module
         except DataError as error:
             missing = error
             continue
-        network = load_super_resolution(file, None, load_rcan)
+        network = load_super_resolution(file, None)
         if network.scale == scale:  # a file, or a single run, is for one scale only
             found[size] = prepare_module(network.requires_grad_(False), devices)
             print(f"super resolution from {size}x{size}: {file}")

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.backbone import load_backbone as build
 from util.checkpoint.io import find_network, load_backbone
 from util.transform import RESIZED, SIZE
 
@@ -47,5 +46,5 @@ class IdentityLoss(nn.Module):
 def load_identity(path: str | Path) -> tuple[str, IdentityLoss]:
     """The name of the recognition network in a Backbone file, or in a run's best or newest, and the term with it."""
     file = find_network(path, "Backbone", flag=_FLAG)
-    name, backbone = load_backbone(file, build, f"{_FLAG}={file}")
+    name, backbone = load_backbone(file, f"{_FLAG}={file}")
     return name, IdentityLoss(backbone)

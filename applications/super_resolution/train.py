@@ -106,7 +106,7 @@ def build_network(settings: TrainSettings, resumed: Resumable | None) -> RCAN:
     """
     import torch
 
-    from model.super_resolution import RCAN, init_as_interpolation, load_rcan
+    from model.super_resolution import RCAN, init_as_interpolation
 
     if resumed is None:
         torch.manual_seed(settings.seed)
@@ -116,9 +116,9 @@ def build_network(settings: TrainSettings, resumed: Resumable | None) -> RCAN:
         except ValueError as error:
             raise UsageError(f"--num_features and --reduction: {error}") from None
         return network
-    from util.super_resolution import as_network
+    from util.super_resolution import rcan_from_file_state
 
-    network = as_network(resumed.networks["SR"], resumed.files["SR"], load_rcan)
+    network = rcan_from_file_state(resumed.networks["SR"], resumed.files["SR"])
     has = {"scale": network.scale, **network.sizes}
     for name, value in {"scale": settings.scale, **settings.network_sizes}.items():
         if has[name] != value:

@@ -32,13 +32,12 @@ def main(arguments: list[str]) -> None:
     # torch takes seconds to import, and a mistake in the command line is answered at once.
     from applications.align.batch import printable
     from applications.super_resolution.batch import Enlarger, enlarge_tree
-    from model.super_resolution import load_rcan
     from util.device import prepare_module, select_devices
     from util.super_resolution import find_super_resolution, load_super_resolution
 
     devices = select_devices(settings.gpu_num)
     file = find_super_resolution(settings.sr_checkpoint_dir, settings.scale or DEFAULT_SCALE)
-    network = load_super_resolution(file, settings.scale, load_rcan)
+    network = load_super_resolution(file, settings.scale)
     scale = network.scale
     if settings.degrade and FACE % scale:
         raise UsageError(f"--degrade: a face of {FACE} pixels cannot be shrunk {scale} times; leave it out")

@@ -65,7 +65,7 @@ def identify_backbone(state_dict: Mapping[str, Tensor]) -> tuple[str, int]:
     )
 
 
-def load_backbone(state_dict: Mapping[str, Tensor]) -> tuple[str, nn.Module]:
+def backbone_from_state_dict(state_dict: Mapping[str, Tensor]) -> tuple[str, nn.Module]:
     """The name of the backbone that a state dict belongs to, with or without `module.` prefixes, and that backbone
     with its weights. ValueError where none fits."""
     try:

@@ -42,7 +42,7 @@ def identify_rcan(state_dict: Mapping[str, Tensor]) -> tuple[int, dict[str, int]
     return scale, sizes
 
 
-def load_rcan(state_dict: Mapping[str, Tensor]) -> RCAN:
+def rcan_from_state_dict(state_dict: Mapping[str, Tensor]) -> RCAN:
     """The RCAN of a state dict, with its weights and in eval mode. Raises ValueError as identify_rcan does."""
     scale, sizes = identify_rcan(state_dict)
     network = RCAN(scale, **sizes)

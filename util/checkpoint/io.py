@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from model.backbone import backbone_from_state_dict
 from util.errors import DataError, RunError
 from util.files import atomic_write, require_writable_dir
 
@@ -255,18 +256,13 @@ def load(path: Path, mmap: bool = False) -> dict[str, Any]:
     return content
 
 
-def load_backbone(
-    file: Path, build: Callable[[Mapping[str, torch.Tensor]], tuple[str, nn.Module]], where: str | None = None
-) -> tuple[str, nn.Module]:
-    """The name and the network of a Backbone file. `build` makes them: model.backbone.load_backbone.
-
-    DataError, which begins with `where` or the file's name, for a file that holds no backbone.
-    """
+def load_backbone(file: Path, source: str | None = None) -> tuple[str, nn.Module]:
+    """Load a Backbone file as (name, network). Raise DataError, which opens with `source` or the file, for any other."""
     state = load(file)
     try:
-        return build(state)
+        return backbone_from_state_dict(state)
     except ValueError as error:
-        raise DataError(f"{where or file}: not a backbone's state dict ({error}); name a Backbone file") from None
+        raise DataError(f"{source or file}: not a backbone's state dict ({error}); name a Backbone file") from None
 
 
 def cpu_state_dict(module: nn.Module) -> dict[str, torch.Tensor]:
