@@ -1,4 +1,4 @@
-"""Faces to measure with: a folder of people that is given, the demo's, or one drawn for the moment."""
+"""Provide faces for the benchmarks: a given folder, the demo's folder, or faces drawn into a temporary folder."""
 
 import tempfile
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from applications.demo.data_set import Settings, painters, training_faces, write_folder
-from util.data.loader import TrainingImages, open_training_images
+from applications.demo.data_set import make_faces
+from util.data.loader import open_training_images
 from util.device import num_cpus
 
 DEMO = Path("data/demo/imgs")
@@ -16,24 +16,26 @@ DEMO = Path("data/demo/imgs")
 
 @contextmanager
 def folder_of_people(given: Path | None, quick: bool) -> Iterator[Path]:
-    """The given folder (PERSON/IMAGE); or the one of `make demo`; or faces drawn into a folder that goes away again.
+    """Yield a folder of PERSON/IMAGE files.
 
-    `quick` draws a few faces whatever there is.
+    It is the given folder, else the folder of `make demo`, else a temporary folder of drawn faces. With `quick`, a few
+    faces are always drawn.
     """
     if given is not None:
         yield given
     elif DEMO.is_dir() and not quick:
         yield DEMO
     else:
-        with tempfile.TemporaryDirectory() as place:
-            faces = training_faces(Settings(seed=1337, people=3 if quick else 40, images=4 if quick else 20, pairs=40))
-            with painters(1 if quick else num_cpus()) as paint:
-                write_folder(Path(place), faces, iter(paint(faces)))
-            yield Path(place)
+        with tempfile.TemporaryDirectory() as folder:
+            if quick:
+                make_faces(Path(folder), people=3, images=4)
+            else:
+                make_faces(Path(folder), people=40, images=20, processes=num_cpus())
+            yield Path(folder)
 
 
 def some_images(folder: Path, count: int) -> np.ndarray:
-    """(count, 112, 112, 3) RGB uint8, the first images of a folder of people, again and again if there are too few."""
-    images: TrainingImages = open_training_images(folder)
+    """Return the first images of a folder of people, repeated if there are too few: (count, 112, 112, 3) RGB uint8."""
+    images = open_training_images(folder)
     few = np.stack([images.image(index) for index in range(min(count, len(images)))])
     return np.resize(few, (count, *few.shape[1:]))

@@ -326,10 +326,10 @@ def test_settings_out_of_range_are_refused():
 def make_drawn() -> Callable[[], np.ndarray]:
     """A photograph of a drawn face, BGR."""
     from applications.demo.data_set import Face as DrawnFace
-    from applications.demo.data_set import draw
+    from applications.demo.data_set import render
 
     image = np.full((160, 160, 3), 120, np.uint8)
-    image[24:136, 24:136] = draw(DrawnFace(5, 1, 0, "frontal"))[:, :, ::-1]
+    image[24:136, 24:136] = render(DrawnFace(5, 1, 0, "frontal"))[:, :, ::-1]
     return lambda: image
 
 

@@ -10,17 +10,17 @@ import torch
 
 from applications.align import Detector, Face, align, detect
 from applications.align.boxes import distance_to_center
-from applications.demo.data_set import draw_person
+from applications.demo.data_set import sample_person
 from applications.demo.drawn.person import Condition
-from applications.demo.drawn.render import draw_face
+from applications.demo.drawn.render import render_face
 from util.errors import UsageError
 
 
 @cache
 def drawn(number: int) -> tuple[np.ndarray, np.ndarray]:
     """A drawn face (112, 112, 3) and its landmarks (5, 2)."""
-    person = draw_person(5, number)
-    return draw_face(person, Condition.draw(np.random.default_rng((5, number)), person, "frontal"))
+    person = sample_person(5, number)
+    return render_face(person, Condition.sample(np.random.default_rng((5, number)), person, "frontal"))
 
 
 def scene(*faces: tuple[int, int, int, float], height: int = 300, width: int = 400) -> tuple[np.ndarray, list]:

@@ -13,7 +13,7 @@ import pytest
 from applications.align import detect
 from applications.demo import data_set as demo
 from applications.demo.drawn.person import Condition, Person
-from applications.demo.drawn.render import draw_face
+from applications.demo.drawn.render import render_face
 from util.errors import UsageError
 from util.face import ARCFACE_TEMPLATE
 from util.pairs import load_pairs
@@ -37,9 +37,9 @@ def faces(kind: str, people: int, images: int) -> tuple[np.ndarray, np.ndarray]:
     """(people, images, 112, 112, 3) faces and (people, images, 5, 2) landmarks."""
     drawn = []
     for number in range(people):
-        person = demo.draw_person(5, number)
+        person = demo.sample_person(5, number)
         for image in range(images):
-            drawn.append(draw_face(person, Condition.draw(np.random.default_rng((5, number, image)), person, kind)))
+            drawn.append(render_face(person, Condition.sample(np.random.default_rng((5, number, image)), person, kind)))
     pictures, points = zip(*drawn, strict=True)
     return np.reshape(pictures, (people, images, 112, 112, 3)), np.reshape(points, (people, images, 5, 2))
 
@@ -50,8 +50,8 @@ def test_two_runs_write_the_same_bytes_whatever_the_number_of_processes(folder: 
 
 
 def test_another_seed_draws_other_people() -> None:
-    assert demo.draw_person(1, 1) != demo.draw_person(2, 1)
-    assert not np.array_equal(demo.draw(demo.Face(1, 1, 0, "mixed")), demo.draw(demo.Face(2, 1, 0, "mixed")))
+    assert demo.sample_person(1, 1) != demo.sample_person(2, 1)
+    assert not np.array_equal(demo.render(demo.Face(1, 1, 0, "mixed")), demo.render(demo.Face(2, 1, 0, "mixed")))
 
 
 def test_training_images_lie_in_a_folder_for_each_person(folder: Path) -> None:
@@ -66,7 +66,7 @@ def test_validation_sets_open_and_hold_the_faces_that_were_drawn(folder: Path, n
     expected, issame = demo.validation_faces(demo.Settings(1337, 2, 2, 40), name)
     assert len(pairs) == 40
     assert pairs.issame.tolist() == issame
-    assert np.array_equal(pairs.images(3, 4)[0], demo.draw(expected[3]))
+    assert np.array_equal(pairs.images(3, 4)[0], demo.render(expected[3]))
 
 
 def test_unaligned_photographs_show_faces_that_the_detector_finds(folder: Path) -> None:
@@ -112,7 +112,7 @@ def test_the_set_says_that_it_is_drawn(folder: Path) -> None:
 def test_a_complete_set_is_left_alone_and_another_one_needs_force(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "draw", lambda face: np.full((112, 112, 3), face.image % 256, np.uint8))
+    monkeypatch.setattr(demo, "render", lambda face: np.full((112, 112, 3), face.image % 256, np.uint8))
     out = tmp_path / "set"
     demo.main(["--out", str(out), *TINY])
     before = (out / "README.txt").stat().st_mtime_ns
@@ -171,10 +171,10 @@ def test_landmarks_lie_near_the_template(kind: str, near: float) -> None:
 
 
 def test_pupils_are_drawn_where_the_landmarks_say() -> None:
-    person = replace(demo.draw_person(5, 0), glasses=-1.0, skin=0.1, iris=0.0, fringe=-4.0, eye_height=5.0)
-    condition = Condition.draw(np.random.default_rng(1), person, "frontal")
+    person = replace(demo.sample_person(5, 0), glasses=-1.0, skin=0.1, iris=0.0, fringe=-4.0, eye_height=5.0)
+    condition = Condition.sample(np.random.default_rng(1), person, "frontal")
     straight = replace(condition, gaze=(0.0, 0.0), blur=0.0, noise=0.0, exposure=1.0, eyelid=1.2, light=(0.0, 0.5))
-    image, points = draw_face(person, straight)
+    image, points = render_face(person, straight)
     grey = image.mean(axis=2)
     for x, y in points[:2]:
         left, top = int(x) - 7, int(y) - 5
@@ -185,12 +185,12 @@ def test_pupils_are_drawn_where_the_landmarks_say() -> None:
 
 
 def test_a_profile_moves_the_nose_and_age_brings_grey_hair() -> None:
-    person = replace(demo.draw_person(5, 2), hair=0.0, greying=45.0, balding=-1.0, hairline=20.0, fringe=-4.0)
-    condition = Condition.draw(np.random.default_rng(1), person, "frontal")
+    person = replace(demo.sample_person(5, 2), hair=0.0, greying=45.0, balding=-1.0, hairline=20.0, fringe=-4.0)
+    condition = Condition.sample(np.random.default_rng(1), person, "frontal")
     condition = replace(condition, age=22.0, yaw=0.0, pitch=0.0, exposure=1.0, jitter=(0.0, 0.0, 0.0, 0.0))
-    young, points = draw_face(person, condition)
-    old, _ = draw_face(person, replace(condition, age=65.0))
-    _, turned = draw_face(person, replace(condition, yaw=0.8))
+    young, points = render_face(person, condition)
+    old, _ = render_face(person, replace(condition, age=65.0))
+    _, turned = render_face(person, replace(condition, yaw=0.8))
     assert old[:8, 40:72].mean() > young[:8, 40:72].mean() + 30
     span, turned_span = points[1, 0] - points[0, 0], turned[1, 0] - turned[0, 0]
     assert (turned[2, 0] - turned[0, 0]) / turned_span > (points[2, 0] - points[0, 0]) / span + 0.2
@@ -213,5 +213,5 @@ def test_images_of_one_person_are_more_alike_than_those_of_two() -> None:
 
 
 def test_people_differ_in_every_trait() -> None:
-    people = [Person.draw(np.random.default_rng((5, number))) for number in range(20)]
+    people = [Person.sample(np.random.default_rng((5, number))) for number in range(20)]
     assert all(len({getattr(person, name) for person in people}) > 1 for name in Person.__dataclass_fields__)

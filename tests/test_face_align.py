@@ -10,7 +10,7 @@ import pytest
 
 from applications.align import contact_sheet, face_align
 from applications.align.manifest import NO_FACE, Row, read_manifest
-from applications.demo.data_set import Face, draw
+from applications.demo.data_set import Face, render
 from config import parse_train
 from util.errors import DataError, UsageError
 
@@ -25,7 +25,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for image in range(2):
             picture = np.full((220, 260, 3), 120, np.uint8)
             if (person, image) != (2, 1):
-                picture[50:162, 70:182] = draw(Face(5, person, image, "frontal"))
+                picture[50:162, 70:182] = render(Face(5, person, image, "frontal"))
             path = root / f"person_{person}" / f"{image}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(path), picture[:, :, ::-1])

@@ -1,17 +1,17 @@
-"""Draws the demo data set: a training folder and four verification sets of drawn faces. No real person is in it.
+"""Make the demo data set: a training folder and four verification sets of drawn faces. It shows no real person.
 
     python -m applications.demo --out data/demo
     python -m applications.demo --out data/demo --people 200 --images 30 --pairs 1000
 
-Every face is drawn from random numbers of (seed, person, image), so that the same flags give the same bytes on any
-number of processes. The layout is the one that train.py and validation.py read:
+The random numbers of a face depend on (seed, person, image) alone, so the same flags give the same bytes with any
+number of processes. train.py and validation.py read this layout:
 
-    OUT/imgs/PERSON/PERSON_0001.jpg          training people, 112x112
+    OUT/imgs/PERSON/PERSON_0001.jpg          training images, 112x112
     OUT/lfw_align_112/lfw                    light, pose, expression, age and blur all vary
     OUT/cfp_align_112/cfp_ff, cfp_fp         frontal with frontal, frontal with profile
     OUT/AgeDB/agedb_30                       one face young, one about 30 years older
-    OUT/raw/PERSON/PERSON_0001.jpg           some of the training people before alignment, for applications/align
-    OUT/people.json                          who is in which set: nobody in two of them
+    OUT/raw/PERSON/PERSON_0001.jpg           photographs of some training people before alignment, for applications/align
+    OUT/people.json                          the people of each set; no person is in two sets
     OUT/contact_sheet.png, README.txt, demo.json
 """
 
@@ -20,7 +20,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -31,20 +30,20 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from applications.demo.drawn.person import Condition, Person
 from applications.demo.drawn.photograph import photograph
-from applications.demo.drawn.render import draw_face
+from applications.demo.drawn.render import render_face
 from util.cli.argparser import Parser
-from util.errors import UsageError, run_script
+from util.errors import UsageError
+from util.files import Provenance
 from util.pairs.bcolz import import_bcolz, write_carray
 from util.verification import FOLDS
 
-DRAWING = 2  # raise it when the drawing changes: a set drawn before is then another one
+DRAWING = 2  # increase it when the renderer changes, so that older sets no longer count as equal
 JPEG_QUALITY = 95
 MARKER = "demo.json"  # in every complete set; it holds the Settings
-# Set: (where it lies, conditions of the first and of the second image of a pair)
+RAW_NUMBER, SHEET_NUMBER = 20_000, 10_000  # first image numbers of photographs and of the contact sheet
+# Set: (its path, conditions of the first and of the second image of a pair)
 VALIDATION_SETS = {
     "lfw": ("lfw_align_112/lfw", ("mixed", "mixed")),
     "cfp_ff": ("cfp_align_112/cfp_ff", ("frontal", "frontal")),
@@ -52,45 +51,47 @@ VALIDATION_SETS = {
     "agedb_30": ("AgeDB/agedb_30", ("young", "old")),
 }
 SHEET = "contact_sheet.png"
-# A training person's images go through these in turn: all that the validation sets ask for.
+# The images of a training person cycle through these conditions, which include those of the validation sets.
 TRAINING_KINDS = ("mixed", "profile", "mixed", "young", "frontal", "mixed", "old", "mixed", "profile", "mixed")
-# The unaligned photographs of each of the first people; a tuple of two has another person on it too.
-RAW_PEOPLE, RAW_KINDS = 12, (("frontal",), ("mixed",), ("old", "frontal"), ("young",))
+RAW_PEOPLE = 12
+# The photographs of each of these people; two conditions stand for two people on one photograph.
+RAW_KINDS = (("frontal",), ("mixed",), ("old", "frontal"), ("young",))
 SHEET_KINDS = ("frontal", "frontal", "mixed", "mixed", "mixed", "profile", "young", "old")
 README = """These faces are drawn, not photographed: nobody in this folder exists.
 
 Made by python -m applications.demo with {settings}.
-imgs/ is for training, and raw/ has some of its people as they are before alignment. lfw_align_112/, cfp_align_112/ and
-AgeDB/ hold four verification sets, named after the real sets whose conditions they imitate. Figures on drawn faces say
-that a program works. They say nothing about how well it recognises people.
+imgs/ is for training, and raw/ has photographs of some of its people before alignment. lfw_align_112/, cfp_align_112/
+and AgeDB/ hold four verification sets, named after the real sets whose conditions they imitate. Results on drawn faces
+show that a program works. They do not show how well it recognizes people.
 """
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the data set depends on."""
+    """All settings that the data set depends on."""
 
     seed: int
     people: int  # in the training set
-    images: int  # of each of them
+    images: int  # of each training person
     pairs: int  # in each validation set
     drawing: int = DRAWING
 
 
 @dataclass(frozen=True)
 class Face:
-    """One drawn image: who, which image of the person, and under which conditions."""
+    """One drawn image: the person, the number of the image, and the conditions."""
 
     seed: int
     person: int
     image: int
-    kind: str  # as in Condition.draw
+    kind: str  # as in Condition.sample
 
 
 def people_of(settings: Settings) -> dict[str, list[int]]:
-    """The numbers of the people in each set, "imgs" first; no number is in two sets."""
+    """Return the numbers of the people in each set, "imgs" first. No number is in two sets."""
     counts = {"imgs": settings.people} | {name: settings.pairs // 2 for name in VALIDATION_SETS}
-    people, first = {}, 1
+    people = {}
+    first = 1
     for name, count in counts.items():
         people[name] = list(range(first, first + count))
         first += count
@@ -98,12 +99,12 @@ def people_of(settings: Settings) -> dict[str, list[int]]:
 
 
 def person_name(number: int) -> str:
-    """The name of a drawn person's folder."""
+    """Return the folder name of a drawn person."""
     return f"drawn_{number:04d}"
 
 
 def training_faces(settings: Settings) -> list[Face]:
-    """All images of the training people, person after person."""
+    """Return all images of the training people, ordered by person."""
     return [
         Face(settings.seed, person, image, TRAINING_KINDS[image % len(TRAINING_KINDS)])
         for person in people_of(settings)["imgs"]
@@ -112,10 +113,10 @@ def training_faces(settings: Settings) -> list[Face]:
 
 
 def validation_faces(settings: Settings, name: str) -> tuple[list[Face], list[bool]]:
-    """The images of a validation set, two a pair, and the truth for each pair.
+    """Return the images of a validation set, two for each pair, and whether each pair shows the same person.
 
-    Each of the ten contiguous folds has people of its own and as many same as different pairs, in alternation. In a
-    fold of k people there are k same pairs (each person once) and k different ones (each person with the next).
+    No person is in two of the ten contiguous folds. Same and different pairs alternate in a fold. A fold of k people
+    has k same pairs (one for each person) and k different pairs (each person with the next one).
     """
     first, second = VALIDATION_SETS[name][1]
     people = people_of(settings)[name]
@@ -131,27 +132,42 @@ def validation_faces(settings: Settings, name: str) -> tuple[list[Face], list[bo
 
 
 @lru_cache(maxsize=4)
-def draw_person(seed: int, number: int) -> Person:
-    """The drawn person of that number."""
-    return Person.draw(np.random.default_rng((seed, number)))
+def sample_person(seed: int, number: int) -> Person:
+    """Return the drawn person of that number."""
+    return Person.sample(np.random.default_rng((seed, number)))
 
 
-def draw(face: Face) -> np.ndarray:
-    """Draws a face: (112, 112, 3) RGB uint8."""
-    person = draw_person(face.seed, face.person)
-    condition = Condition.draw(np.random.default_rng((face.seed, face.person, face.image + 1)), person, face.kind)
-    return draw_face(person, condition)[0]
+def render(face: Face) -> np.ndarray:
+    """Return the image of a face, (112, 112, 3) RGB uint8."""
+    person = sample_person(face.seed, face.person)
+    condition = Condition.sample(np.random.default_rng((face.seed, face.person, face.image + 1)), person, face.kind)
+    return render_face(person, condition)[0]
+
+
+def make_faces(folder: Path, people: int, images: int, seed: int = 1337, processes: int = 1) -> None:
+    """Write the training images of a demo data set as folder/PERSON/PERSON_0001.jpg and so on, without other sets.
+
+    Args:
+        folder: the folder to write to.
+        people: number of people.
+        images: number of images of each person.
+        seed: another seed gives other people.
+        processes: number of processes; they change the time, not the images.
+    """
+    faces = training_faces(Settings(seed, people, images, pairs=0))
+    with renderer(processes) as render_all:
+        _write_people(folder, faces, iter(render_all(faces)))
 
 
 def main(arguments: list[str]) -> None:
-    """Makes the data set; see the module's docstring."""
+    """Make the data set; see the docstring of the module."""
     out, settings, sheet, force, processes = parse(arguments)
-    if is_complete(out, settings) and not force:
-        print(f"{out}: these drawn faces are there already; nothing to do (--force draws them again)")
+    if Provenance(out / MARKER, asdict(settings)).matches() and not force:
+        print(f"{out}: already has these drawn faces; nothing to do (--force draws them again)")
     else:
         check_free(out, force)
-        import_bcolz()  # if it is missing, that is said before the drawing
-        replace(out, settings, processes)
+        import_bcolz()  # report a missing library before the long work
+        _replace(out, settings, processes)
         print(
             f"{out}: drawn faces: {settings.people} people for training, and {len(VALIDATION_SETS)} verification sets "
             f"of {settings.pairs} pairs of other people"
@@ -161,8 +177,8 @@ def main(arguments: list[str]) -> None:
         shutil.copyfile(out / SHEET, sheet)
 
 
-def replace(out: Path, settings: Settings, processes: int) -> None:
-    """Makes the set under a temporary name and renames it, so that a set that exists is a whole one."""
+def _replace(out: Path, settings: Settings, processes: int) -> None:
+    """Make the set under a temporary name and rename it, so that `out` is never incomplete."""
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -202,122 +218,110 @@ def parse(arguments: list[str]) -> tuple[Path, Settings, Path | None, bool, int]
     return flags.out.resolve(), settings, flags.sheet, flags.force, flags.processes
 
 
-def is_complete(out: Path, settings: Settings) -> bool:
-    """Whether `out` holds the whole set that these settings make."""
-    try:
-        return json.loads((out / MARKER).read_text()) == asdict(settings)
-    except (OSError, ValueError):
-        return False
-
-
 def check_free(out: Path, force: bool) -> None:
-    """Raises UsageError unless `out` may be (re)placed: it is absent, empty, or an earlier demo set and `force`."""
+    """Raise UsageError unless `out` is missing, empty, or an earlier demo set that `force` may replace."""
     if not out.exists():
         return
     if not out.is_dir():
-        raise UsageError(f"--out {out}: is a file; name a folder")
+        raise UsageError(f"--out {out}: is a file. Name a folder.")
     if (out / MARKER).is_file():
         if not force:
-            raise UsageError(f"--out {out}: holds drawn faces of other settings; add --force or name another folder")
+            raise UsageError(f"--out {out}: has drawn faces of other settings. Add --force or name another folder.")
     elif any(out.iterdir()):
-        raise UsageError(f"--out {out}: has other content, which is never overwritten; name another folder")
+        raise UsageError(f"--out {out}: has other content, which is never overwritten. Name another folder.")
 
 
 def make(folder: Path, settings: Settings, processes: int) -> None:
-    """Draws everything into `folder`."""
+    """Write the complete data set into `folder`."""
     sets = {name: validation_faces(settings, name) for name in VALIDATION_SETS}
     training = training_faces(settings)
-    sheet_faces = contact_sheet_faces(settings)
-    raw = raw_faces(settings)
-    total = len(training) + len(sheet_faces) + sum(map(len, raw)) + sum(len(faces) for faces, _ in sets.values())
+    photographs = raw_faces(settings)
+    sheet = contact_sheet_faces(settings)
+    raw = [face for faces in photographs for face in faces]
+    total = len(training) + len(sheet) + len(raw) + sum(len(faces) for faces, _ in sets.values())
     folder.mkdir(parents=True)
-    with painters(processes) as paint, tqdm(total=total, desc="drawn faces", unit="face", smoothing=0) as bar:
+    with renderer(processes) as render_all, tqdm(total=total, desc="drawn faces", unit="face", smoothing=0) as bar:
 
-        def drawn(faces: list[Face]) -> Iterator[np.ndarray]:
-            for image in paint(faces):
+        def rendered(faces: list[Face]) -> Iterator[np.ndarray]:
+            for image in render_all(faces):
                 bar.update()
                 yield image
 
-        write_folder(folder / "imgs", training, drawn(training))
+        _write_people(folder / "imgs", training, rendered(training))
         for name, (faces, issame) in sets.items():
-            write_carray(folder / VALIDATION_SETS[name][0], drawn(faces), issame)
-        write_raw(folder / "raw", raw, drawn([face for faces in raw for face in faces]))
-        write_image(folder / SHEET, contact_sheet(list(drawn(sheet_faces))))
+            write_carray(folder / VALIDATION_SETS[name][0], rendered(faces), issame)
+        _write_photographs(folder / "raw", photographs, rendered(raw))
+        write_image(folder / SHEET, contact_sheet(list(rendered(sheet))))
     names = {name: [person_name(number) for number in people] for name, people in people_of(settings).items()}
     (folder / "people.json").write_text(json.dumps(names, indent=1) + "\n")
     (folder / "README.txt").write_text(README.format(settings=settings))
-    (folder / MARKER).write_text(json.dumps(asdict(settings)) + "\n")
+    Provenance(folder / MARKER, asdict(settings)).write()
 
 
 @contextmanager
-def painters(processes: int) -> Iterator[Callable[[list[Face]], Iterable[np.ndarray]]]:
-    """Gives a function that draws a list of faces, in its order, on that many processes."""
+def renderer(processes: int) -> Iterator[Callable[[list[Face]], Iterable[np.ndarray]]]:
+    """Yield a function that renders a list of faces, in order, with that number of processes."""
     if processes == 1:
-        yield lambda faces: map(draw, faces)
+        yield lambda faces: map(render, faces)
         return
-    with multiprocessing.get_context("spawn").Pool(processes, _start_painter) as pool:
-        yield lambda faces: pool.imap(draw, faces, chunksize=10)
+    with multiprocessing.get_context("spawn").Pool(processes, _init_process) as pool:
+        yield lambda faces: pool.imap(render, faces, chunksize=10)
 
 
-def _start_painter() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+def _init_process() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
     cv2.setNumThreads(1)
 
 
-def write_folder(folder: Path, faces: list[Face], images: Iterator[np.ndarray]) -> None:
-    """Writes images as folder/PERSON/PERSON_0001.jpg and so on."""
+def _write_people(folder: Path, faces: list[Face], images: Iterator[np.ndarray]) -> None:
     for face, image in zip(faces, images, strict=True):
         name = person_name(face.person)
         write_image(folder / name / f"{name}_{face.image + 1:04d}.jpg", image)
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Writes an RGB uint8 image as JPEG or PNG, by the name's ending."""
+    """Write an RGB uint8 image as JPEG or PNG, chosen by the suffix of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix == ".jpg" else []
-    whole, data = cv2.imencode(path.suffix.lower(), image[:, :, ::-1], options)
-    assert whole, path
+    encoded, data = cv2.imencode(path.suffix.lower(), image[:, :, ::-1], options)
+    assert encoded, path
     path.write_bytes(data.tobytes())
 
 
 def raw_faces(settings: Settings) -> list[list[Face]]:
-    """The faces on each of the unaligned photographs, the person's own first."""
+    """Return the faces on each photograph before alignment, beginning with the person it is named after."""
     people = people_of(settings)["imgs"][:RAW_PEOPLE]
-    return [
-        [
-            Face(settings.seed, people[(index + other) % len(people)], 20_000 + image, kind)
-            for other, kind in enumerate(kinds)
-        ]
-        for index in range(len(people))
-        for image, kinds in enumerate(RAW_KINDS)
-    ]
+    photographs = []
+    for index in range(len(people)):
+        for image, kinds in enumerate(RAW_KINDS):
+            faces = []
+            for offset, kind in enumerate(kinds):  # the second face shows the next person
+                person = people[(index + offset) % len(people)]
+                faces.append(Face(settings.seed, person, RAW_NUMBER + image, kind))
+            photographs.append(faces)
+    return photographs
 
 
-def write_raw(folder: Path, photographs: list[list[Face]], images: Iterator[np.ndarray]) -> None:
-    """Writes photographs of the drawn faces as folder/PERSON/PERSON_0001.jpg and so on."""
+def _write_photographs(folder: Path, photographs: list[list[Face]], images: Iterator[np.ndarray]) -> None:
     for faces in photographs:
-        own = faces[0]
-        rng = np.random.default_rng((own.seed, own.person, own.image))
-        name = person_name(own.person)
+        first = faces[0]
+        rng = np.random.default_rng((first.seed, first.person, first.image))
+        name = person_name(first.person)
         picture = photograph([next(images) for _ in faces], rng)
-        write_image(folder / name / f"{name}_{own.image - 20_000 + 1:04d}.jpg", picture)
+        write_image(folder / name / f"{name}_{first.image - RAW_NUMBER + 1:04d}.jpg", picture)
 
 
 def contact_sheet_faces(settings: Settings) -> list[Face]:
-    """A row for each of the first people, a column for each kind of condition."""
+    """Return the faces of the contact sheet: a row for each of the first people, a column for each condition."""
     people = people_of(settings)["imgs"][:8]
     return [
-        Face(settings.seed, person, 10_000 + column, kind)
+        Face(settings.seed, person, SHEET_NUMBER + column, kind)
         for person in people
         for column, kind in enumerate(SHEET_KINDS)
     ]
 
 
 def contact_sheet(images: list[np.ndarray]) -> np.ndarray:
-    """The images in rows of people, (rows * 112, 8 * 112, 3) RGB uint8."""
+    """Return the images in rows of people, (rows * 112, 8 * 112, 3) RGB uint8."""
     across = len(SHEET_KINDS)
     return np.vstack([np.hstack(images[start : start + across]) for start in range(0, len(images), across)])
-
-
-if __name__ == "__main__":
-    run_script(main)

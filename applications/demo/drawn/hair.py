@@ -1,4 +1,4 @@
-"""Hair and beard, laid over the pixels of the view, finer than the texture of the skin."""
+"""Add hair and beard to the rendered pixels. They are finer than the texture of the skin."""
 
 import cv2
 import numpy as np
@@ -8,13 +8,21 @@ from applications.demo.drawn.paint import hair_color
 from applications.demo.drawn.shape import Head, smoothstep
 
 
-def comb(
+def add_hair(
     image: np.ndarray, head: Head, column: np.ndarray, row: np.ndarray, hair: np.ndarray, beard: np.ndarray
 ) -> np.ndarray:
-    """Lays beard and hair over `image`, (h, w, 3) float32 without light, in place; returns how much of the skin shines.
+    """Blend beard and hair into `image` in place.
 
-    `column` and `row` say which point of the mesh each pixel shows, `hair` and `beard` are Head's fields there; all
-    of them, and what is returned (0 to 1), are (h, w) float32.
+    Args:
+        image: (h, w, 3) float32, the colors without light.
+        head: the head that is rendered.
+        column: (h, w) float32, the column of the mesh that each pixel shows.
+        row: (h, w) float32, the row of the mesh that each pixel shows.
+        hair: (h, w) float32, `Head.hair_field` at each pixel.
+        beard: (h, w) float32, `Head.beard_field` at each pixel.
+
+    Returns:
+        (h, w) float32 from 0 to 1, the fraction of the shine that is left.
     """
     p = head.person
     bare = np.ones_like(hair)
@@ -22,28 +30,30 @@ def comb(
     if p.feminine < 0 and strength > 0.3:
         grain = 0.6 * _pattern("grain", column, row) + 0.5 * _pattern("strands", column, row)
         weight = np.clip(beard * (0.95 + 0.3 * grain) * min(strength * 1.5, 1), 0, 0.93)
-        _lay(image, hair_color(head, grey_shift=-3) * 0.85, weight, 1 + 0.12 * grain)
+        _blend(image, hair_color(head, grey_shift=-3) * 0.85, weight, 1 + 0.12 * grain)
         bare -= weight
     curl = min(max(p.curl, 0), 1)
-    column = column + np.float32(head.first + 16 * p.parting + 9 * p.widow)  # each person has strands of their own
+    column = column + np.float32(head.first + 16 * p.parting + 9 * p.widow)  # different strands for each person
     strands = (1 - 0.8 * curl) * _pattern("strands", column, row)
     if curl > 0:
         strands += curl * _pattern("curls", column, row)
+    # Cover from the distance to the hairline, with strands at the edge; bald heads show skin through the hair.
     thin = 1 - 0.25 * max(p.balding, 0) * max(head.ageing, 0)
     weight = np.clip((hair + strands * (0.6 + 0.5 * curl)) * 0.6 + 0.5, 0, 1) * thin
+    # A band of gloss follows the hairline; the hair is darker at the roots.
     gloss = 0.22 * np.exp(-(((hair - 7.5) / 3.5) ** 2)) * (1 - 0.6 * curl)
     tone = (0.72 + 0.28 * smoothstep((hair + 3) / 9) + gloss) * (1 + 0.13 * strands)
-    _lay(image, hair_color(head), weight, tone)
+    _blend(image, hair_color(head), weight, tone)
     return bare * (1 - 0.8 * weight)
 
 
 def _pattern(kind: str, column: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """The noise at each pixel; beyond its edges it is mirrored."""
+    """Return the noise at each pixel. The noise is mirrored at its edges."""
     return cv2.remap(noise(kind), column * ACROSS, row * DOWN, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
 
-def _lay(image: np.ndarray, color: np.ndarray, weight: np.ndarray, tone: np.ndarray) -> None:
-    """image + weight * (tone * colour - image), channel by channel."""
+def _blend(image: np.ndarray, color: np.ndarray, weight: np.ndarray, tone: np.ndarray) -> None:
+    """Set image to image + weight * (tone * color - image), channel by channel."""
     for channel in range(3):
         below = image[:, :, channel]
         below += weight * (tone * np.float32(color[channel]) - below)

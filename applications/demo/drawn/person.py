@@ -1,22 +1,22 @@
-"""Who is drawn (Person: what stays) and how (Condition: what changes from image to image).
+"""Sample people (Person: the same in all images) and conditions (Condition: different in each image).
 
-Lengths are in pixels of the aligned 112x112 image, x to the right of the middle of the face, y down, z towards the
-viewer; a face whose traits all have their mean has its eyes at y = 51.6 and its mouth at y = 92.3.
+Lengths are in pixels of the aligned 112x112 image: x to the right of the middle of the face, y down, z towards the
+viewer. A face with the mean of all traits has its eyes at y = 51.6 and its mouth at y = 92.3.
 """
 
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
-# Nuisance: what makes the demo hard. 1 is the default strength of each; 0 switches it off.
-LIGHT_STRENGTH = 1.0  # direction, contrast, colour and exposure of the light
+# Nuisance factors, which make the demo hard: 1 is the default strength, 0 switches one off.
+LIGHT_STRENGTH = 1.0  # direction, contrast, color and exposure of the light
 POSE_STRENGTH = 1.0  # yaw and pitch
 EXPRESSION_STRENGTH = 1.0  # smile, open mouth, eyelids, brows, gaze
 BLUR_STRENGTH = 1.0  # blur and sensor noise
 JITTER_STRENGTH = 1.0  # error of the alignment
-PROFILE_YAW = (0.62, 0.95)  # radians: the profile images of a CFP-FP-like set
-AGE_GAP = (26.0, 36.0)  # years: the two ages of a pair of an AgeDB-like set
-GLASSES_OFF = 0.2  # how often somebody who wears glasses is drawn without
+PROFILE_YAW = (0.62, 0.95)  # radians, for the profile images of a set like CFP-FP
+AGE_GAP = (26.0, 36.0)  # years between the two images of a pair in a set like AgeDB
+GLASSES_OFF = 0.2  # probability that a wearer of glasses is rendered without them
 
 SKIN_TONES = np.array(
     [(252, 222, 200), (243, 204, 174), (228, 180, 144), (200, 146, 108), (158, 106, 74), (122, 80, 58)], np.float32
@@ -31,12 +31,12 @@ GREY_HAIR = np.array((202, 200, 198), np.float32)
 
 
 def trait(mean: float, deviation: float) -> float:
-    """A field of Person that is normally distributed, cut at two standard deviations."""
+    """Return a field of Person with a normal distribution, cut at two standard deviations."""
     return field(metadata={"mean": mean, "deviation": deviation})
 
 
 def palette(colors: np.ndarray, position: float) -> np.ndarray:
-    """The colour at `position` in [0, 1] along (n, 3) RGB `colours`, as (3,) float32."""
+    """Return the color at `position` in [0, 1] along `colors`, (n, 3) RGB: (3,) float32."""
     at = min(max(position, 0), 1) * (len(colors) - 1)
     low = min(int(at), len(colors) - 2)
     return colors[low] + (colors[low + 1] - colors[low]) * (at - low)
@@ -124,14 +124,14 @@ class Person:
     lens_round: float = trait(3.0, 0.9)
     frame: float = trait(0.5, 0.4)
     frame_width: float = trait(1.1, 0.35)
-    # the person as a whole
+    # general
     feminine: float = trait(0.0, 1.0)
     hair_length: float = trait(0.0, 1.0)
     age: float = trait(34.0, 9.0)
 
     @staticmethod
-    def draw(rng: np.random.Generator) -> "Person":
-        """A random person. Traits are independent but for those that hang together in life, as the jaw and beard."""
+    def sample(rng: np.random.Generator) -> "Person":
+        """Sample a person. Traits are independent, except those related in life, such as jaw and beard."""
         values = {}
         for entry in fields(Person):
             score = float(np.clip(rng.standard_normal(), -2, 2))
@@ -159,7 +159,7 @@ class Person:
 
     @property
     def wears_glasses(self) -> bool:
-        """Whether most images of this person show glasses."""
+        """Return whether most images of this person show glasses."""
         return self.glasses > 0
 
 
@@ -176,8 +176,8 @@ class Condition:
     brow_raise: float  # pixels
     gaze: tuple[float, float]  # pixels
     light: tuple[float, float]  # azimuth and elevation, radians
-    ambient: float  # share of light without direction
-    tint: tuple[float, float, float]  # colour of the light
+    ambient: float  # fraction of light without direction
+    tint: tuple[float, float, float]  # color of the light
     exposure: float
     blur: float  # standard deviation in pixels
     noise: float  # standard deviation in grey levels
@@ -188,8 +188,8 @@ class Condition:
     scene: int  # seed of background, clothes and noise
 
     @staticmethod
-    def draw(rng: np.random.Generator, person: Person, kind: str = "mixed") -> "Condition":
-        """Random conditions; `kind` is mixed, frontal, profile, young or old."""
+    def sample(rng: np.random.Generator, person: Person, kind: str = "mixed") -> "Condition":
+        """Sample conditions; `kind` is "mixed", "frontal", "profile", "young" or "old"."""
 
         def normal(scale: float) -> float:
             return float(np.clip(rng.standard_normal(), -2, 2) * scale)
@@ -203,6 +203,7 @@ class Condition:
         elif kind == "profile":
             yaw = float(rng.choice((-1, 1)) * rng.uniform(*PROFILE_YAW))
         gap = rng.uniform(*AGE_GAP)
+        # All ages are sampled for every kind, so that the random numbers below do not depend on the kind.
         age = {"young": 20 + abs(normal(3)), "old": 20 + abs(normal(3)) + gap}.get(kind, person.age + normal(6))
         smile = float(np.clip(0.5 + normal(0.32 * EXPRESSION_STRENGTH), -0.2, 1))
         return Condition(

@@ -1,4 +1,4 @@
-"""From a person and a condition to an aligned image: turn the head, light it, look at it, align it."""
+"""Render an aligned image of a person in a condition: turn the head, light it, project it, align it."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from applications.demo.drawn.canvas import ACROSS, DOWN, noise
-from applications.demo.drawn.hair import comb
+from applications.demo.drawn.hair import add_hair
 from applications.demo.drawn.paint import paint
 from applications.demo.drawn.person import Condition, Person
 from applications.demo.drawn.shape import HEIGHTS, STEP, TOP, Head
@@ -21,21 +21,23 @@ _FAR = 1e4  # pixels between the rows when all are interpolated at once
 
 
 @dataclass(frozen=True)
-class View:
-    """What is seen through each pixel, (VIEW, VIEW) float32 each."""
+class RenderBuffers:
+    """The point of the head that each pixel shows, (VIEW, VIEW) float32 each."""
 
     column: np.ndarray  # of the mesh
-    row: np.ndarray
+    row: np.ndarray  # of the mesh
     depth: np.ndarray  # pixels towards the viewer
     cover: np.ndarray  # 0 background to 1 head
 
 
-def draw_face(person: Person, condition: Condition) -> tuple[np.ndarray, np.ndarray]:
-    """Draws one aligned face: (112, 112, 3) RGB uint8 and its five landmarks (5, 2), x and y in pixels."""
+def render_face(person: Person, condition: Condition) -> tuple[np.ndarray, np.ndarray]:
+    """Return one aligned face, (112, 112, 3) RGB uint8, and its five landmarks, (5, 2) x and y in pixels."""
     head = Head(person, condition)
     points = project(landmarks(head), condition)  # (5, 2)
     scale, roll, shift = alignment(points, condition)
-    view = look(head, condition, scale, shift)
+    view = project_surface(head, condition, scale=scale, shift=shift)
+
+    # Colors and light are computed over the mesh, and then looked up for each pixel of the view.
     texture = cv2.remap(
         paint(head),
         view.column * ACROSS + (ACROSS - 1) / 2,
@@ -47,18 +49,19 @@ def draw_face(person: Person, condition: Condition) -> tuple[np.ndarray, np.ndar
     seen = cv2.remap(mesh, view.column, view.row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     factor, shine, hair, beard = cv2.split(seen)
     skin = texture.astype(np.float32)
-    shine *= comb(skin, head, view.column, view.row, hair, beard)
+    shine *= add_hair(skin, head, column=view.column, row=view.row, hair=hair, beard=beard)
     lit = skin * cv2.merge([factor] * 3) + cv2.merge([shine] * 3)
+
     image = background(condition, scale, shift)
     image += (lit - image) * cv2.merge([view.cover] * 3)
     if condition.glasses:
-        glasses(image, head, view, scale, shift)
-    matrix = _to_image(scale, roll, shift)
+        draw_glasses(image, head, view, scale=scale, shift=shift)
+    matrix = _to_image(roll)
     return expose(image, matrix, condition), _apply(matrix, _to_view(points, scale, shift)) / SCALE
 
 
 def landmarks(head: Head) -> np.ndarray:
-    """Eyes, tip of the nose and corners of the mouth in the head's coordinates, (5, 3)."""
+    """Return the eyes, the tip of the nose and the corners of the mouth in the coordinates of the head, (5, 3)."""
     p = head.person
     half, corner = head.mouth_corner
     flat = np.array([(-p.eye_x, p.eye_y), (p.eye_x, p.eye_y), (0, p.nose_y), (-half, corner), (half, corner)])
@@ -69,7 +72,7 @@ def landmarks(head: Head) -> np.ndarray:
 
 
 def project(points: np.ndarray, condition: Condition) -> np.ndarray:
-    """Turns (n, 3) points of the head by yaw, then pitch, and drops the depth: (n, 2)."""
+    """Turn (n, 3) points of the head by yaw, then by pitch, and drop the depth: (n, 2)."""
     x, y, z = points.T
     turned = z * np.cos(condition.yaw) - x * np.sin(condition.yaw)
     across = x * np.cos(condition.yaw) + z * np.sin(condition.yaw)
@@ -78,37 +81,53 @@ def project(points: np.ndarray, condition: Condition) -> np.ndarray:
 
 
 def alignment(points: np.ndarray, condition: Condition) -> tuple[float, float, np.ndarray]:
-    """The similarity (scale, roll, shift) that brings five points nearest to the template, with its error.
+    """Return the similarity (scale, roll, shift) that maps five points to the template, with the condition's error.
 
-    Least squares as in Umeyama (1991); in the plane it is one complex division.
+    Least squares as in Umeyama (1991). With points as complex numbers it is one division.
     """
-    source, target = points @ (1, 1j), ARCFACE_TEMPLATE @ (1, 1j)
-    center, goal = source.mean(), target.mean()
+    source = points @ (1, 1j)
+    target = ARCFACE_TEMPLATE @ (1, 1j)
+    center = source.mean()
+    goal = target.mean()
     factor = np.vdot(source - center, target - goal) / np.vdot(source - center, source - center)
     dx, dy, roll, zoom = condition.jitter
     factor *= np.exp(complex(zoom, roll))
-    # Scaled about the middle of the view; the roll turns about the middle of the image, and the shift is what is left.
+    # The scale is about the middle of the view and the roll about the middle of the image; the shift is the rest.
     middle = complex(SIZE / 2, SIZE / 2)
     offset = (goal + complex(dx, dy) - middle) / np.exp(1j * np.angle(factor)) + middle - abs(factor) * center
     return float(abs(factor)), float(np.angle(factor)), np.array([offset.real, offset.imag])
 
 
-def look(head: Head, condition: Condition, scale: float, shift: np.ndarray) -> View:
-    """Finds the point of the surface behind each pixel of the turned head (orthographic projection).
+def project_surface(head: Head, condition: Condition, scale: float, shift: np.ndarray) -> RenderBuffers:
+    """Find the point of the surface behind each pixel of the turned head (orthographic projection).
 
-    Nodding moves points along the columns of the mesh, turning along the rows. Walking from the point nearest to the
-    viewer to the sides, a point is hidden where x falls behind the greatest x so far: each row is a monotone function
-    and is inverted by interpolation.
+    Nodding moves points along the columns of the mesh, and turning moves them along the rows. From the point nearest
+    to the viewer to each side, a point is hidden where its x is below the greatest x so far. With the running maximum
+    each row is a monotone function, which is inverted by interpolation.
+
+    Args:
+        head: the head to render.
+        condition: yaw and pitch of the head.
+        scale: size of the head in the image, 1 for its natural size.
+        shift: (2,) x and y in pixels, added after scaling.
+
+    Returns:
+        The buffers, in float32, for VIEW x VIEW pixels.
     """
-    radius, angle = head.radius, head.angles + np.float32(condition.yaw)
+    radius = head.radius
+    angle = head.angles + np.float32(condition.yaw)
+    # The coordinates of the head at each row and column of the view.
     pixels = (np.arange(VIEW) - (VIEW - SIZE * SCALE) / 2 + 0.5) / SCALE - 0.5
-    xs, ys = (pixels - shift[0]) / scale, (pixels - shift[1]) / scale
+    xs = (pixels - shift[0]) / scale
+    ys = (pixels - shift[1]) / scale
 
-    nod = math.cos(condition.pitch), math.sin(condition.pitch)
-    down = (HEIGHTS - _PIVOT) * nod[0] - radius * np.cos(angle) * nod[1] + _PIVOT
+    # Rows: for each column of the mesh, the mesh row that is seen at each height of the view.
+    down = (HEIGHTS - _PIVOT) * math.cos(condition.pitch) - radius * np.cos(angle) * math.sin(condition.pitch) + _PIVOT
     row = _invert(np.maximum.accumulate(down, axis=0).T, ys).T.astype(np.float32)  # (VIEW, columns)
     here = np.broadcast_to(np.arange(radius.shape[1], dtype=np.float32), row.shape)
     seen = cv2.remap(radius, here, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+    # Columns: for each row of the view, the mesh column that is seen at each x.
     across = seen * np.sin(angle)
     middle = int(np.argmin(np.abs(angle)))
     across[:, middle:] = np.maximum.accumulate(across[:, middle:], axis=1)
@@ -117,14 +136,17 @@ def look(head: Head, condition: Condition, scale: float, shift: np.ndarray) -> V
 
     lines = np.broadcast_to(np.arange(VIEW, dtype=np.float32)[:, None], column.shape)
     depth = cv2.remap(seen * np.cos(angle), column, lines, cv2.INTER_LINEAR)
+    # Distance to the outline in pixels, which makes the edge of the head smooth.
     inside = np.minimum(xs[None] - across[:, :1], across[:, -1:] - xs[None]) * (scale * SCALE) + 0.5
     row = cv2.remap(row, column, lines, cv2.INTER_LINEAR)
-    return View(column, row, depth, np.clip(inside, 0, 1).astype(np.float32))
+    cover = np.clip(inside, 0, 1).astype(np.float32)
+    return RenderBuffers(column=column, row=row, depth=depth, cover=cover)
 
 
 def _invert(curves: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """For each of n rising curves (n, m), the fractional positions in 0 … m - 1 of the values `at` (k,): (n, k)."""
+    """Return where n rising curves (n, m) reach the values `at` (k,): positions (n, k) from 0 to m - 1, fractional."""
     count, length = curves.shape
+    # Lifted by different amounts, all curves together are one rising curve, so that one call of interp is enough.
     lift = np.arange(count)[:, None] * _FAR
     wanted = np.clip(at[None], curves[:, :1], curves[:, -1:]) + lift
     position = np.interp(wanted.ravel(), (curves + lift).ravel(), np.arange(count * length))
@@ -132,7 +154,7 @@ def _invert(curves: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def shade(head: Head) -> tuple[np.ndarray, np.ndarray]:
-    """Light over the mesh, (rows, columns) float32 each: a factor for the colour, and the shine to add to it."""
+    """Return the light over the mesh: a factor for the color and the shine to add, (rows, columns) float32 each."""
     c = head.condition
     radius = head.radius
     smooth = cv2.GaussianBlur(radius, (0, 0), 1.7)
@@ -140,12 +162,15 @@ def shade(head: Head) -> tuple[np.ndarray, np.ndarray]:
     by_angle = cv2.Sobel(smooth, cv2.CV_32F, 1, 0, ksize=1) * np.float32(0.5 / STEP)
     by_row = cv2.Sobel(smooth, cv2.CV_32F, 0, 1, ksize=1) * np.float32(0.5)
     # The normal of (r sin a, y, r cos a) is the cross product of its derivatives.
-    nx, ny, nz = smooth * sin - by_angle * cos, -smooth * by_row, smooth * cos + by_angle * sin
+    nx = smooth * sin - by_angle * cos
+    ny = -smooth * by_row
+    nz = smooth * cos + by_angle * sin
     length = np.sqrt(nx * nx + ny * ny + nz * nz)
     turn = c.light[0] - c.yaw
     level = math.cos(c.light[1])
     direction = (math.sin(turn) * level, -math.sin(c.light[1]), math.cos(turn) * level)
     facing = (nx * direction[0] + ny * direction[1] + nz * direction[2]) / length
+    # Light of the sky from above; hollows are darker than their surroundings.
     sky = 0.5 - 0.5 * ny / length
     hollow = np.clip(1 + 0.045 * (radius - cv2.GaussianBlur(radius, (0, 0), 5)), 0.7, 1.06)
     wrapped = np.maximum(facing * 0.8 + 0.2, 0)
@@ -155,7 +180,7 @@ def shade(head: Head) -> tuple[np.ndarray, np.ndarray]:
 
 
 def background(condition: Condition, scale: float, shift: np.ndarray) -> np.ndarray:
-    """A soft, out-of-focus scene and the shoulders, (VIEW, VIEW, 3) float32."""
+    """Return a blurred scene with the shoulders, (VIEW, VIEW, 3) float32."""
     rng = np.random.default_rng(condition.scene)
     grey = rng.uniform(60, 210) + rng.uniform(-45, 45, (4, 4, 1))
     small = grey * (1 + rng.uniform(-0.15, 0.15, 3)) + rng.uniform(-8, 8, (4, 4, 3))
@@ -164,13 +189,24 @@ def background(condition: Condition, scale: float, shift: np.ndarray) -> np.ndar
     cloth = rng.uniform(20, 220, 3)
     center = _to_view(np.array([(60 * np.sin(condition.yaw) * 0.2, 172.0)]), scale, shift)[0]
     axes = (int(82 * scale * SCALE), int(52 * scale * SCALE))
-    cv2.ellipse(scene, (int(center[0]), int(center[1])), axes, 0, 0, 360, cloth.tolist(), -1, cv2.LINE_AA)
+    cv2.ellipse(
+        scene,
+        (int(center[0]), int(center[1])),
+        axes,
+        angle=0,
+        startAngle=0,
+        endAngle=360,
+        color=cloth.tolist(),
+        thickness=-1,
+        lineType=cv2.LINE_AA,
+    )
     return scene
 
 
-def glasses(image: np.ndarray, head: Head, view: View, scale: float, shift: np.ndarray) -> None:
-    """Draws the frame where it is not hidden by the face."""
+def draw_glasses(image: np.ndarray, head: Head, view: RenderBuffers, scale: float, shift: np.ndarray) -> None:
+    """Draw the frame of the glasses into `image`, except where the face hides it."""
     p, c = head.person, head.condition
+    # Each rim is a superellipse, bent around the face.
     turn = np.linspace(0, 2 * np.pi, 41)
     bend = 2 / max(p.lens_round, 2)
     cos, sin = np.cos(turn), np.sin(turn)
@@ -179,7 +215,7 @@ def glasses(image: np.ndarray, head: Head, view: View, scale: float, shift: np.n
     front = head.person.depth + 1.5
     wide = p.eye_x + 0.8
     lines = []
-    for side in (-1, 1):
+    for side in (-1, 1):  # the rim and the arm of each side
         flat = side * (x + wide)
         lines.append(np.stack([flat, y, front - 0.006 * flat**2], axis=1))
         ends = np.linspace(0, 1, 12)
@@ -187,34 +223,24 @@ def glasses(image: np.ndarray, head: Head, view: View, scale: float, shift: np.n
         arm_x = hinge + (p.face_width + 2.5 - hinge) * np.minimum(ends * 3, 1)
         depth = front - 0.006 * hinge**2
         lines.append(np.stack([side * arm_x, p.eye_y - 2 + 2 * ends, depth * (1 - ends)], axis=1))
+    # The bridge.
     gap = np.linspace(-(wide - p.lens_width), wide - p.lens_width, 9)
     lines.append(np.stack([gap, p.eye_y - 1.5 - 1.5 * np.cos(gap / 4), np.full(9, front)], axis=1))
     dark = np.array((34, 30, 34)) + np.array((120, 70, 40)) * np.clip(p.frame, 0, 1)
+    style = {"thickness": max(1, round(p.frame_width * scale * SCALE)), "lineType": cv2.LINE_AA, "shift": 4}
     for line in lines:
-        _wire(image, line, dark, max(1, round(p.frame_width * scale * SCALE)), c, view, scale, shift)
-
-
-def _wire(
-    image: np.ndarray,
-    line: np.ndarray,
-    color: np.ndarray,
-    width: int,
-    condition: Condition,
-    view: View,
-    scale: float,
-    shift: np.ndarray,
-) -> None:
-    flat = _to_view(project(line, condition), scale, shift)
-    depth = line[:, 2] * np.cos(condition.yaw) - line[:, 0] * np.sin(condition.yaw)
-    at = np.clip(np.rint(flat), 0, VIEW - 1).astype(int)
-    shown = (depth > view.depth[at[:, 1], at[:, 0]] - 2.0) | (view.cover[at[:, 1], at[:, 0]] < 0.5)
-    fixed = np.rint(flat * 16).astype(np.int32)
-    for k in np.flatnonzero(shown[:-1] & shown[1:]):
-        cv2.line(image, fixed[k].tolist(), fixed[k + 1].tolist(), color.tolist(), width, cv2.LINE_AA, 4)
+        flat = _to_view(project(line, c), scale, shift)
+        depth = line[:, 2] * np.cos(c.yaw) - line[:, 0] * np.sin(c.yaw)
+        at = np.clip(np.rint(flat), 0, VIEW - 1).astype(int)
+        # A point shows if it is in front of the head or next to it.
+        shown = (depth > view.depth[at[:, 1], at[:, 0]] - 2.0) | (view.cover[at[:, 1], at[:, 0]] < 0.5)
+        fixed = np.rint(flat * 16).astype(np.int32)  # OpenCV's 4 bits of sub-pixel precision
+        for k in np.flatnonzero(shown[:-1] & shown[1:]):
+            cv2.line(image, fixed[k].tolist(), fixed[k + 1].tolist(), dark.tolist(), **style)
 
 
 def expose(image: np.ndarray, matrix: np.ndarray, condition: Condition) -> np.ndarray:
-    """Turns and shrinks the view to the image, and adds what a camera adds."""
+    """Turn the view, shrink it to the image, and add the color, blur and noise of a camera."""
     large = cv2.warpAffine(image, matrix, (SIZE * SCALE, SIZE * SCALE), borderMode=cv2.BORDER_REPLICATE)
     picture = cv2.resize(large, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
     picture = cv2.multiply(picture, (*(channel * condition.exposure for channel in condition.tint), 1.0))
@@ -222,7 +248,8 @@ def expose(image: np.ndarray, matrix: np.ndarray, condition: Condition) -> np.nd
         picture = cv2.GaussianBlur(picture, (0, 0), condition.blur)
     rng = np.random.default_rng(condition.scene + 1)
     grain = noise("grain")
-    top, left = rng.integers(grain.shape[0] - SIZE), rng.integers(grain.shape[1] - SIZE)
+    top = rng.integers(grain.shape[0] - SIZE)
+    left = rng.integers(grain.shape[1] - SIZE)
     picture += cv2.merge([condition.noise * grain[top : top + SIZE, left : left + SIZE]] * 3)
     return picture.clip(0, 255).astype(np.uint8)
 
@@ -231,8 +258,8 @@ def _to_view(points: np.ndarray, scale: float, shift: np.ndarray) -> np.ndarray:
     return (points * scale + shift + 0.5) * SCALE - 0.5 + (VIEW - SIZE * SCALE) / 2
 
 
-def _to_image(scale: float, roll: float, shift: np.ndarray) -> np.ndarray:
-    """The 2x3 matrix from the view to the image, both supersampled: the roll about the middle."""
+def _to_image(roll: float) -> np.ndarray:
+    """Return the 2x3 matrix from the view to the image, both supersampled: a rotation about the middle."""
     middle = (VIEW - 1) / 2
     cos, sin = np.cos(roll), np.sin(roll)
     margin = (VIEW - SIZE * SCALE) / 2
