@@ -1,5 +1,6 @@
 """Work done in several gloo processes."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,4 +19,6 @@ def _run(rank: int, world_size: int, folder: str, work: Callable[[int, int], obj
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     torch.save(work(rank, world_size), Path(folder) / f"{rank}.pt")
+    gc.collect()  # a DDP module in a reference cycle would outlive its process group
+    dist.barrier()  # a rank that leaves earlier closes connections that another rank may still read from
     dist.destroy_process_group()
