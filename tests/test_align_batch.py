@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from applications.align import Face
-from applications.align import batch as tree
-from applications.align.batch import AlignSettings, align_tree, outputs, select_face
+from applications.align import Face, batch
+from applications.align.batch import AlignSettings, align_tree, select_face
 from applications.align.manifest import ALIGNED, COLUMNS, NO_FACE, NOT_AN_IMAGE, UNREADABLE, Row, read_manifest
 from util.errors import DataError, RunError, UsageError
+from util.image_tree import unique_output_names
 
 ROOT = Path(__file__).resolve().parents[1]
 FACE = Face(np.array([10.0, 20, 69, 89]), 0.9, np.array([[25.0, 45], [50, 44], [38, 60], [28, 72], [49, 73]]))
@@ -38,7 +38,7 @@ class StandIn:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tree, "Detector", StandIn)
+    monkeypatch.setattr(batch, "Detector", StandIn)
 
 
 def write(path: Path, grey: int = 90) -> Path:
@@ -111,7 +111,7 @@ def test_faces_have_the_size_and_form_that_are_asked_for(raw, tmp_path, quick, f
     run(raw, tmp_path / "out", crop_size=size, format=form)
     face = cv2.imread(str(tmp_path / "out" / "Ann" / f"1.{form}"))
     assert face.shape == (size, size, 3)
-    expected = tree.align(cv2.imread(str(raw / "Ann" / "1.jpg")), FACE.landmarks, size)
+    expected = batch.align(cv2.imread(str(raw / "Ann" / "1.jpg")), FACE.landmarks, size)
     assert np.abs(face.astype(int) - expected).mean() < (1.5 if form == "jpg" else 0.01)
 
 
@@ -137,13 +137,13 @@ def test_which_of_several_faces(select, index):
 
 
 def test_files_that_would_become_one_keep_their_whole_names():
-    assert outputs(["1.jpg", "2.png", "notes.txt"]) == ["1", "2", "notes.txt"]
-    assert outputs(["1.jpg", "1.png", "2.png"]) == ["1.jpg", "1.png", "2"]
-    assert outputs(["1.JPG", "1.png"]) == ["1.JPG", "1.png"]
-    assert outputs(["a.jpg", "A.png"]) == ["a.jpg", "A.png"]  # one file where case does not count
-    assert outputs(["1.txt", "1.jpg"]) == ["1.txt", "1"]
-    assert outputs(["a.face2.jpg", "a.jpg"]) == ["a.face2.jpg", "a"]
-    assert outputs(["a", "a.face2"]) == ["a", "a.face2.face1"]
+    assert unique_output_names(["1.jpg", "2.png", "notes.txt"]) == ["1", "2", "notes.txt"]
+    assert unique_output_names(["1.jpg", "1.png", "2.png"]) == ["1.jpg", "1.png", "2"]
+    assert unique_output_names(["1.JPG", "1.png"]) == ["1.JPG", "1.png"]
+    assert unique_output_names(["a.jpg", "A.png"]) == ["a.jpg", "A.png"]  # one file where case does not count
+    assert unique_output_names(["1.txt", "1.jpg"]) == ["1.txt", "1"]
+    assert unique_output_names(["a.face2.jpg", "a.jpg"]) == ["a.face2.jpg", "a"]
+    assert unique_output_names(["a", "a.face2"]) == ["a", "a.face2.face1"]
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -151,7 +151,9 @@ def test_no_two_outputs_are_ever_alike(seed):
     rng = np.random.default_rng(seed)
     parts = ["a", "A", "b", ".jpg", ".png", ".JPG", ".txt", ".face2", "."]
     names = sorted({"".join(rng.choice(parts, rng.integers(1, 5))) for _ in range(40)} - {".", ".."})
-    faces = [f"{base}{extra}.jpg".casefold() for base in outputs(names) for extra in ("", ".face2", ".face3")]
+    faces = [
+        f"{base}{extra}.jpg".casefold() for base in unique_output_names(names) for extra in ("", ".face2", ".face3")
+    ]
     distinct = {name.casefold() for name in names}
     if len(distinct) == len(names):  # else the source itself cannot lie on such a file system
         assert len(set(faces)) == len(faces)
@@ -198,10 +200,10 @@ def test_a_manifest_damaged_in_the_middle_is_an_error(raw, tmp_path, quick):
 
 def test_other_settings_or_another_source_need_force(raw, tmp_path, quick):
     run(raw, tmp_path / "out")
-    with pytest.raises(UsageError, match=r"out: holds faces .* crop_size 112, not 96; .*--force"):
+    with pytest.raises(UsageError, match=r"out: was made with other settings .*crop_size 112, not 96\). .*--force"):
         run(raw, tmp_path / "out", crop_size=96)
     write(tmp_path / "raw2" / "Ann" / "1.jpg")
-    with pytest.raises(UsageError, match=r"aligned with source .*raw, not .*raw2"):
+    with pytest.raises(UsageError, match=r"source .*raw, not .*raw2"):
         run(tmp_path / "raw2", tmp_path / "out")
     assert cv2.imread(str(tmp_path / "out" / "Ann" / "1.jpg")).shape == (112, 112, 3)
 
@@ -307,7 +309,7 @@ def test_a_face_that_cannot_be_written_ends_the_run_in_one_line(raw, tmp_path, m
         cv2.imwrite(str(raw / "Ann" / f"x{number}.png"), make_drawn())
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "Ann").write_text("in the way")
-    with pytest.raises(RunError, match=r"an aligned face cannot be written .*again to go on") as caught:
+    with pytest.raises(RunError, match=r"an aligned face cannot be written .*again to continue") as caught:
         run(raw, tmp_path / "out", processes=processes)
     assert "\n" not in str(caught.value)
 
@@ -382,7 +384,7 @@ def alive(children: list[str]) -> list[str]:
 
 def test_every_setting_of_torch_that_a_process_needs_goes_to_it(monkeypatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "7")
-    with tree._keeping_memory():
+    with batch._malloc_keeps_memory():
         assert os.environ["MALLOC_TRIM_THRESHOLD_"] == "7"
         assert int(os.environ["MALLOC_MMAP_THRESHOLD_"]) > 2**27
     assert os.environ["MALLOC_TRIM_THRESHOLD_"] == "7" and "MALLOC_MMAP_THRESHOLD_" not in os.environ
@@ -390,9 +392,9 @@ def test_every_setting_of_torch_that_a_process_needs_goes_to_it(monkeypatch):
 
 def test_processes_share_the_gpus(monkeypatch):
     gpus = [torch.device("cuda", index) for index in range(2)]
-    monkeypatch.setattr(tree, "available_cores", lambda: 64)
-    assert tree._default_processes([torch.device("cpu")]) == 64
-    assert tree._default_processes(gpus[:1]) == 8 and tree._default_processes(gpus) == 16
+    monkeypatch.setattr(batch, "num_cpus", lambda: 64)
+    assert batch._default_processes([torch.device("cpu")]) == 64
+    assert batch._default_processes(gpus[:1]) == 8 and batch._default_processes(gpus) == 16
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_a_level_cut_into_pieces_on_canvases_is_seen_as_a_whole(noise):
     pixels = noise(800, 1100)
     whole = torch_run(networks.ProposalNet, pixels)[0]
     module, margin = networks.build(networks.ProposalNet, torch.device("cpu")), 10
-    placed = pyramid.pack(pyramid.cut(0, 0, 1.0, *pixels.shape[:2], margin))
+    placed = pyramid.pack(pyramid.cut(0, 0, 1.0, size=pixels.shape[:2], overlap=margin))
     assert len(placed) == 6
     canvases = pyramid.paint([pixels], placed)
     answers = [module(networks.normalize(torch.from_numpy(canvas)[None]))[0][0].numpy() for canvas in canvases]

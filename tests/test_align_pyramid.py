@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,7 +6,7 @@ from applications.align import pyramid
 
 
 def pieces_of(sizes: list[tuple[int, int]]) -> list[pyramid.Piece]:
-    return [piece for number, size in enumerate(sizes) for piece in pyramid.cut(number, 0, 1.0, *size, overlap=10)]
+    return [piece for number, size in enumerate(sizes) for piece in pyramid.cut(number, 0, 1.0, size, overlap=10)]
 
 
 def test_levels_start_where_the_smallest_face_fills_the_window_and_end_where_the_image_does():
@@ -58,7 +56,7 @@ def test_canvases_show_the_pieces_where_they_were_placed():
         piece
         for number, image in enumerate(images)
         for level, scale in enumerate((0.6, 0.3))
-        for piece in pyramid.cut(number, level, scale, *(math.ceil(s * scale) for s in image.shape[:2]), overlap=10)
+        for piece in pyramid.cut(number, level, scale, pyramid.level_size(image, scale), overlap=10)
     ]
     placed = pyramid.pack(pieces)
     canvases = pyramid.paint(images, placed)

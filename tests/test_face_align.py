@@ -108,7 +108,7 @@ def test_settings_reach_the_detector_and_the_manifest(raw, tmp_path):
 def test_no_face_at_all_is_bad_data(tmp_path):
     (tmp_path / "raw").mkdir()
     cv2.imwrite(str(tmp_path / "raw" / "grey.png"), np.full((100, 100, 3), 90, np.uint8))
-    with pytest.raises(DataError, match="no face was aligned; the manifest has the reasons"):
+    with pytest.raises(DataError, match="no face was aligned. The manifest has the reasons"):
         face_align.main(["-source_root", str(tmp_path / "raw"), "-dest_root", str(tmp_path / "out")])
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no face was aligned"):
