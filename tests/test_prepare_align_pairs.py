@@ -13,8 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from applications.align import Face
-from applications.align import batch as tree
+from applications.align import Face, batch
 from applications.prepare import cfp, lfw, pairs
 from applications.prepare.align_pairs import align_all
 from util.errors import DataError, UsageError
@@ -48,7 +47,7 @@ class ColorDetector:
 
 @pytest.fixture(autouse=True)
 def detector(monkeypatch: pytest.MonkeyPatch) -> type[ColorDetector]:
-    monkeypatch.setattr(tree, "Detector", ColorDetector)
+    monkeypatch.setattr(batch, "Detector", ColorDetector)
     monkeypatch.setattr(ColorDetector, "seen", 0)
     return ColorDetector
 
@@ -127,7 +126,7 @@ def test_no_pair_is_lost_when_a_face_is_not_found_and_it_is_said_which(write_lfw
     assert len(load_pairs(out)) == 24
     text = capsys.readouterr().out
     assert "lower thresholds (0.4 0.5 0.5) in 1 photograph: p03/p03_0001.jpg" in text
-    assert "cut out where LFW's faces are, in 2 photographs: p04/p04_0002.jpg, p05/p05_0001.jpg" in text
+    assert "used the average face region of 2 photographs: p04/p04_0002.jpg, p05/p05_0001.jpg" in text
     note = json.loads((out.parent / "lfw.json").read_text())
     assert note["found at lower thresholds"] == ["p03/p03_0001.jpg"]
     assert note["not found"] == ["p04/p04_0002.jpg", "p05/p05_0001.jpg"]
@@ -138,7 +137,7 @@ def test_no_pair_is_lost_when_a_face_is_not_found_and_it_is_said_which(write_lfw
 @pytest.mark.parametrize("size", [250, 500])
 def test_the_last_resort_puts_the_mean_face_where_aligned_faces_are(tmp_path, size):
     write_photo(tmp_path / "a.png", BLUE, size)
-    face = lfw.cut_out(cv2.imread(str(tmp_path / "a.png"))[:, :, ::-1])
+    face = lfw.fallback_crop(cv2.imread(str(tmp_path / "a.png"))[:, :, ::-1])
     assert face.shape == (112, 112, 3)
     rows, columns = np.nonzero(face[:, :, 0] > 128)  # the white square, whose centre is the nose
     nose = ARCFACE_TEMPLATE[2]
@@ -162,12 +161,12 @@ def test_photographs_that_are_nowhere_and_a_list_that_is_missing_are_errors(writ
     with pytest.raises(DataError, match=r"none of the 12 people in the list has a folder .*--source"):
         run_lfw(source, tmp_path / "data")
     (source / "pairs.txt").unlink()
-    with pytest.raises(DataError, match=r"no pairs\.txt in it or beside it; name the list with --pairs"):
+    with pytest.raises(DataError, match=r"no pairs\.txt in it or next to it\. Name the list with --pairs"):
         run_lfw(source, tmp_path / "data")
 
 
 def test_a_source_that_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere: no such folder; .*--source"):
+    with pytest.raises(DataError, match=r"nowhere: no such folder\. .*--source"):
         run_lfw(tmp_path / "nowhere", tmp_path / "data")
 
 
@@ -187,18 +186,18 @@ def test_missing_and_broken_photographs_are_counted_and_named_and_nothing_is_lef
 
 
 def test_a_stopped_run_goes_on_where_it_was(write_lfw, tmp_path, detector, monkeypatch):
-    source, write = write_lfw({("p04", 2): BLUE}), tree.write_image
+    source, write = write_lfw({("p04", 2): BLUE}), batch.write_image
 
     def interrupted(path: Path, image: np.ndarray) -> None:
         if path.parent.name == "p11":
             raise KeyboardInterrupt
         write(path, image)
 
-    monkeypatch.setattr(tree, "write_image", interrupted)
-    monkeypatch.setattr(tree, "_FILES_AT_ONCE", 4)
+    monkeypatch.setattr(batch, "write_image", interrupted)
+    monkeypatch.setattr(batch, "_FILES_AT_ONCE", 4)
     with pytest.raises(KeyboardInterrupt):
         run_lfw(source, tmp_path / "data")
-    monkeypatch.setattr(tree, "write_image", write)
+    monkeypatch.setattr(batch, "write_image", write)
     detector.seen = 0
     out = run_lfw(source, tmp_path / "data")
     assert len(load_pairs(out)) == 24
@@ -214,10 +213,10 @@ def test_a_set_that_is_made_is_left_and_another_one_is_never_replaced_unasked(wr
     assert detector.seen == 0 and (out / "meta" / "sizes").stat().st_mtime_ns == before
     lines = (tmp_path / "source/pairs.txt").read_text().replace("1\t12", "").strip().splitlines()
     (tmp_path / "source/pairs.txt").write_text("\n".join(lines[:-1]))
-    with pytest.raises(UsageError, match=r"lfw: is there already, and was not made from this; .*--force"):
+    with pytest.raises(UsageError, match=r"lfw: exists, and was made from something else\. .*--force"):
         run_lfw(tmp_path / "source", tmp_path / "data")
     (out.parent / "lfw.json").unlink()  # as a set that was downloaded
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="made from something else"):
         run_lfw(tmp_path / "source", tmp_path / "data")
     assert len(load_pairs(run_lfw(tmp_path / "source", tmp_path / "data", "--force"))) == 23
 
@@ -279,7 +278,7 @@ def test_cfp_becomes_two_sets_with_the_ten_splits_in_order(small_cfp, tmp_path, 
         assert [one == other for one, other in people] == made.issame.tolist()
         assert {Path(row[0]).parts[2] for row in rows} == {"frontal"}
         assert {Path(row[1]).parts[2] for row in rows} == {kind}
-    assert "taken whole and resized, in 1 photograph: 002/profile/01.jpg" in capsys.readouterr().out
+    assert "used the full image of 1 photograph: 002/profile/01.jpg" in capsys.readouterr().out
     assert json.loads((folder / "cfp_fp.json").read_text())["not found"] == ["002/profile/01.jpg"]
 
 
@@ -305,7 +304,7 @@ def test_of_two_cfp_sets_the_missing_one_is_made(small_cfp, tmp_path, capsys):
         (lambda root: shutil.rmtree(root / "Protocol"), r"no Protocol/Split"),
         (lambda root: shutil.rmtree(root / "Data/Images/003"), r"5 of 21 images .* are missing, first 003/frontal"),
         (lambda root: (root / "Protocol/Split/FP/07/diff.txt").unlink(), r"07/diff\.txt: cannot be read"),
-        (lambda root: (root / "Protocol/Split/FF/02/same.txt").write_text("1,2\n"), r"1 pairs, and each split has 4"),
+        (lambda root: (root / "Protocol/Split/FF/02/same.txt").write_text("1,2\n"), r"1 pairs, but each split has 4"),
         (
             lambda root: (root / "Protocol/Split/FF/02/same.txt").write_text("1,2\n1;2\n"),
             r"line 2: must be two numbers",
@@ -378,11 +377,11 @@ def test_photographs_of_a_list_are_aligned_and_balanced(own_list, tmp_path):
 
 def test_a_face_that_is_not_found_is_an_error_unless_the_whole_image_is_wanted(own_list, tmp_path, capsys):
     write_photo(tmp_path / "photos/p3/2.jpg", BLUE)
-    with pytest.raises(DataError, match=r"no face found in 1 photograph: p3/2\.jpg; .*--whole_image"):
+    with pytest.raises(DataError, match=r"no face found in 1 photograph: p3/2\.jpg\. .*--whole_image"):
         run_pairs(own_list, tmp_path / "photos", tmp_path / "own", "--align")
     assert not (tmp_path / "own").exists() and not (tmp_path / "own_pairs.txt").exists()
     assert len(load_pairs(run_pairs(own_list, tmp_path / "photos", tmp_path / "own", "--align", "--whole_image"))) == 20
-    assert "taken whole and resized, in 1 photograph: p3/2.jpg" in capsys.readouterr().out
+    assert "used the full image of 1 photograph: p3/2.jpg" in capsys.readouterr().out
 
 
 def test_names_that_lead_out_of_the_folder_are_refused(own_list, tmp_path):
@@ -431,7 +430,11 @@ def test_align_all_refuses_names_that_lead_outside(tmp_path, colour):
     before = (tmp_path / "made" / "photo.png").read_bytes()
     with pytest.raises(DataError, match=r"\.\./made/photo\.png.*leads out of that folder"):
         align_all(
-            tmp_path / "source", ["1.jpg", "../made/photo.png"], tmp_path / "made" / "aligned", lfw.cut_out, processes=0
+            tmp_path / "source",
+            ["1.jpg", "../made/photo.png"],
+            tmp_path / "made" / "aligned",
+            lfw.fallback_crop,
+            processes=0,
         )
     assert (tmp_path / "made" / "photo.png").read_bytes() == before
     assert {path.suffix for path in tmp_path.rglob("aligned/made/*")} == set()

@@ -154,7 +154,7 @@ def test_an_archive_is_unpacked_once(tmp_path):
 def test_nothing_is_unpacked_from_an_archive_that_leads_elsewhere_or_is_another_one(tmp_path, members):
     folder = tmp_path / "raw"
     folder.mkdir()
-    with pytest.raises(DataError, match=r"lfw\.tgz: cannot be unpacked into .* remove it and run the same command"):
+    with pytest.raises(DataError, match=r"lfw\.tgz: cannot be unpacked into .* Remove it and run the same command"):
         unpack(archive(folder / "lfw.tgz", members), "lfw", folder)
     assert [path.name for path in folder.iterdir()] == ["lfw.tgz"]
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from applications.prepare import bin as prepare_bin
-from applications.prepare import pairs
-from applications.prepare import write_set as sets
+from applications.prepare import pairs, write_set
 from util.errors import DataError, UsageError
 from util.pairs import load_pairs
 
@@ -67,7 +66,7 @@ def test_another_file_and_another_set_are_refused(tmp_path):
         prepare_bin.main([str(tmp_path / "list.txt"), *out])
     prepare_bin.main([str(tmp_path / "own.bin"), *out])
     write_bin(tmp_path / "own.bin", [False, True] * 10)
-    with pytest.raises(UsageError, match=r"own: is there already, and was not made from this"):
+    with pytest.raises(UsageError, match=r"own: exists, and was made from something else"):
         prepare_bin.main([str(tmp_path / "own.bin"), *out])
     prepare_bin.main([str(tmp_path / "own.bin"), *out, "--force"])
     assert not load_pairs(tmp_path / "own").issame[0]
@@ -85,7 +84,7 @@ def test_a_bin_with_a_broken_image_leaves_nothing_behind(tmp_path):
 @pytest.mark.parametrize("seed", range(5))
 def test_equal_shares_are_given_to_every_tenth(seed):
     issame = np.random.default_rng(seed).random(137) < 0.3
-    order = sets.new_order(Path("list"), issame, equal_shares=True)
+    order = write_set.new_order(Path("list"), issame, balanced=True)
     assert sorted(order.tolist()) == list(range(137))
     shares = [int(part.sum()) for part in np.array_split(issame[order], 10)]
     assert max(shares) - min(shares) <= 1
@@ -94,13 +93,13 @@ def test_equal_shares_are_given_to_every_tenth(seed):
 
 def test_shares_that_are_equal_already_keep_their_order():
     issame = np.arange(60) % 6 < 3
-    assert not sets.is_reordered(sets.new_order(Path("list"), issame, equal_shares=True))
+    assert not write_set.is_reordered(write_set.new_order(Path("list"), issame, balanced=True))
 
 
 def test_too_few_pairs_of_a_kind_are_an_error_that_names_the_list():
     for equal in (True, False):
         with pytest.raises(DataError, match=r"own\.txt: 51 same and 9 different pairs"):
-            sets.new_order(Path("own.txt"), np.arange(60) > 8, equal_shares=equal)
+            write_set.new_order(Path("own.txt"), np.arange(60) > 8, balanced=equal)
 
 
 def test_a_list_of_aligned_faces_becomes_a_set(tmp_path, people_folder, capsys):
@@ -122,7 +121,7 @@ def test_an_interrupted_set_is_not_there(tmp_path, monkeypatch):
         yield np.zeros((112, 112, 3), np.uint8)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sets, "each_image", interrupted)
+    monkeypatch.setattr(write_set, "iter_images", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare_bin.main([str(tmp_path / "own.bin"), "--out", str(tmp_path / "own")])
     assert [path.name for path in tmp_path.iterdir()] == ["own.bin"]
