@@ -60,7 +60,7 @@ class AlignSettings:
 
 @dataclass(frozen=True)
 class AlignSummary:
-    """Results of a run. `counts`: files by status, with those of earlier runs; `new`: files of this run."""
+    """Results of a run. `counts`: files of this and earlier runs by status; `new`: number of files of this run."""
 
     counts: Counter[str]
     new: int
@@ -164,10 +164,8 @@ def _group_by_folder(files: Iterable[str]) -> list[tuple[str, list[str]]]:
 def _jobs(folders: Iterable[tuple[str, list[str]]]) -> Iterator[_Job]:
     for folder, names in folders:
         for name, output in zip(names, unique_output_names(names), strict=True):
-            yield _Job(
-                path=os.path.normpath(os.path.join(folder, name)),
-                output=os.path.normpath(os.path.join(folder, output)),
-            )
+            path, stem = (os.path.normpath(os.path.join(folder, part)) for part in (name, output))
+            yield _Job(path, stem)
 
 
 class _Aligner:

@@ -10,16 +10,10 @@ from applications.align.warp import align
 from util.files import atomic_write
 from util.image_io import UnreadableImage, read_photo
 
-_CELL = 168  # pixels of a side of a photograph and of a face
-_GAP = 8  # pixels
+_CELL, _GAP = 168, 8  # pixels: side of a photograph and of a face, and the space between them
 _COLUMNS = 4
-_ALIGNED_COUNT = 20
-_NO_FACE_COUNT = 4
-# RGB
-_BACKGROUND = (245, 245, 245)
-_INK = (40, 40, 40)
-_MARK = (40, 200, 90)
-_FAILED = (200, 40, 40)
+_ALIGNED_COUNT, _NO_FACE_COUNT = 20, 4
+_BACKGROUND, _INK, _MARK, _FAILED = (245, 245, 245), (40, 40, 40), (40, 200, 90), (200, 40, 40)  # RGB
 
 
 def write_contact_sheet(source: Path, dest: Path, file: Path) -> None:

@@ -49,12 +49,8 @@ class _Candidates:
 
     @staticmethod
     def concatenate(parts: "list[_Candidates]") -> "_Candidates":
-        empty = _Candidates(
-            image=np.zeros(0, int),
-            boxes=np.zeros((0, 4)),
-            scores=np.zeros(0, np.float32),
-            offsets=np.zeros((0, 4), np.float32),
-        )
+        no_scores, no_offsets = np.zeros(0, np.float32), np.zeros((0, 4), np.float32)
+        empty = _Candidates(np.zeros(0, int), np.zeros((0, 4)), scores=no_scores, offsets=no_offsets)
         values = zip(*(vars(part).values() for part in [empty, *parts]), strict=True)
         return _Candidates(*map(np.concatenate, values))
 
@@ -69,7 +65,7 @@ class _Candidates:
 
 
 class Detector:
-    """The three networks on one device. Calling it finds the faces of a list of images."""
+    """The three networks on one device. Calling it finds the faces of a list of images. For its values see detect."""
 
     def __init__(
         self,
@@ -77,17 +73,6 @@ class Detector:
         min_face: float = MIN_FACE,
         thresholds: Sequence[float] = THRESHOLDS,
     ):
-        """Load the networks.
-
-        Args:
-            device: where the networks run.
-            min_face: size in pixels of the smallest face to look for, 12 or more.
-            thresholds: least probability of a face for each of the three networks, each between 0 and 1.
-
-        Raises:
-            UsageError: a value is out of range.
-            DataError: the weights are missing or damaged.
-        """
         if not min_face >= networks.WINDOW:
             raise UsageError(f"min_face {min_face:g}: must be {networks.WINDOW} pixels or more")
         if len(thresholds) != 3 or not all(0 < threshold < 1 for threshold in thresholds):
@@ -102,14 +87,7 @@ class Detector:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
-        """Return the faces of each image, the most probable first.
-
-        Args:
-            images: (H, W, 3) RGB uint8 of any sizes.
-
-        Raises:
-            ValueError: an array has another shape or type.
-        """
+        """Return the faces of each (H, W, 3) RGB uint8 image of any size, the most probable first."""
         faces: list[list[Face]] = []
         for batch in _batches(images):
             arrays = [_as_torch_input(image) for image in batch]
@@ -145,8 +123,7 @@ class Detector:
         rows, columns = (logits[0] > _logit(self._thresholds[0])).nonzero(as_tuple=True)
         scores = logits[0, rows, columns].sigmoid().cpu().numpy()
         offsets = offsets[0, rows, columns].cpu().numpy()
-        rows = rows.cpu().numpy()
-        columns = columns.cpu().numpy()
+        rows, columns = rows.cpu().numpy(), columns.cpu().numpy()
 
         # (H', W') the piece that each window lies in; -1 for a window that also sees the gap or a neighboring piece.
         owners = np.full(logits.shape[1:], -1)
@@ -219,6 +196,11 @@ def detect(
         device: where the networks run.
         min_face: size in pixels of the smallest face to look for, 12 or more.
         thresholds: least probability of a face for each of the three networks, each between 0 and 1.
+
+    Raises:
+        UsageError: `min_face` or a threshold is out of range.
+        DataError: the weights of the networks are missing or damaged.
+        ValueError: an image has another shape or type.
     """
     return _detector(torch.device(device), min_face, tuple(thresholds))(images)
 

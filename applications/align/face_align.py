@@ -40,13 +40,9 @@ def main(arguments: list[str]) -> None:
         thresholds=tuple(flags.thresholds),
         format=flags.format,
     )
+    devices = select_devices(gpus)
     summary = align_tree(
-        flags.source_root,
-        flags.dest_root,
-        settings,
-        devices=select_devices(gpus),
-        processes=flags.processes,
-        force=flags.force,
+        flags.source_root, flags.dest_root, settings, devices, processes=flags.processes, force=flags.force
     )
     counts = ", ".join(f"{count} {status}" for status, count in sorted(summary.counts.items()))
     print(f"{source}: {counts or 'no files'}")

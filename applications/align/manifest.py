@@ -30,12 +30,8 @@ from applications.align.detector import Face
 from util.errors import DataError
 from util.files import Provenance, atomic_write
 
-ALIGNED = "aligned"
-NO_FACE = "no face"
-UNREADABLE = "unreadable"
-NOT_AN_IMAGE = "not an image"
-FILE = "manifest.csv"
-SETTINGS_FILE = "align.json"
+ALIGNED, NO_FACE, UNREADABLE, NOT_AN_IMAGE = "aligned", "no face", "unreadable", "not an image"
+FILE, SETTINGS_FILE = "manifest.csv", "align.json"
 _POINTS = [
     f"{point}_{axis}" for point in ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right") for axis in "xy"
 ]

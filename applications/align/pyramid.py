@@ -39,13 +39,13 @@ class Place:
 
 
 def scales(height: int, width: int, min_face: float, window: int) -> list[float]:
-    """Return the scales of the pyramid, the largest first.
+    """Return the scales of an image's pyramid, the largest first, all sizes in pixels.
 
     Args:
-        height: of the image, in pixels.
-        width: of the image, in pixels.
-        min_face: pixels of the smallest face, which fills the window at the first scale.
-        window: side in pixels of the network's window.
+        height: image height.
+        width: image width.
+        min_face: size of the smallest face, which fills the window at the first scale.
+        window: side of the network's window.
     """
     scale = window / min_face
     found = []
@@ -77,21 +77,11 @@ def cut(image: int, level: int, scale: float, size: tuple[int, int], overlap: in
         overlap: pixels that neighboring pieces have in common.
     """
     height, width = size
-    for top in _starts(height, overlap):
-        for left in _starts(width, overlap):
-            yield Piece(
-                image=image,
-                level=level,
-                scale=scale,
-                top=top,
-                left=left,
-                height=min(SIDE, height - top),
-                width=min(SIDE, width - left),
-            )
-
-
-def _starts(length: int, overlap: int) -> range:
-    return range(0, max(length - overlap, 1), SIDE - overlap)
+    step = SIDE - overlap
+    for top in range(0, max(height - overlap, 1), step):
+        for left in range(0, max(width - overlap, 1), step):
+            rows, columns = min(SIDE, height - top), min(SIDE, width - left)
+            yield Piece(image, level, scale, top=top, left=left, height=rows, width=columns)
 
 
 def pack(pieces: Iterable[Piece]) -> list[tuple[Piece, Place]]:

@@ -62,14 +62,8 @@ def main(arguments: list[str]) -> None:
             f"{images}: {len(missing)} of {len(photographs)} images of the protocol are missing, first "
             f"{format_names(missing, 3)}. Unpack the set again."
         )
-    aligned = align_all(
-        images,
-        sorted(photographs),
-        folder / "aligned",
-        full_image,
-        processes=flags.processes,
-        force=flags.force,
-    )
+    root = folder / "aligned"
+    aligned = align_all(images, sorted(photographs), root, full_image, processes=flags.processes, force=flags.force)
     for name, (pairs, made_from) in to_make.items():
         order = new_order(protocol, np.array([same for *_, same in pairs]))
         write_aligned(folder / name, aligned, pairs, order=order, made_from=made_from)
@@ -115,24 +109,15 @@ def read_protocol(protocol: Path, split: str, first: str, second: str) -> list[t
     for number in range(1, SPLITS + 1):
         for name, same in (("same", True), ("diff", False)):
             file = protocol / "Split" / split / f"{number:02d}" / f"{name}.txt"
-            for one, other in read_numbers(file, len(first_images), len(second_images)):
+            for one, other in _read_numbers(file, len(first_images), len(second_images)):
                 pairs.append((first_images[one - 1], second_images[other - 1], same))
     return pairs
 
 
-def read_numbers(file: Path, first_max: int, second_max: int) -> list[tuple[int, int]]:
-    """Read the 350 pairs of image numbers, counted from 1, in a file of a split.
-
-    Args:
-        file: same.txt or diff.txt.
-        first_max: the largest number of a first image.
-        second_max: the largest number of a second image.
-
-    Raises:
-        DataError: the file has other content.
-    """
+def _read_numbers(file: Path, first_max: int, second_max: int) -> list[tuple[int, int]]:
+    """Read the 350 pairs of image numbers, counted from 1, in a file of a split. Raise DataError for other content."""
     pairs = []
-    for line, text in enumerate(read_text(file).split("\n"), start=1):
+    for line, text in enumerate(_read_text(file).split("\n"), start=1):
         words = [word.strip() for word in text.split(",")]
         if words == [""]:
             continue
@@ -162,7 +147,7 @@ def read_images(protocol: Path, kind: str) -> list[str]:
     file = protocol / LISTS[kind]
     if not file.exists():
         return images
-    listed = [line.split() for line in read_text(file).split("\n") if line.strip()]
+    listed = [line.split() for line in _read_text(file).split("\n") if line.strip()]
     for number, (words, image) in enumerate(zip(listed, images, strict=False), start=1):
         if len(words) != 2 or words[0] != str(number) or not words[1].endswith(f"/{image}"):
             raise DataError(
@@ -174,7 +159,7 @@ def read_images(protocol: Path, kind: str) -> list[str]:
     return images
 
 
-def read_text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     """Return the text of a file of the protocol. Raise DataError if it is missing or not ASCII."""
     try:
         return file.read_text(encoding="ascii")
