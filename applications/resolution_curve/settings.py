@@ -53,41 +53,66 @@ class CurveSettings(Settings):
     """The settings of applications/lr_curve. UsageError where a value breaks its rule."""
 
     checkpoints: tuple[str, ...] = option(
-        (),
-        WHERE,
-        _to_checkpoints,
-        "NAME=PATH ...",
-        "recognition networks to compare: runs (their best or newest epoch) or Backbone files; NAME is for the legend",
-        "required",
-        apart=True,
+        default=(),
+        type=_to_checkpoints,
+        metavar="NAME=PATH ...",
+        help="recognition networks to compare: runs (their best or newest epoch) or Backbone files; NAME is for the legend",
+        default_help="required",
+        split_words=True,
+        group=WHERE,
     )
-    data_dir: str = option("./data", WHERE, to_path, "DIR", "verification sets")
+    data_dir: str = option(default="./data", type=to_path, metavar="DIR", help="verification sets", group=WHERE)
     val_data: tuple[str, ...] = option(
-        (), WHERE, to_pair_sets, "SET ...", "verification sets besides those, as in validation.py", apart=True
+        default=(),
+        type=to_pair_sets,
+        metavar="SET ...",
+        help="verification sets besides those, as in validation.py",
+        split_words=True,
+        group=WHERE,
     )
     sizes: tuple[int, ...] = option(
-        (112, 56, 28, 21, 16, 14, 8),
-        RESOLUTION,
-        integers(
+        default=(112, 56, 28, 21, 16, 14, 8),
+        type=integers(
             None,
             f"different whole numbers from 4 to {FACE}, like 112 56 28",
             lambda sizes: len(set(sizes)) == len(sizes) > 0 and all(4 <= size <= FACE for size in sizes),
         ),
-        "N ...",
-        f"pixels a side that faces are shrunk to; {FACE}, the face as it is, is always there",
+        metavar="N ...",
+        help=f"pixels a side that faces are shrunk to; {FACE}, the face as it is, is always there",
+        group=RESOLUTION,
     )
-    SR_eval: bool = flag(RESOLUTION, "enlarge by super resolution, too, where there is a network")
+    SR_eval: bool = flag(help="enlarge by super resolution, too, where there is a network", group=RESOLUTION)
     sr_checkpoint_dir: str | None = option(
-        None, WHERE, to_path, "PATH", "super resolution: an SR file, a run, or a folder of runs", "./checkpoints_best"
+        type=to_path,
+        metavar="PATH",
+        help="super resolution: an SR file, a run, or a folder of runs",
+        default_help="./checkpoints_best",
+        group=WHERE,
     )
-    LR_oneside: bool = flag(RESOLUTION, "low resolution in the first image of each pair alone")
-    gpu_num: tuple[int, ...] = option((0,), MACHINE, to_gpus, "LIST", "GPUs, as 0 or 0,1 or [0,1]; or cpu")
-    precision: str = option("auto", MACHINE, one_of(PRECISIONS), "NAME", "what the backbones compute in")
+    LR_oneside: bool = flag(help="low resolution in the first image of each pair alone", group=RESOLUTION)
+    gpu_num: tuple[int, ...] = option(
+        default=(0,), type=to_gpus, metavar="LIST", help="GPUs, as 0 or 0,1 or [0,1]; or cpu", group=MACHINE
+    )
+    precision: str = option(
+        default="auto", type=one_of(PRECISIONS), metavar="NAME", help="what the backbones compute in", group=MACHINE
+    )
     batch_size: int | None = option(
-        None, MACHINE, integer(1), "N", "images in a batch, over all GPUs", EVAL_BATCH_DEFAULTS
+        type=integer(1),
+        metavar="N",
+        help="images in a batch, over all GPUs",
+        default_help=EVAL_BATCH_DEFAULTS,
+        group=MACHINE,
     )
-    plot: str | None = option(None, OUTPUT, to_path, "FILE", "draw the curve, as .png, .pdf or .svg", "not drawn")
-    json: str | None = option(None, OUTPUT, to_path, "FILE", "write all numbers", "not written")
+    plot: str | None = option(
+        type=to_path,
+        metavar="FILE",
+        help="draw the curve, as .png, .pdf or .svg",
+        default_help="not drawn",
+        group=OUTPUT,
+    )
+    json: str | None = option(
+        type=to_path, metavar="FILE", help="write all numbers", default_help="not written", group=OUTPUT
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
