@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import ValidationConfig, parse_validation
-from util.distributed import DistEnv, distributed_session, run_rank_script
-from util.errors import DataError
+from util.distributed import DistEnv, distributed_session
+from util.errors import DataError, run_script
 from util.files import atomic_write, check_report_paths
 
 # torch takes seconds to import: what needs it is imported in functions, once the command line is known to be right.
@@ -168,4 +168,4 @@ def write_json(file: Path, results: Results, checkpoint: Path, backbone: str, co
 
 
 if __name__ == "__main__":
-    run_rank_script(main)
+    run_script(main)
