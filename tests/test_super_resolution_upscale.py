@@ -108,7 +108,7 @@ def test_images_that_are_no_faces_are_left_out_of_a_look(run, capfd):
 
 
 def test_large_photographs_are_left_out(run, source, monkeypatch, capfd):
-    monkeypatch.setattr(tree, "_LARGEST", 100)
+    monkeypatch.setattr(tree, "_MAX_PIXELS", 100)
     out = run()
     assert files(out) == ["Ann/2.png", "upscale.json"]
     assert "top.png: 30x20 are too many pixels to enlarge, 100 at most" in capfd.readouterr().err
@@ -136,7 +136,7 @@ def test_a_full_disk_ends_the_run_with_what_to_do(run, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tree, "write_image", full)
-    with pytest.raises(RunError, match=r"cannot be written \(No space left on device\); run the same command again"):
+    with pytest.raises(RunError, match=r"cannot be written \(No space left on device\)\. Run the same command again"):
         run()
 
 

@@ -1,11 +1,11 @@
-"""Finds the faces in a folder of photographs and writes them aligned, 112x112, for training. From the repository root:
+"""Find the faces in a folder of photographs and write them aligned, 112x112, for training. From the repository root:
 
 python applications/align/face_align.py -source_root RAW -dest_root ALIGNED -crop_size 112
 python applications/align/face_align.py --source_root RAW --dest_root data/imgs_train --contact_sheet sheet.png
 python -m applications.align.face_align --source_root RAW --dest_root ALIGNED --keep_all --format png
 
-RAW/PERSON/IMAGE becomes ALIGNED/PERSON/IMAGE.jpg, RAW/IMAGE becomes ALIGNED/IMAGE.jpg. RAW is only read. What became of
-each file stands in ALIGNED/manifest.csv; the same command, given again, goes on where it was stopped.
+RAW/PERSON/IMAGE becomes ALIGNED/PERSON/IMAGE.jpg, RAW/IMAGE becomes ALIGNED/IMAGE.jpg. RAW is only read.
+ALIGNED/manifest.csv records the result of each file. Run the same command again to continue a stopped run.
 """
 
 import argparse
@@ -24,26 +24,36 @@ def main(arguments: list[str]) -> None:
     flags = _parse(arguments)
     gpus = _gpus(flags.gpu_num)
 
-    # torch takes seconds to import, and a mistake in the command line is answered at once.
-    from applications.align.batch import AlignSettings, align_tree, printable
+    # torch takes seconds to import: report mistakes in the command line first.
+    from applications.align.batch import AlignSettings, align_tree
     from applications.align.contact_sheet import write_contact_sheet
     from applications.align.manifest import ALIGNED, FILE
     from util.device import select_devices
+    from util.image_tree import printable
 
-    names = ("crop_size", "select", "keep_all", "min_face", "format")
-    settings = AlignSettings(thresholds=tuple(flags.thresholds), **{name: getattr(flags, name) for name in names})
+    source = printable(flags.source_root)
+    settings = AlignSettings(
+        crop_size=flags.crop_size,
+        select=flags.select,
+        keep_all=flags.keep_all,
+        min_face=flags.min_face,
+        thresholds=tuple(flags.thresholds),
+        format=flags.format,
+    )
     devices = select_devices(gpus)
-    summary = align_tree(flags.source_root, flags.dest_root, settings, devices, flags.processes, force=flags.force)
+    summary = align_tree(
+        flags.source_root, flags.dest_root, settings, devices, processes=flags.processes, force=flags.force
+    )
     counts = ", ".join(f"{count} {status}" for status, count in sorted(summary.counts.items()))
-    print(f"{printable(str(flags.source_root))}: {counts or 'no files'}")
+    print(f"{source}: {counts or 'no files'}")
     if summary.new:
         print(f"{summary.new} files in {summary.seconds:.1f} s, {summary.new / summary.seconds:.1f} images/s")
-    print(f"what became of each file: {printable(str(flags.dest_root / FILE))}")
+    print(f"result of each file: {printable(flags.dest_root / FILE)}")
     if flags.contact_sheet:
         write_contact_sheet(flags.source_root, flags.dest_root, flags.contact_sheet)
-        print(f"before and after: {printable(str(flags.contact_sheet))}")
+        print(f"before and after: {printable(flags.contact_sheet)}")
     if not summary.counts[ALIGNED]:
-        raise DataError(f"{printable(str(flags.source_root))}: no face was aligned; the manifest has the reasons")
+        raise DataError(f"{source}: no face was aligned. The manifest has the reasons.")
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from applications.prepare.checksum import sha256_of
 from applications.prepare.commands import new_parser, parse
 from util.errors import DataError, run_script
+from util.files import sha256
 
 
 def main(arguments: list[str]) -> None:
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
     pairs = load_pairs(flags.file)
     if not isinstance(pairs, BinPairs):
         raise DataError(f"{flags.file}: not a .bin of InsightFace; for a list of pairs use applications.prepare.pairs")
-    made_from = {"program": "bin", "file": str(flags.file.resolve()), "sha256": sha256_of(flags.file)}
+    made_from = {"program": "bin", "file": str(flags.file.resolve()), "sha256": sha256(flags.file)}
     if is_made(flags.out, made_from, flags.force):
         return
     order = new_order(flags.file, pairs.issame)

@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
         found.append(findings)
     if flags.report:
         with atomic_write(flags.report) as partial:
-            partial.write_text(json.dumps([findings.result_to_dict() for findings in found], indent=1) + "\n")
+            partial.write_text(json.dumps([findings.to_dict() for findings in found], indent=1) + "\n")
         print(f"report: {flags.report}")
     conclude(found)
 

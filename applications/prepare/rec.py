@@ -19,10 +19,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from applications.prepare.checksum import sha256_of
 from applications.prepare.commands import new_parser, parse
 from util.errors import DataError, RunError, UsageError, run_script
-from util.files import atomic_write, path_inside, require_writable_dir
+from util.files import atomic_write, path_inside, require_writable_dir, sha256
 
 if TYPE_CHECKING:
     from util.data.record_dataset import RecordImages
@@ -60,7 +59,7 @@ def begin(images: "RecordImages", out: Path) -> None:
     require_writable_dir("--out", out)
     marker, content = (
         out / MARKER,
-        {"index": sha256_of(images.root.with_suffix(".idx")), "size": images.root.stat().st_size},
+        {"index": sha256(images.root.with_suffix(".idx")), "size": images.root.stat().st_size},
     )
     if marker.exists() and marker.read_text() != json.dumps(content):
         raise UsageError(f"--out {out}: has images of another file, or of another state of it; name another folder")

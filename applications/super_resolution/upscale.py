@@ -30,9 +30,9 @@ def main(arguments: list[str]) -> None:
     check_source_and_dest("--source", source, "--out", out)
 
     # torch takes seconds to import, and a mistake in the command line is answered at once.
-    from applications.align.batch import printable
     from applications.super_resolution.batch import Enlarger, enlarge_tree
     from util.device import prepare_module, select_devices
+    from util.image_tree import printable
     from util.super_resolution import find_super_resolution, load_super_resolution
 
     devices = select_devices(settings.gpu_num)
