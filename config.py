@@ -67,8 +67,8 @@ class Config(Settings):
         type=to_pair_sets,
         metavar="SET ...",
         help=(
-            "further verification sets, each NAME=PATH: a bcolz folder, an InsightFace .bin file, or a text list of pairs "
-            "with its images in the same folder, or in ROOT with NAME=PATH:ROOT. A name has "
+            "further verification sets, each NAME=PATH: a bcolz folder, an InsightFace .bin file, or a text list of "
+            "pairs with its images in the same folder, or in ROOT with NAME=PATH:ROOT. A name has "
             f"{SET_NAMES}; without NAME= it is the file's name. LFW, CFP_FF, CFP_FP and AgeDB (in any case) replace "
             "the set of that name in data_dir. none: no further sets"
         ),
@@ -96,7 +96,7 @@ class Config(Settings):
     sr_checkpoint_dir: str | None = option(
         type=to_path,
         metavar="PATH",
-        help="super resolution network: an SR file, a run, or a folder of runs, of which the newest for each scale is taken",
+        help="super resolution network: an SR file, a run, or a folder of runs (the newest for each scale)",
         default_help="best_checkpoint_dir",
         group=RESOLUTION,
     )
@@ -155,7 +155,7 @@ class TrainConfig(Config):
     train_data: str | None = option(
         type=to_path,
         metavar="DIR",
-        help="training set: a folder with one folder per identity, under data_dir or a path, or a RecordIO file train.rec",
+        help="folder with one folder per identity, under data_dir or a path; or a RecordIO file train.rec",
         default_help="imgs_casia, ms1m_align_112, imgs_train or imgs",
         group=DATA,
     )

@@ -38,6 +38,14 @@ def to_file(value: object) -> Path:
     return Path(to_path(value))
 
 
+def to_png(value: object) -> Path:
+    """Return the path of a PNG file to write."""
+    path = to_file(value)
+    if path.suffix.lower() != ".png":
+        raise ValueError("a PNG file, whose name ends in .png")
+    return path
+
+
 def is_boolean_word(word: str) -> bool:
     """Return whether the word is a value of to_boolean."""
     return word.lower() in _BOOLEANS
