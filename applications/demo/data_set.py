@@ -198,7 +198,10 @@ class Flags(CliSettings):
     )
     sheet: Path | None = option(type=to_png, metavar="FILE.png", help="also write the contact sheet there")
     processes: int = option(
-        default=os.cpu_count(), type=integer(1, 256), metavar="N", help="processes; the faces do not depend on it"
+        default=min(os.cpu_count() or 1, 256),
+        type=integer(1, 256),
+        metavar="N",
+        help="processes; the faces do not depend on it",
     )
     force: bool = flag(help="draw again what an earlier run has drawn")
 

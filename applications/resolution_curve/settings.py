@@ -55,7 +55,7 @@ class CurveSettings(Settings):
         default=(),
         type=_to_checkpoints,
         metavar="NAME=PATH ...",
-        help="recognition networks to compare: runs (their best or newest epoch) or Backbone files; NAME is for the legend",
+        help="recognition networks to compare: runs (their best or newest epoch) or Backbone files; NAME: legend",
         default_help="required",
         split_words=True,
         group=PATHS,
