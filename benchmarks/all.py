@@ -38,7 +38,7 @@ END = "<!-- end -->"
 
 def _to_subjects(value: object) -> tuple[str, ...]:
     items = value.split() if isinstance(value, str) else value
-    if not isinstance(items, list | tuple) or not items or not set(items) <= set(COMMANDS):
+    if not isinstance(items, list | tuple) or not set(items) <= set(COMMANDS):
         raise ValueError(f"a list of {', '.join(COMMANDS)}")
     return tuple(items)
 

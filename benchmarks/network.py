@@ -5,7 +5,7 @@ python -m benchmarks.network --device cuda
 python -m benchmarks.network --device cuda --backbone IR_50 --batch_size 256 --compile --json network.json
 
 A training step is forward, backward and update with ArcFace and focal loss on images that are already decoded, through
-util.training.engine; an embedding is that of an image and its mirror image, so two passes. Ours computes in --precision, by
+util.training.engine; an embedding takes two passes, of an image and its mirror image. Ours computes in --precision, by
 default in what train.py takes: bf16 on a GPU that has it, and fp32 elsewhere. On a GPU the rate of a large bf16 matrix
 product is measured beside them, and the share of it that training and embedding reach, counted in the multiplications
 and additions of the backbone's convolutions and linear layers.

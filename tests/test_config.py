@@ -334,7 +334,9 @@ def test_a_batch_is_cut_into_equal_parts():
 
 def test_each_part_of_a_batch_has_two_images_for_each_gpu():
     assert parse_train(["--batch_size=16", "--accumulate=4", "--gpu_num=0,1"]).batch_size == 16
-    with pytest.raises(UsageError, match=r"^--batch_size: 8 in 4 micro-batches leaves one of 2 GPUs .* multiple of 8, 16 or"):
+    with pytest.raises(
+        UsageError, match=r"^--batch_size: 8 in 4 micro-batches leaves one of 2 GPUs .* multiple of 8, 16 or"
+    ):
         parse_train(["--batch_size=8", "--accumulate=4", "--gpu_num=0,1"])
 
 

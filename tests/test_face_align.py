@@ -154,7 +154,9 @@ def test_face_align_gpu_num_is_read_as_in_training(text, numbers):
 @pytest.mark.parametrize(("there_is_one", "numbers"), [(True, (0,)), (False, ())])
 def test_face_align_auto_is_the_first_gpu(monkeypatch, there_is_one, numbers):
     monkeypatch.setattr("torch.cuda.is_available", lambda: there_is_one)
-    assert face_align._gpus("auto") == face_align._gpus("Auto") == numbers
+    assert face_align.available_gpus() == numbers
+    for text in ("auto", "Auto"):
+        assert face_align.parse_flags(["--source_root=raw", "--dest_root=out", f"--gpu_num={text}"]).gpu_num is None
 
 
 @pytest.mark.parametrize("portrait", [False, True])

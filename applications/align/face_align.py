@@ -24,8 +24,6 @@ def main(arguments: list[str]) -> None:
     flags = parse_flags(arguments)
 
     # torch takes seconds to import: report mistakes in the command line first.
-    import torch
-
     from applications.align.batch import AlignSettings, align_tree
     from applications.align.contact_sheet import write_contact_sheet
     from applications.align.manifest import ALIGNED, FILE
@@ -41,10 +39,7 @@ def main(arguments: list[str]) -> None:
         thresholds=flags.thresholds,
         format=flags.format,
     )
-    gpus = flags.gpu_num
-    if gpus is None:  # auto
-        gpus = (0,) if torch.cuda.is_available() else ()
-    devices = select_devices(gpus)
+    devices = select_devices(available_gpus() if flags.gpu_num is None else flags.gpu_num)
     summary = align_tree(
         flags.source_root, flags.dest_root, settings, devices, processes=flags.processes, force=flags.force
     )
@@ -119,6 +114,13 @@ def parse_flags(arguments: list[str]) -> Flags:
     if flags.contact_sheet:
         require_writable_file("--contact_sheet", flags.contact_sheet)
     return flags
+
+
+def available_gpus() -> tuple[int, ...]:
+    """Return GPU 0 if there is one, and no GPU otherwise: the meaning of --gpu_num=auto."""
+    import torch
+
+    return (0,) if torch.cuda.is_available() else ()
 
 
 if __name__ == "__main__":
