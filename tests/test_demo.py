@@ -155,12 +155,12 @@ def test_a_bad_flag_is_one_line_that_names_it(tmp_path: Path, flags: list[str]) 
 
 
 def test_runs_as_a_file_and_ends_with_exit_code_2_for_a_bad_flag(tmp_path: Path) -> None:
-    script = str(ROOT / "applications" / "prepare" / "demo.py")
+    script = str(ROOT / "applications" / "demo" / "data_set.py")
     run = subprocess.run(
         [sys.executable, script, "--out", "set", "--pairs", "7"], cwd=tmp_path, capture_output=True, text=True
     )
     assert (run.returncode, run.stderr.count("\n")) == (2, 1)
-    assert "--pairs 7" in run.stderr
+    assert "--pairs: '7' is not a multiple of 20" in run.stderr
 
 
 @pytest.mark.parametrize(("kind", "near"), [("frontal", 3.0), ("profile", 9.0)])

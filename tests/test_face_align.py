@@ -120,20 +120,20 @@ def test_face_align_without_faces_is_bad_data(tmp_path):
     [
         (
             ["--gpu_num", "none"],
-            "--gpu_num none: is not a list of different GPU numbers, like 0 .* the word cpu or auto$",
+            "--gpu_num: 'none' is not a list of different GPU numbers, like 0 .* the word cpu or auto;",
         ),
-        (["--gpu_num", "1,1"], "--gpu_num 1,1: is not a list of different GPU numbers"),
-        (["--gpu_num", "0]1["], r"--gpu_num 0\]1\[: is not a list"),
-        (["--processes", "-1"], "--processes -1: must lie between 0 and 256"),
-        (["--contact_sheet", "sheet.jpg"], r"--contact_sheet sheet\.jpg: .*\.png"),
+        (["--gpu_num", "1,1"], "--gpu_num: '1,1' is not a list of different GPU numbers"),
+        (["--gpu_num", "0]1["], r"--gpu_num: '0\]1\[' is not a list"),
+        (["--processes", "-1"], "--processes: '-1' is not a whole number from 0 to 256"),
+        (["--contact_sheet", "sheet.jpg"], r"--contact_sheet: 'sheet\.jpg' is not a PNG file, .*\.png"),
         (
             ["--contact_sheet", "/proc/none/sheet.png"],
             "--contact_sheet=/proc/none/sheet.png: cannot be written|--contact_sheet=/proc/none",
         ),
-        (["--crop_size", "two"], "invalid int value"),
-        (["--thresholds", "0.5"], "expected 3 arguments"),
+        (["--crop_size", "two"], "--crop_size: 'two' is not a whole number from 16 to 4096"),
+        (["--thresholds", "0.5"], "--thresholds: '0.5' is not three numbers"),
         (["--min_face", "2"], "min_face 2: must be 12 pixels or more"),
-        (["--selekt", "best"], "unrecognized arguments"),
+        (["--selekt", "best"], "--selekt: unknown flag; the nearest one is --select "),
     ],
 )
 def test_face_align_mistakes_are_one_line(raw, tmp_path, extra, rule):
@@ -146,14 +146,17 @@ def test_face_align_mistakes_are_one_line(raw, tmp_path, extra, rule):
     ("text", "numbers"), [("cpu", ()), ("0", (0,)), ("0,1", (0, 1)), ("[0, 1]", (0, 1)), ("[2]", (2,)), ("[]", ())]
 )
 def test_face_align_gpu_num_is_read_as_in_training(text, numbers):
-    assert face_align._gpus(text) == numbers
+    flags = face_align.parse_flags(["--source_root=raw", "--dest_root=out", f"--gpu_num={text}"])
+    assert flags.gpu_num == numbers
     assert parse_train([f"--gpu_num={text}"]).gpu_num == numbers
 
 
 @pytest.mark.parametrize(("there_is_one", "numbers"), [(True, (0,)), (False, ())])
 def test_face_align_auto_is_the_first_gpu(monkeypatch, there_is_one, numbers):
     monkeypatch.setattr("torch.cuda.is_available", lambda: there_is_one)
-    assert face_align._gpus("auto") == face_align._gpus("Auto") == numbers
+    assert face_align.available_gpus() == numbers
+    for text in ("auto", "Auto"):
+        assert face_align.parse_flags(["--source_root=raw", "--dest_root=out", f"--gpu_num={text}"]).gpu_num is None
 
 
 @pytest.mark.parametrize("portrait", [False, True])

@@ -395,7 +395,7 @@ def test_pairs_refuses_names_that_lead_outside(own_list, tmp_path):
 def test_pairs_alignment_flags_need_align(own_list, tmp_path):
     with pytest.raises(UsageError, match="are for --align"):
         run_pairs(own_list, tmp_path / "photos", tmp_path / "own", "--whole_image")
-    with pytest.raises(UsageError, match="--processes -1: must lie between"):
+    with pytest.raises(UsageError, match="--processes: '-1' is not a whole number from 0 to 256"):
         run_pairs(own_list, tmp_path / "photos", tmp_path / "own", "--align", "--processes", "-1")
 
 

@@ -21,6 +21,7 @@ from applications.align.boxes import distance_to_center, sizes
 from applications.align.detector import MIN_FACE, THRESHOLDS, Detector, Face
 from applications.align.manifest import ALIGNED, NO_FACE, NOT_AN_IMAGE, UNREADABLE, Manifest, Row
 from applications.align.warp import align
+from util.cli.types import SELECT
 from util.device import num_cpus
 from util.errors import RunError, UsageError
 from util.face import FACE_SIZE
@@ -29,7 +30,6 @@ from util.image_io import WRITE_FORMATS, NotAnImage, UnreadableImage, read_photo
 from util.image_tree import printable, unique_output_names, walk
 from util.parallel import parallel_map
 
-SELECT = ("largest", "central", "best")
 _FILES_AT_ONCE = 32  # files of one job of a process: enough to fill P-Net's canvases
 _PIXELS_AT_ONCE = 4_000_000  # decoded pixels that a process holds
 _MAX_PRINTED = 20  # unreadable files listed on the console; the manifest has all of them

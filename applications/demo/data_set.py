@@ -36,7 +36,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from applications.demo.drawn.person import Condition, Person
 from applications.demo.drawn.photograph import photograph
 from applications.demo.drawn.render import draw_face
-from util.cli.argparser import Parser
+from util.cli.parser import Settings as CliSettings
+from util.cli.parser import flag, option
+from util.cli.parser import parse as parse_flags
+from util.cli.types import integer, number, to_file, to_png
 from util.errors import UsageError, run_script
 from util.pairs.bcolz import import_bcolz, write_carray
 from util.verification import FOLDS
@@ -174,30 +177,38 @@ def replace(out: Path, settings: Settings, processes: int) -> None:
         raise
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(CliSettings):
+    """The settings of applications.demo."""
+
+    out: Path = option(type=to_file, metavar="DIR", help="folder to write", required=True)
+    seed: int = option(default=1337, type=integer(0), metavar="N", help="seed; another one draws other people")
+    people: int = option(default=120, type=integer(2, 5000), metavar="N", help="identities in the training set")
+    images: int = option(default=20, type=integer(1, 1000), metavar="N", help="images of each of them")
+    pairs: int = option(
+        default=400,
+        type=number(
+            f"a multiple of {2 * FOLDS} from {4 * FOLDS} to 20000, so that each of {FOLDS} folds has as many same as "
+            "different pairs, of two people or more",
+            lambda pairs: pairs % (2 * FOLDS) == 0 and 4 * FOLDS <= pairs <= 20000,
+            int,
+        ),
+        metavar="N",
+        help="pairs in each of the four verification sets",
+    )
+    sheet: Path | None = option(type=to_png, metavar="FILE.png", help="also write the contact sheet there")
+    processes: int = option(
+        default=min(os.cpu_count() or 1, 256),
+        type=integer(1, 256),
+        metavar="N",
+        help="processes; the faces do not depend on it",
+    )
+    force: bool = flag(help="draw again what an earlier run has drawn")
+
+
 def parse(arguments: list[str]) -> tuple[Path, Settings, Path | None, bool, int]:
-    """The command line as (out, settings, sheet, force, processes); raises UsageError."""
-    parser = Parser(prog="applications.demo", description="Draws a demo data set of faces: people who do not exist.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
-    parser.add_argument("--seed", type=int, default=1337, help="another seed draws other people")
-    parser.add_argument("--people", type=int, default=120, help="people in the training set")
-    parser.add_argument("--images", type=int, default=20, help="images of each of them")
-    parser.add_argument("--pairs", type=int, default=400, help="pairs in each of the four validation sets")
-    parser.add_argument("--sheet", type=Path, help="also write the contact sheet there, as PNG")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="they change the time, not the faces")
-    parser.add_argument("--force", action="store_true", help="draw again what an earlier run has drawn")
-    flags = parser.parse_args(arguments)
-    for name, low, high in (("people", 2, 5000), ("images", 1, 1000), ("processes", 1, 256)):
-        if not low <= getattr(flags, name) <= high:
-            raise UsageError(f"--{name} {getattr(flags, name)}: must lie between {low} and {high}")
-    if flags.seed < 0:
-        raise UsageError(f"--seed {flags.seed}: must not be negative")
-    if flags.pairs % (2 * FOLDS) or not 4 * FOLDS <= flags.pairs <= 20000:
-        raise UsageError(
-            f"--pairs {flags.pairs}: must be a multiple of {2 * FOLDS} from {4 * FOLDS} to 20000, so that each of "
-            f"{FOLDS} folds has as many same as different pairs, of two people or more"
-        )
-    if flags.sheet and flags.sheet.suffix.lower() != ".png":
-        raise UsageError(f"--sheet {flags.sheet}: the contact sheet is a PNG file; let its name end in .png")
+    """Return (out, settings, sheet, force, processes) of the command line. Raise UsageError for a mistake."""
+    flags = parse_flags(Flags, "-m applications.demo", arguments, description=__doc__)
     settings = Settings(flags.seed, flags.people, flags.images, flags.pairs)
     return flags.out.resolve(), settings, flags.sheet, flags.force, flags.processes
 

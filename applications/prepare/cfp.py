@@ -12,11 +12,13 @@ found, as happens in profile, the program searches with lower thresholds, and th
 shows little more than the face.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from applications.prepare.commands import new_parser, parse
+from util.cli.parser import Settings, flag, option, parse, processes
+from util.cli.types import to_file
 from util.errors import DataError, run_script
 from util.files import format_names, sha256
 
@@ -30,12 +32,19 @@ SPLITS = 10
 OF_A_KIND = 350  # same pairs, and as many different pairs, in each split
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(Settings):
+    """The settings of applications.prepare.cfp."""
+
+    source: Path = option(type=to_file, metavar="DIR", help="folder of the published set", required=True)
+    protocol: Path | None = option(type=to_file, metavar="DIR", help="folder Protocol", default_help="found in SOURCE")
+    data_dir: Path = option(default=Path("data"), type=to_file, metavar="DIR", help="folder of the sets")
+    force: bool = flag(help="start again, and replace a set that exists")
+    processes: int | None = processes()
+
+
 def main(arguments: list[str]) -> None:
-    parser = new_parser("cfp", __doc__, force=True, processes=True)
-    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="folder of the published set")
-    parser.add_argument("--protocol", type=Path, metavar="DIR", help="folder Protocol (found in SOURCE)")
-    parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="folder of the sets (data)")
-    flags = parse(parser, arguments)
+    flags = parse(Flags, "-m applications.prepare.cfp", arguments, description=__doc__)
 
     # torch takes seconds to import: report mistakes in the command line first.
     from applications.prepare.align_pairs import align_all, describe, full_image

@@ -14,13 +14,15 @@ program searches with lower thresholds, and then crops the region where LFW's fa
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from applications.prepare.commands import new_parser, parse
 from applications.prepare.download import Remote, fetch, unpack
+from util.cli.parser import Settings, flag, option, parse, processes
+from util.cli.types import to_file
 from util.errors import DataError, UsageError, run_script
 from util.files import path_inside, sha256
 
@@ -48,13 +50,26 @@ SIDE = 250  # pixels of a side of LFW's photographs
 LANDMARKS = ((104.6, 113.0), (146.6, 112.0), (125.8, 137.0), (107.8, 158.8), (145.0, 158.1))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(Settings):
+    """The settings of applications.prepare.lfw."""
+
+    data_dir: Path = option(default=Path("data"), type=to_file, metavar="DIR", help="folder of the sets")
+    source: Path | None = option(
+        type=to_file, metavar="DIR", help="existing copy of LFW", default_help="it is downloaded"
+    )
+    pairs: Path | None = option(
+        type=to_file, metavar="FILE", help="list of pairs", default_help="pairs.txt in or next to SOURCE"
+    )
+    download: Path | None = option(
+        type=to_file, metavar="DIR", help="folder for the download", default_help="DATA_DIR/raw/lfw"
+    )
+    force: bool = flag(help="start again, and replace a set that exists")
+    processes: int | None = processes()
+
+
 def main(arguments: list[str]) -> None:
-    parser = new_parser("lfw", __doc__, force=True, processes=True)
-    parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="folder of the sets (data)")
-    parser.add_argument("--source", type=Path, metavar="DIR", help="existing copy of LFW (default: download it)")
-    parser.add_argument("--pairs", type=Path, metavar="FILE", help="list of pairs (pairs.txt in or next to DIR)")
-    parser.add_argument("--download", type=Path, metavar="DIR", help="folder for the download (DATA_DIR/raw/lfw)")
-    flags = parse(parser, arguments)
+    flags = parse(Flags, "-m applications.prepare.lfw", arguments, description=__doc__)
     if flags.source and flags.download:
         raise UsageError("--download: nothing is downloaded with --source. Remove one of them.")
     source = flags.source or download(flags.download or flags.data_dir / "raw" / "lfw")

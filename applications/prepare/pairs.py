@@ -13,26 +13,35 @@ validation.py can also read a list of aligned faces directly: --val_data NAME=pa
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from applications.prepare.commands import new_parser, parse
+from util.cli.parser import Settings, choice, flag, option, parse, processes
+from util.cli.types import SELECT, to_file
 from util.errors import UsageError, run_script
 from util.files import path_inside, sha256
 
-SELECT = ("largest", "central", "best")
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(Settings):
+    """The settings of applications.prepare.pairs."""
+
+    list: Path = option(type=to_file, metavar="FILE", help="list of pairs", required=True)
+    images: Path | None = option(
+        type=to_file, metavar="DIR", help="folder of the images", default_help="the list's own folder"
+    )
+    out: Path = option(type=to_file, metavar="PATH", help="verification set to write", required=True)
+    align: bool = flag(help="the images are photographs: align their faces")
+    select: str = choice(SELECT, default="largest", help="which of several faces: largest, central or best")
+    whole_image: bool = flag(help="if no face is found, use the resized image")
+    force: bool = flag(help="start again, and replace a set that exists")
+    processes: int | None = processes()
 
 
 def main(arguments: list[str]) -> None:
-    parser = new_parser("pairs", __doc__, force=True, processes=True)
-    parser.add_argument("--list", type=Path, required=True, metavar="FILE", help="list of pairs")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images (the list's own folder)")
-    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="verification set to write")
-    parser.add_argument("--align", action="store_true", help="the images are photographs: align their faces")
-    parser.add_argument("--select", choices=SELECT, default="largest", help="which of several faces (largest)")
-    parser.add_argument("--whole_image", action="store_true", help="if no face is found, use the resized image")
-    flags = parse(parser, arguments)
+    flags = parse(Flags, "-m applications.prepare.pairs", arguments, description=__doc__)
     if not flags.align and (flags.whole_image or flags.select != "largest"):
         raise UsageError("--select and --whole_image: are for --align. Add it, or remove them.")
     images = flags.images or flags.list.parent
