@@ -6,12 +6,9 @@ from torch import Tensor
 
 
 def row_blocks(matrix: Tensor, block_size: Mapping[str, int]) -> Iterator[slice]:
-    """Yield slices that cover the rows of a matrix.
+    """Yield slices over the rows of a matrix (R, C), each of at least one row.
 
-    Args:
-        matrix: (R, C).
-        block_size: elements in a block by device type; "cuda" also serves devices that are not listed. A block has one
-            row at least.
+    `block_size` has the number of elements in a block by device type; "cuda" also serves types that are not listed.
     """
     elements = block_size.get(matrix.device.type, block_size["cuda"])
     rows = max(1, elements // max(1, matrix.shape[1]))

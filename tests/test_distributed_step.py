@@ -59,7 +59,7 @@ def weights(rank: int, world_size: int, accumulate: int, overflow: str = "") -> 
     if world_size > 1:
         runner.register_comm_hook(all_reduces, counted_mean)
     loss_fn = PartialFC(head, loss)
-    step = TrainingStep(runner, head, loss, optimizer, CPU, accumulate, scaler, loss_fn)
+    step = TrainingStep(runner, head, loss, optimizer, CPU, accumulate=accumulate, scaler=scaler, loss_fn=loss_fn)
     before = [p.detach().clone() for p in (*backbone.parameters(), head.weight)]
     backbone.overflow = overflow if rank == world_size - 1 else ""
     step(images, labels)

@@ -65,7 +65,9 @@ def _conv_bn(
     in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int | None = None, groups: int = 1
 ) -> tuple[nn.Module, nn.Module]:
     padding = kernel // 2 if padding is None else padding
-    convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
+    convolution = nn.Conv2d(
+        in_channels, out_channels, kernel, stride=stride, padding=padding, groups=groups, bias=False
+    )
     return convolution, nn.BatchNorm2d(out_channels)
 
 

@@ -24,7 +24,7 @@ def build_head(name: str, in_features: int, out_features: int, **settings: float
         **settings: keyword arguments of the class (s, m, rows; easy_margin for ArcFace).
 
     Raises:
-        ValueError: the name is unknown, or a setting is out of range.
+        ValueError: the name is unknown.
     """
     if name not in HEADS:
         raise ValueError(f"unknown head {name!r}. Choose one of {', '.join(HEADS)}")

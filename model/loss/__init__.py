@@ -8,14 +8,9 @@ LOSSES: dict[str, Callable[..., Loss]] = {"focal": FocalLoss, "cross_entropy": C
 
 
 def build_loss(name: str, **settings: float) -> Loss:
-    """Return a loss, called with logits (N, C) and labels (N,).
+    """Return the loss with this name in LOSSES, called with logits (N, C) and labels (N,).
 
-    Args:
-        name: a key of LOSSES.
-        **settings: keyword arguments of the class (gamma for focal).
-
-    Raises:
-        ValueError: the name is unknown, or a setting is out of range.
+    `settings` are keyword arguments of the class (gamma for focal). Raises ValueError for an unknown name.
     """
     if name not in LOSSES:
         raise ValueError(f"unknown loss {name!r}. Choose one of {', '.join(LOSSES)}")

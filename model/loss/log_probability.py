@@ -14,15 +14,7 @@ _BLOCK_SIZE = {"cpu": 2**18, "cuda": 2**23}
 
 
 def log_probability(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return log(softmax(logits)) of each label.
-
-    Args:
-        logits: (N, C), of any size.
-        labels: (N,) int64.
-
-    Returns:
-        (N,) log probabilities in float32 or float64.
-    """
+    """Return log(softmax(logits)) (N,) of the labels (N,) int64, for logits (N, C), in float32 or float64."""
     return _LogProbability.apply(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, False)[0]
 
 
@@ -79,7 +71,7 @@ class _LogProbability(torch.autograd.Function):
         for rows in row_blocks(logits, _BLOCK_SIZE):
             torch.sub(logits[rows], normalizer[rows, None], out=grad[rows])
             grad[rows].exp_().mul_(-grad_log_prob[rows, None])
-        # ... and g (1 - p) for the target; an ignored target leaves column 0 as it is.
+        # ... and g (1 - p) for the target; an ignored target leaves column 0 unchanged.
         index = target.clamp_min(0)[:, None]
         target_grad = torch.where(target >= 0, -torch.expm1(log_prob) * grad_log_prob, grad.gather(1, index)[:, 0])
         return grad.scatter_(1, index, target_grad[:, None]), None, None

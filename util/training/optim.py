@@ -47,22 +47,13 @@ def build_sgd(
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate and margin of each step 0, 1, ... of a run.
-
-    Args:
-        steps_per_epoch: steps (batches) in an epoch.
-        lr: learning rate after the warm-up.
-        warmup_epochs: length of the linear rise of the learning rate.
-        stages: epochs after which the learning rate is divided by 10.
-        margin: margin after the warm-up.
-        margin_warmup_epochs: length of the linear rise of the margin.
-    """
+    """Learning rate and margin of each step 0, 1, ... of a run."""
 
     steps_per_epoch: int
-    lr: float
-    warmup_epochs: float
-    stages: tuple[int, ...]
-    margin: float
+    lr: float  # after the warm-up
+    warmup_epochs: float  # in which the learning rate rises linearly
+    stages: tuple[int, ...]  # epochs after which the learning rate is divided by 10
+    margin: float  # after the warm-up
     margin_warmup_epochs: float
 
     def lr_at(self, step: int) -> float:
