@@ -340,7 +340,7 @@ class Training:
         return True
 
     def _record(self, averages: dict[str, float]) -> dict[str, float]:
-        return {"epoch": self.epoch, "step": self.step, **averages, "margin": self.head.m}
+        return {"epoch": self.epoch, "step": self.step, **averages, "margin": self.schedule.margin_at(self.step - 1)}
 
     def _state(self) -> dict[str, Any]:
         from util.checkpoint.io import get_rng_state
