@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from util.checkpoint.io import Resumable, Run
+    from util.checkpoint.io import RecognitionState
+    from util.checkpoint.run_dir import Resumable, Run
     from util.data.loader import TrainingImages, TrainLoader
     from util.pairs import PairSet
     from util.training.engine import TrainingStep
@@ -45,19 +46,19 @@ def main(arguments: list[str]) -> None:
 def train(config: TrainConfig, devices: list[torch.device], env: DistEnv) -> None:
     import torch
 
-    from util.checkpoint import io as checkpoint
+    from util.checkpoint import run_dir
 
-    resumed = checkpoint.load_resumable(config.resume_dir, mmap=env.is_distributed) if config.resume_dir else None
+    resumed = run_dir.load_resumable(config.resume_dir, mmap=env.is_distributed) if config.resume_dir else None
     images, pair_sets = open_data(config, env)
     if resumed:
-        check_network(resumed.state["settings"], config)
-        checkpoint.check_classes(resumed, images.classes, images.root)
-        print(f"resuming {resumed.files['Backbone']} after epoch {resumed.state['epoch']}")
-        report_changes(resumed.state["settings"], config.as_dict())
-        before = resumed.state.get("ranks", 1)
+        check_network(resumed.state.settings, config)
+        run_dir.check_classes(resumed, images.classes, images.root)
+        print(f"resuming {resumed.files['Backbone']} after epoch {resumed.state.epoch}")
+        report_changes(resumed.state.settings, config.as_dict())
+        before = resumed.state.world_size
         if before != env.world_size:
             print(f"the run had {before} processes, and has {env.world_size} now: so change its batches and its steps")
-        if resumed.state["epoch"] >= config.epochs:
+        if resumed.state.epoch >= config.epochs:
             print(f"all of its {config.epochs} epochs are done; raise --epochs to go on")
     if env.is_distributed:
         print(
@@ -75,9 +76,9 @@ def global_batch(config: TrainConfig, env: DistEnv) -> int:
 
 def saved_settings(resume_dir: str) -> dict[str, Any]:
     """The settings of the run to continue, which hold unless the command line or its file says otherwise."""
-    from util.checkpoint.io import load_state
+    from util.checkpoint.run_dir import load_state
 
-    return load_state(resume_dir)["settings"]
+    return load_state(resume_dir).settings
 
 
 def check_network(before: dict[str, Any], config: TrainConfig) -> None:
@@ -130,14 +131,14 @@ def open_data(config: TrainConfig, env: DistEnv) -> tuple[TrainingImages, list[P
 
 def open_run(config: TrainConfig, resumed: Resumable | None) -> Run:
     """The folders of a new run, or those of the resumed one, where epochs that it will do again are set aside."""
-    from util.checkpoint import io as checkpoint
+    from util.checkpoint import run_dir
 
     folders = (config.checkpoint_dir, config.best_checkpoint_dir, config.log_dir)
     if resumed is None:
         prefix = f"LRTRAIN_LRx{'-'.join(map(str, config.LR_scale))}" if config.LR_train else "HRTRAIN"
-        run = checkpoint.new_run(*folders, prefix, datetime.now())
+        run = run_dir.new_run(*folders, prefix=prefix, now=datetime.now())
     else:
-        run = checkpoint.resumed_run(resumed, *folders)
+        run = run_dir.resumed_run(resumed, *folders)
     print(f"checkpoints go to {run.checkpoints}", flush=True)
     return run
 
@@ -232,34 +233,33 @@ class Training:
         return TrainingStep(*networks, self.optimizer, self.device, config.accumulate, self.scaler, objective)
 
     def _restore(self, resumed: Resumable) -> None:
-        from util.checkpoint import io as checkpoint
+        from util.checkpoint import io
         from util.checkpoint.sharded import load_shard
 
-        remedy = "take another epoch, or start a new run without --resume_dir"
-        checkpoint.load_state_dict_strict(self.backbone, resumed.backbone, resumed.files["Backbone"], remedy)
+        io.load_state_dict_strict(self.backbone, resumed.networks["Backbone"], resumed.files["Backbone"])
         if self.env.is_distributed:
             load_shard(self.head, self.optimizer, resumed)
         else:
-            checkpoint.load_state_dict_strict(self.head, resumed.head, resumed.files["Head"], remedy)
-            self.optimizer.load_state_dict(resumed.state["optimizer"])
-        if scaler := resumed.state.get("scaler"):  # empty but for fp16
+            io.load_state_dict_strict(self.head, resumed.networks["Head"], resumed.files["Head"])
+            self.optimizer.load_state_dict(resumed.state.optimizer)
+        if scaler := resumed.state.scaler:  # empty but for fp16
             self.scaler.load_state_dict(scaler)
-        self.epoch, self.step = resumed.state["epoch"], resumed.state["step"]
-        self.best_accuracy, self.best_epoch = resumed.state["best_accuracy"], resumed.state["best_epoch"]
+        self.epoch, self.step = resumed.state.epoch, resumed.state.step
+        self.best_accuracy, self.best_epoch = resumed.state.best, resumed.state.best_epoch
         self.latest = str(resumed.files["Backbone"])
-        checkpoint.set_rng_state(resumed.state["random_states"])
+        io.set_rng_state(resumed.state.rng_state)
 
     def run(self, run: Run) -> None:
         """Trains the epochs that are left; after each come validation, log and checkpoint."""
 
-        from util.checkpoint import io as checkpoint
+        from util.checkpoint import run_dir
         from util.training.log import RunLog
 
         log = RunLog(run, self.epoch, self.step) if self.env.is_main_process else None
         if log and self.epoch == 0:
             log.samples(self.loader.first_images())
         while self.epoch < self.config.epochs:
-            with checkpoint.add_last_checkpoint_to_errors(self.latest):
+            with run_dir.add_last_checkpoint_to_errors(self.latest):
                 averages = self._train_epoch()
             results = self._validate()
             is_best = self._note_accuracy(results.get("HR"))
@@ -267,19 +267,21 @@ class Training:
                 log.epoch(self.config.epochs, self._record(averages), results)
             file = self._save(run)
             if is_best and self.env.is_main_process:
-                checkpoint.save_best(run, file)
+                run_dir.save_best(run, file)
             self.latest = str(file)
         if log:
             log.close()
         print(f"done: {self.latest}, best in {run.best}")
 
     def _save(self, run: Run) -> Path:
-        from util.checkpoint.io import save_epoch
-        from util.checkpoint.sharded import save_sharded_epoch
+        from util.checkpoint.io import save_checkpoint
+        from util.checkpoint.sharded import save_sharded_checkpoint
 
         if self.env.is_distributed:
-            return save_sharded_epoch(run, self.backbone, self.head, self.optimizer, self._state())
-        return save_epoch(run, self.backbone, self.head, self._state())
+            return save_sharded_checkpoint(
+                run.checkpoints, self.backbone, self.head, optimizer=self.optimizer, state=self._state()
+            )
+        return save_checkpoint(run.checkpoints, {"Backbone": self.backbone, "Head": self.head}, self._state())
 
     def _train_epoch(self) -> dict[str, float]:
         from util.checkpoint.io import check_finite
@@ -342,21 +344,21 @@ class Training:
     def _record(self, averages: dict[str, float]) -> dict[str, float]:
         return {"epoch": self.epoch, "step": self.step, **averages, "margin": self.head.m}
 
-    def _state(self) -> dict[str, Any]:
-        from util.checkpoint.io import get_rng_state
+    def _state(self) -> RecognitionState:
+        from util.checkpoint.io import RecognitionState, get_rng_state
 
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "epoch": self.epoch,
-            "step": self.step,
-            "best_accuracy": self.best_accuracy,
-            "best_epoch": self.best_epoch,
-            "random_states": get_rng_state(),
-            "classes": self.images.classes,
-            "settings": self.config.as_dict(),
-            "ranks": self.env.world_size,
-        }
+        return RecognitionState(
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
+            epoch=self.epoch,
+            step=self.step,
+            best=self.best_accuracy,
+            best_epoch=self.best_epoch,
+            rng_state=get_rng_state(),
+            classes=self.images.classes,
+            settings=self.config.as_dict(),
+            world_size=self.env.world_size,
+        )
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     config = parse_validation(arguments)
     check_report_paths(config.json, config.plot)
 
-    from util.checkpoint.io import find_backbone, newest_run
+    from util.checkpoint.run_dir import find_backbone, newest_run
 
     env = DistEnv.from_environ()
     with distributed_session(config.gpu_num, env) as devices:

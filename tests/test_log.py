@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from util.checkpoint.io import Run
+from util.checkpoint.run_dir import Run
 from util.training.log import Progress, RunLog, evaluation_lines, flatten_results
 from util.verification import VerificationResult, verify
 

@@ -18,7 +18,7 @@ from applications.super_resolution.engine import cosine_at
 from applications.super_resolution.settings import TrainSettings
 from model.backbone import build_backbone
 from model.super_resolution import RCAN, identify_rcan
-from util.checkpoint import io as checkpoint
+from util.checkpoint import io, run_dir
 from util.errors import DataError, RunError, UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +33,7 @@ def run_training(tmp_path, tiny_data):
         folders = [f"--checkpoint_dir={tmp_path / name}", f"--best_checkpoint_dir={tmp_path / name}_best"]
         common = [f"--data={data}", f"--log_dir={tmp_path / name}_log", "--gpu_num=cpu", "--num_workers=0"]
         train.main(folders + common + list(sizes) + list(flags))
-        return checkpoint.dated_runs(tmp_path / name, "SR_*.pth")[-1]
+        return run_dir.dated_runs(tmp_path / name, "SR_*.pth")[-1]
 
     return run
 
@@ -66,7 +66,7 @@ def test_a_run_leaves_its_files(run_training, tmp_path, capsys):
 def test_a_resumed_run_ends_with_the_weights_of_one_that_was_never_interrupted(run_training, flags):
     whole = run_training("--epochs=3", "--steps=3", *flags)
     stopped = run_training("--epochs=3", "--steps=3", *flags, name="b")
-    for part in checkpoint.SR_CHECKPOINT_FILES:
+    for part in io.SR_CHECKPOINT_FILES:
         for epoch in ("2_6", "3_9"):
             (stopped / f"{part}_{epoch}.pth").unlink()
     torch.manual_seed(0)  # whatever happened in between

@@ -18,7 +18,7 @@ from torch import nn
 
 import train
 from model.backbone import BACKBONES
-from util.checkpoint import io as checkpoint
+from util.checkpoint import io, run_dir
 from util.data.loader import ImageFolder
 from util.data.recordio import write_identities
 from util.distributed import DistEnv
@@ -59,7 +59,7 @@ def run_training(tmp_path, tiny_data):
         chosen = [f"--backbone={backbone}"] if backbone else []
         common = [f"--data_dir={data}", f"--log_dir={tmp_path / name}_log", "--gpu_num=cpu", "--num_workers=0"]
         train.main(folders + common + chosen + list(flags))
-        return checkpoint.newest_run(tmp_path / name)
+        return run_dir.newest_run(tmp_path / name)
 
     return run
 
@@ -83,11 +83,9 @@ def test_a_run_leaves_its_files_under_the_names_of_the_older_toolkit(run_trainin
     printed = capsys.readouterr().out
     assert re.fullmatch(r"HRTRAIN_\d{4}-\d\d-\d\d-\d\d-\d\d", run.name)
     names = {path.name for path in run.iterdir()}
-    assert names == {f"{part}_{e}.pth" for part in checkpoint.CHECKPOINT_FILES for e in ("1_3", "2_6")} | {
-        "Evaluation.txt"
-    }
+    assert names == {f"{part}_{e}.pth" for part in io.CHECKPOINT_FILES for e in ("1_3", "2_6")} | {"Evaluation.txt"}
     best = {path.name for path in (tmp_path / "a_best" / run.name).iterdir()}
-    assert best == {f"{part}_Best.pth" for part in checkpoint.CHECKPOINT_FILES}
+    assert best == {f"{part}_Best.pth" for part in io.CHECKPOINT_FILES}
 
     lines = (run / "Evaluation.txt").read_text().splitlines()
     number = r"[01]\.\d{4}"
@@ -221,12 +219,8 @@ def test_resume_reads_what_it_is_given(run_training):
 def test_resuming_an_earlier_epoch_sets_later_files_aside_and_cuts_the_log(run_training, tmp_path):
     run = run_training("--epochs=2", *SMALL)
     run_training("--epochs=1", f"--resume_dir={run / 'Backbone_1_3.pth'}", backbone="")
-    assert sorted(path.name for path in run.glob("*.pth")) == [
-        f"{part}_1_3.pth" for part in checkpoint.CHECKPOINT_FILES
-    ]
-    assert sorted(path.name for path in (run / "superseded").iterdir()) == [
-        f"{p}_2_6.pth" for p in checkpoint.CHECKPOINT_FILES
-    ]
+    assert sorted(path.name for path in run.glob("*.pth")) == [f"{part}_1_3.pth" for part in io.CHECKPOINT_FILES]
+    assert sorted(path.name for path in (run / "superseded").iterdir()) == [f"{p}_2_6.pth" for p in io.CHECKPOINT_FILES]
     assert [line.split(",")[0] for line in (run / "Evaluation.txt").read_text().splitlines()] == ["Epoch 1/2"]
     assert len((tmp_path / "a_log" / run.name / "metrics.jsonl").read_text().splitlines()) == 1
 
@@ -279,7 +273,7 @@ def test_a_setting_younger_than_the_resumed_run_is_a_change_only_if_it_is_given(
 def test_other_people_cannot_be_resumed_with(run_training, make_people, tmp_path):
     run = run_training("--epochs=1", *SMALL)
     make_people(tmp_path / "more" / "imgs", people=4, images=4)
-    with pytest.raises(DataError, match=r"Optimizer_1_3.pth: trained on 3 people, and .*imgs has 4; resume with"):
+    with pytest.raises(DataError, match=r"Optimizer_1_3.pth: trained on 3 identities, but .*imgs has 4. Resume with"):
         run_training("--epochs=2", f"--resume_dir={run}", data=tmp_path / "more", backbone="")
 
 
@@ -292,7 +286,7 @@ def test_another_backbone_cannot_be_resumed_with(run_training):
 def test_a_run_without_its_optimizer_file_cannot_be_resumed(run_training):
     run = run_training("--epochs=1", *SMALL)
     (run / "Optimizer_1_3.pth").unlink()
-    with pytest.raises(DataError, match=r"Optimizer_1_3.pth: missing; .*without --resume_dir"):
+    with pytest.raises(DataError, match=r"Optimizer_1_3.pth: missing\. .*without --resume_dir"):
         run_training("--epochs=2", f"--resume_dir={run}", backbone="")
 
 
@@ -302,9 +296,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(run_training,
         RunError, match=rf"(no longer finite|became).*last good checkpoint is .*{run.name}/Backbone_1_3"
     ):
         run_training("--epochs=3", "--lr=1e30", f"--resume_dir={run}", backbone="")
-    assert sorted(path.name for path in run.glob("*.pth")) == [
-        f"{part}_1_3.pth" for part in checkpoint.CHECKPOINT_FILES
-    ]
+    assert sorted(path.name for path in run.glob("*.pth")) == [f"{part}_1_3.pth" for part in io.CHECKPOINT_FILES]
     assert len((run / "Evaluation.txt").read_text().splitlines()) == 1
 
 
@@ -319,7 +311,7 @@ def test_without_verification_sets_the_best_is_the_newest_and_that_is_said(run_t
 
 @pytest.mark.parametrize(("flags", "processes"), [([], 2), (["--num_workers=0"], 0), (["--num_workers=5"], 5)])
 def test_loader_processes_follow_the_cores_unless_their_number_is_given(tiny_data, monkeypatch, flags, processes):
-    monkeypatch.setattr("util.device.available_cores", lambda: 8)
+    monkeypatch.setattr("util.device.num_cpus", lambda: 8)
     asked = []
     monkeypatch.setattr("util.data.loader.TrainLoader", lambda *_, num_workers, **__: asked.append(num_workers))
     images = ImageFolder(tiny_data / "imgs")
@@ -374,7 +366,7 @@ def test_a_moved_run_goes_on_where_it_lies_now(run_training, tmp_path):
 def test_best_files_follow_a_run_that_is_wound_back(run_training, tmp_path):
     run = run_training("--epochs=2", *SMALL)
     best = tmp_path / "a_best" / run.name
-    for part in checkpoint.CHECKPOINT_FILES:
+    for part in io.CHECKPOINT_FILES:
         (best / f"{part}_Best.pth").unlink()
         shutil.copy(run / f"{part}_2_6.pth", best / f"{part}_Best.pth")
     run_training("--epochs=1", f"--resume_dir={run / 'Backbone_1_3.pth'}", backbone="")

@@ -141,7 +141,7 @@ def test_another_backbone_than_the_files_is_an_error(trained):
 
 
 def test_a_head_file_is_no_backbone(trained):
-    with pytest.raises(DataError, match=r"Head_Best.pth: not a backbone's state dict .*name a Backbone file"):
+    with pytest.raises(DataError, match=r"Head_Best.pth: not a backbone's state dict .*Give a Backbone file"):
         load_backbone(trained / "HRTRAIN_2022-08-01-00-00" / "Head_Best.pth")
 
 

@@ -30,7 +30,8 @@ def main(arguments: list[str]) -> None:
     from applications.resolution_curve.figure import curve_figure
     from applications.resolution_curve.measure import measure
     from model.backbone.fold import fold_batch_norm
-    from util.checkpoint.io import find_backbone, load_backbone
+    from util.checkpoint.io import load_backbone
+    from util.checkpoint.run_dir import find_backbone
     from util.device import prepare_module, resolve_dtype, select_devices
     from util.evaluate import average_accuracy
     from util.pairs import find_pair_sets

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from applications.super_resolution.quality import Quality
-from util.checkpoint.io import Run
+from util.checkpoint.run_dir import Run
 from util.training.log import cut_metrics, write_png
 
 

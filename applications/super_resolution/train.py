@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from applications.super_resolution.log import RunLog
     from applications.super_resolution.quality import Quality, Validation
     from model.super_resolution import RCAN
-    from util.checkpoint.io import Resumable, Run
+    from util.checkpoint.io import SuperResolutionState
+    from util.checkpoint.run_dir import Resumable, Run
     from util.data.loader import TrainingImages, TrainLoader
 
 # Settings that say what the best epoch is judged by.
@@ -40,14 +41,12 @@ _JUDGED_BY = ("data", "val_data", "val_share", "val_images", "seed")
 def main(arguments: list[str]) -> None:
     settings = parse_train(arguments, inherit=saved_settings)
 
-    from util.checkpoint import io as checkpoint
+    from util.checkpoint import io, run_dir
     from util.device import select_devices
 
     devices = select_devices(settings.gpu_num)
     settings = settings.with_size("small" if devices[0].type == "cpu" else "default")
-    resumed = (
-        checkpoint.load_resumable(settings.resume_dir, checkpoint.SR_CHECKPOINT_FILES) if settings.resume_dir else None
-    )
+    resumed = run_dir.load_resumable(settings.resume_dir, io.SR_CHECKPOINT_FILES) if settings.resume_dir else None
     images, validation = open_data(settings)
     network = build_network(settings, resumed)
     if resumed:
@@ -58,21 +57,22 @@ def main(arguments: list[str]) -> None:
 
 def saved_settings(resume_dir: str) -> dict[str, Any]:
     """The settings of the run to continue, which hold unless the command line or its file says otherwise."""
-    from util.checkpoint.io import SR_CHECKPOINT_FILES, load_state
+    from util.checkpoint.io import SR_CHECKPOINT_FILES
+    from util.checkpoint.run_dir import load_state
 
-    return load_state(resume_dir, SR_CHECKPOINT_FILES)["settings"]
+    return load_state(resume_dir, SR_CHECKPOINT_FILES).settings
 
 
 def report_resumed(resumed: Resumable, settings: TrainSettings) -> None:
     """Prints where the run goes on, and which settings differ; one younger than the run counts as the same."""
     state = resumed.state
-    print(f"resuming {resumed.files['SR']} after epoch {state['epoch']}")
+    print(f"resuming {resumed.files['SR']} after epoch {state.epoch}")
     now = settings.as_dict()
-    before = now | state["settings"]
+    before = now | state.settings
     for name in now:
         if name != "resume_dir" and now[name] != before[name]:
             print(f"changed setting: --{name} was {before[name]}, now {now[name]}")
-    if state["epoch"] >= settings.epochs:
+    if state.epoch >= settings.epochs:
         print(f"all of its {settings.epochs} epochs are done; raise --epochs to go on")
 
 
@@ -131,14 +131,14 @@ def build_network(settings: TrainSettings, resumed: Resumable | None) -> RCAN:
 
 def open_run(settings: TrainSettings, resumed: Resumable | None) -> Run:
     """The folders of a new run, or those of the resumed one, where epochs that it will do again are set aside."""
-    from util.checkpoint import io as checkpoint
+    from util.checkpoint import run_dir
     from util.super_resolution import run_prefix
 
     folders = (settings.checkpoint_dir, settings.best_checkpoint_dir, settings.log_dir)
     if resumed is None:
-        run = checkpoint.new_run(*folders, run_prefix(settings.scale), datetime.now())
+        run = run_dir.new_run(*folders, prefix=run_prefix(settings.scale), now=datetime.now())
     else:
-        run = checkpoint.resumed_run(resumed, *folders)
+        run = run_dir.resumed_run(resumed, *folders)
     print(f"checkpoints go to {run.checkpoints}", flush=True)
     return run
 
@@ -209,20 +209,20 @@ class Training:
 
     def _restore(self, resumed: Resumable) -> None:
         state = resumed.state
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.step = state["epoch"], state["step"]
+        self.optimizer.load_state_dict(state.optimizer)
+        self.epoch, self.step = state.epoch, state.step
         self.latest = str(resumed.files["SR"])
-        now, before = self.settings.as_dict(), state["settings"]
-        same = self.data == state["data"] and all(now[name] == before[name] for name in _JUDGED_BY)
+        now, before = self.settings.as_dict(), state.settings
+        same = self.data == state.data and all(now[name] == before[name] for name in _JUDGED_BY)
         if same:
-            self.best_psnr, self.best_epoch = state["best_psnr"], state["best_epoch"]
+            self.best_psnr, self.best_epoch = state.best, state.best_epoch
         else:
-            print(f"other data than before ({state['data']}): the best epoch is looked for anew")
+            print(f"other data than before ({state.data}): the best epoch is looked for anew")
 
     def run(self, run: Run) -> None:
         """Trains the epochs that are left; after each come validation, checkpoint and log."""
         from applications.super_resolution.log import RunLog
-        from util.checkpoint.io import add_last_checkpoint_to_errors
+        from util.checkpoint.run_dir import add_last_checkpoint_to_errors
 
         log = RunLog(run, self.epoch, self.step)
         while self.epoch < self.settings.epochs:
@@ -253,22 +253,22 @@ class Training:
                 self.identity,
                 self.settings.identity_weight,
             )
-        check_finite(self.network, "network", "lower --lr")
+        check_finite(self.network, "network", "Lower --lr")
         self.epoch += 1
         self.step += len(self.loader)
         return averages
 
     def _save(self, run: Run, log: RunLog, averages: dict[str, float], quality: Quality, samples: np.ndarray) -> None:
         """Logs and saves an epoch, and as the best if it is. RunError on a full disk."""
-        from util.checkpoint import io as checkpoint
+        from util.checkpoint import io, run_dir
 
         is_best = self._note(quality)
         record = {"epoch": self.epoch, "step": self.step, **averages}
         try:
             log.epoch(self.settings.epochs, record, quality, self.validation.bicubic, samples)
-            file = checkpoint.save_parts(run, {"SR": self.network}, self._state())
+            file = io.save_checkpoint(run.checkpoints, {"SR": self.network}, self._state())
             if is_best:
-                checkpoint.save_best(run, file)
+                run_dir.save_best(run, file)
         except (OSError, RuntimeError) as error:  # the latter is what torch's writer raises
             raise RunError(
                 f"{run.checkpoints}: epoch {self.epoch} cannot be written ({error}); make room, and go on with "
@@ -283,16 +283,18 @@ class Training:
         self.best_psnr, self.best_epoch = quality.psnr_luma, self.epoch
         return True
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "epoch": self.epoch,
-            "step": self.step,
-            "best_psnr": self.best_psnr,
-            "best_epoch": self.best_epoch,
-            "data": self.data,
-            "settings": self.settings.as_dict(),
-        }
+    def _state(self) -> SuperResolutionState:
+        from util.checkpoint.io import SuperResolutionState
+
+        return SuperResolutionState(
+            optimizer=self.optimizer.state_dict(),
+            epoch=self.epoch,
+            step=self.step,
+            best=self.best_psnr,
+            best_epoch=self.best_epoch,
+            data=self.data,
+            settings=self.settings.as_dict(),
+        )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import cv2
 import torch
 from tqdm import tqdm
 
-from util.checkpoint.io import Run
+from util.checkpoint.run_dir import Run
 from util.evaluate import average_accuracy
 from util.files import atomic_write
 from util.plot import roc_figure, save_figure, score_histogram, training_curves
