@@ -1,6 +1,7 @@
 """Verification numbers: embeddings of face pairs in, accuracy over folds and the exact ROC out."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,20 @@ class VerificationResult:
     def negatives(self) -> int:
         """The number of pairs of different people: 1 / negatives is the smallest false accept rate above 0."""
         return self.pairs - int(np.count_nonzero(self.issame))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers that people quote, for JSON."""
+        return {
+            "accuracy": self.accuracy,
+            "accuracy_std": self.accuracy_std,
+            "fold_accuracies": self.fold_accuracies.tolist(),
+            "threshold": self.threshold,
+            "auc": self.auc,
+            "eer": self.eer,
+            "tar_at_far": {"1e-3": self.tar_at_far(1e-3), "1e-2": self.tar_at_far(1e-2)},
+            "pairs": self.pairs,
+            "images_per_second": self.images_per_second,
+        }
 
     def tar_at_far(self, far: float) -> float:
         """The largest true accept rate of any threshold whose false accept rate is at most `far`, in [0, 1].

@@ -24,11 +24,10 @@ from util.errors import RunError, UsageError, run_script
 
 # torch takes seconds to import: what needs it is imported in functions, once the command line is known to be right.
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
-    from applications.super_resolution.log import RunLog
-    from applications.super_resolution.quality import Quality, Validation
+    from applications.super_resolution.log import SuperResolutionLog
+    from applications.super_resolution.quality import Evaluation, Quality, Validation
     from model.super_resolution import RCAN
     from util.checkpoint.io import SuperResolutionState
     from util.checkpoint.run_dir import Resumable, Run
@@ -221,15 +220,15 @@ class Training:
 
     def run(self, run: Run) -> None:
         """Trains the epochs that are left; after each come validation, checkpoint and log."""
-        from applications.super_resolution.log import RunLog
+        from applications.super_resolution.log import SuperResolutionLog
         from util.checkpoint.run_dir import add_last_checkpoint_to_errors
 
-        log = RunLog(run, self.epoch, self.step)
+        log = SuperResolutionLog(run, self.epoch, self.step)
         while self.epoch < self.settings.epochs:
             with add_last_checkpoint_to_errors(self.latest):
                 averages = self._train_epoch()
-            quality, samples = self.validation(self.runner, self.device)
-            self._save(run, log, averages, quality, samples)
+            results = self.validation(self.runner, self.device)
+            self._save(run, log, averages, results)
         log.close()
         print(f"done: {self.latest}, best in {run.best}")
 
@@ -258,14 +257,14 @@ class Training:
         self.step += len(self.loader)
         return averages
 
-    def _save(self, run: Run, log: RunLog, averages: dict[str, float], quality: Quality, samples: np.ndarray) -> None:
+    def _save(self, run: Run, log: SuperResolutionLog, averages: dict[str, float], results: Evaluation) -> None:
         """Logs and saves an epoch, and as the best if it is. RunError on a full disk."""
         from util.checkpoint import io, run_dir
 
-        is_best = self._note(quality)
+        is_best = self._note(results.network)
         record = {"epoch": self.epoch, "step": self.step, **averages}
         try:
-            log.epoch(self.settings.epochs, record, quality, self.validation.bicubic, samples)
+            log.epoch(self.settings.epochs, record, results)
             file = io.save_checkpoint(run.checkpoints, {"SR": self.network}, self._state())
             if is_best:
                 run_dir.save_best(run, file)

@@ -54,8 +54,8 @@ class TrainState:
                 missing.append(key)
         if missing:
             raise DataError(
-                f"{file}: lacks {', '.join(sorted(missing))}. Only runs of this toolkit can be resumed. Start a new run "
-                f"without --resume_dir."
+                f"{file}: lacks {', '.join(sorted(missing))}, so it is not a run of this toolkit. Start a new run without "
+                f"--resume_dir."
             )
         return cls(**values)
 
@@ -64,7 +64,7 @@ class TrainState:
 class RecognitionState(TrainState):
     """The state of a run that trains a backbone and a head."""
 
-    KEYS = {"best": "best_accuracy", "rng_state": "random_states", "world_size": "ranks"}
+    KEYS: ClassVar = {"best": "best_accuracy", "rng_state": "random_states", "world_size": "ranks"}
 
     rng_state: dict[str, Any]
     classes: list[str]
@@ -76,7 +76,7 @@ class RecognitionState(TrainState):
 class SuperResolutionState(TrainState):
     """The state of a run that trains a super-resolution network. `data` counts its images and identities."""
 
-    KEYS = {"best": "best_psnr"}
+    KEYS: ClassVar = {"best": "best_psnr"}
 
     data: dict[str, int]
 
