@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import TrainConfig, parse_train
-from util.distributed import DistEnv, broadcast_from_main, distributed_session, run_rank_script
-from util.errors import UsageError
+from util.distributed import DistEnv, broadcast_from_main, distributed_session
+from util.errors import UsageError, run_script
 
 # torch takes seconds to import: what needs it is imported in functions, once the command line is known to be right.
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class Training:
     ):
         from model.backbone import build_backbone
         from model.head import build_head, shard_range
-        from util.device import loss_scaler, prepare_module, resolve_dtype
+        from util.device import grad_scaler, prepare_module, resolve_dtype
         from util.super_resolution import load_networks
         from util.training.optim import build_sgd
 
@@ -209,7 +209,7 @@ class Training:
         self.head.to(self.device)
         networks = (self.backbone, self.head)
         self.optimizer = build_sgd(networks, config.lr, config.momentum, config.weight_decay, self.dtype)
-        self.scaler = loss_scaler(self.dtype, self.device)
+        self.scaler = grad_scaler(self.dtype, self.device)
         self.training_step = self._make_step(trained)
         self.loader = make_loader(config, images, devices, env)
         self.schedule = make_schedule(config, len(self.loader), env)
@@ -362,4 +362,4 @@ class Training:
 
 
 if __name__ == "__main__":
-    run_rank_script(main)
+    run_script(main)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from config import ValidationConfig, parse_validation
 from util.console import logger
-from util.distributed import DistEnv, distributed_session, run_rank_script
-from util.errors import DataError
+from util.distributed import DistEnv, distributed_session
+from util.errors import DataError, run_script
 from util.files import check_report_paths
 
 # torch takes seconds to import: functions import it after the command line was read without an error.
@@ -131,4 +131,4 @@ def report(results: Results, file: Path, backbone: str, config: ValidationConfig
 
 
 if __name__ == "__main__":
-    run_rank_script(main)
+    run_script(main)

@@ -180,7 +180,7 @@ def test_low_and_super_resolution_stand_in_one_table_with_what_is_won_back(
 
 
 def test_unwritable_results_are_refused_before_the_work(tmp_path):
-    with pytest.raises(UsageError, match="is a folder or a device; name a file"):
+    with pytest.raises(UsageError, match=r"is a folder or a device\. Name a file"):
         validation.main(["--gpu_num=cpu", f"--json={tmp_path}"])
 
 

@@ -1,10 +1,14 @@
-"""Files that are written whole or not at all, in places that were tried beforehand."""
+"""Atomic writes, readers with one-line errors, checks of destinations, and `Provenance`."""
 
+import hashlib
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from util.errors import DataError, UsageError
 
@@ -13,18 +17,97 @@ _PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`, whose file takes the place of `path` if the block ends well.
+    """Yield a temporary file name next to `path`; the file replaces `path` if the block ends without an error.
 
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(...)
     """
-    path = path.resolve()  # a link stays one, and what it points to is replaced
+    path = path.resolve()  # a link stays a link, and the file it points to is replaced
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_bytes(path: Path, fix: str) -> bytes:
+    """Return the content of a file. Raise DataError, ending in the sentence `fix` ("Restore it."), if that fails."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). {fix}") from None
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal. Raise DataError if the file cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Name the right file.") from None
+
+
+def format_names(names: Sequence[object], limit: int, separator: str = ", ") -> str:
+    """Return the first `limit` names in one text: "a, b, c and 4 more"."""
+    text = separator.join(str(name) for name in names[:limit])
+    return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """A JSON file with the settings that the files next to it were made with.
+
+    A later run with the same settings may continue there, a run with other settings may not. Only the keys of
+    `settings` are compared: the file may hold more.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+    indent: int | None = None
+
+    def recorded(self) -> dict[str, Any] | None:
+        """Return what the file holds, or None if it is missing or damaged."""
+        try:
+            content = json.loads(self.path.read_text("utf-8", "surrogateescape"))
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) else None
+
+    def matches(self) -> bool:
+        """Return whether the file records the same settings."""
+        recorded = self.recorded()
+        return recorded is not None and all(recorded.get(name) == value for name, value in self.settings.items())
+
+    def check(self, place: str | Path, fix: str) -> None:
+        """Raise UsageError unless the file records the same settings.
+
+        Args:
+            place: the folder, with its flag, that the message begins with: "--out=faces".
+            fix: the sentence that the message ends in: "Name another folder."
+        """
+        recorded = self.recorded()
+        if recorded is None:
+            raise UsageError(f"{place}: {self.path.name} is missing or damaged. {fix}")
+        for name, value in self.settings.items():
+            before = recorded.get(name)
+            if before != value:
+                # The start of a checksum is enough.
+                change = f"{name} {before!s:.24}, not {value!s:.24}"
+                raise UsageError(f"{place}: was made with other settings ({self.path.name}: {change}). {fix}")
+
+    def write(self) -> None:
+        """Write the settings to the file."""
+        text = json.dumps(self.settings, indent=self.indent, ensure_ascii=False)
+        with atomic_write(self.path) as partial:
+            partial.write_text(text + "\n", "utf-8", "surrogateescape")
+
+    def check_or_write(self, place: str | Path, fix: str) -> None:
+        """Compare the settings with the file where it exists, as `check` does, and write the file where it does not."""
+        if self.path.exists():
+            self.check(place, fix)
+        else:
+            self.write()
 
 
 def path_inside(folder: Path, relative: str | Path, named_in: str | Path = "") -> Path:
@@ -44,44 +127,54 @@ def path_inside(folder: Path, relative: str | Path, named_in: str | Path = "") -
     is_outside = os.path.isabs(relative) or relative.split(os.sep)[0] == os.pardir
     if is_outside or not Path(os.path.realpath(path)).is_relative_to(root):
         reason = "leads out of that folder" if is_outside else "is a link out of that folder, or lies behind one"
-        remedy = "Correct the name, or name a folder that holds all images" if is_outside else "Remove the link"
+        fix = "Correct the name, or name a folder that holds all images" if is_outside else "Remove the link"
         name = f"{named_in}: {relative}" if named_in else relative
         name = name.encode("utf-8", "backslashreplace").decode()
-        raise DataError(f"{name}: would be written into {folder}, but {reason}. {remedy}.")
+        raise DataError(f"{name}: would be written into {folder}, but {reason}. {fix}.")
     return path
 
 
 def require_writable_dir(flag: str, folder: str | Path) -> None:
-    """Makes the folder and tries to write into it; UsageError if that fails: before the work, not after it."""
+    """Make the folder and write a test file into it, before the long work. Raise UsageError if that fails."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UsageError(f"{flag}={folder}: cannot be written to ({error.strerror}); name another folder") from None
-
-
-def check_source_and_dest(source_flag: str, source: Path, flag: str, folder: Path) -> None:
-    """Raises UsageError unless source is a folder and `folder` one to write into that does not hold it."""
-    if not source.is_dir():
-        raise UsageError(f"{source_flag}={source}: no such folder; name one with images")
-    if source.resolve().is_relative_to(folder.resolve()):
-        raise UsageError(f"{flag}={folder}: holds the source, whose images could be overwritten; name another")
-    require_writable_dir(flag, folder)
-
-
-def check_report_paths(json: str | None, plot: str | None) -> None:
-    """Raises UsageError for a file of --json or --plot that could not be written: before the work, not after it."""
-    for flag, file in (("--json", json), ("--plot", plot)):
-        if file is not None:
-            require_writable_file(flag, file)
-    if plot is not None and Path(plot).suffix.lower() not in _PLOT_SUFFIXES:
-        raise UsageError(f"--plot={plot}: must end in {', '.join(_PLOT_SUFFIXES)}; rename it")
+        raise UsageError(f"{flag}={folder}: cannot be written to ({error.strerror}). Name another folder.") from None
 
 
 def require_writable_file(flag: str, file: str | Path) -> None:
-    """The same for a file to be written, which may exist already."""
+    """Raise UsageError if the file, which may exist already, cannot be written."""
     path = Path(file)
     if path.exists() and not path.is_file():
-        raise UsageError(f"{flag}={file}: is a folder or a device; name a file")
+        raise UsageError(f"{flag}={file}: is a folder or a device. Name a file.")
     require_writable_dir(flag, path.parent)
+
+
+def check_source_and_dest(source_flag: str, source: Path, flag: str, folder: Path) -> None:
+    """Check a source folder and a destination folder before the work.
+
+    Args:
+        source_flag: the flag that names the source, for the message.
+        source: the folder to read from.
+        flag: the flag that names the destination, for the message.
+        folder: the folder to write into. It is made if it is missing.
+
+    Raises:
+        UsageError: the source is missing, the destination holds the source, or the destination cannot be written to.
+    """
+    if not source.is_dir():
+        raise UsageError(f"{source_flag}={source}: no such folder. Name a folder with images.")
+    if source.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"{flag}={folder}: holds the source, whose images could be overwritten. Name another folder.")
+    require_writable_dir(flag, folder)
+
+
+def check_report_paths(json_file: str | None, plot: str | None) -> None:
+    """Raise UsageError if a file of --json or --plot cannot be written: before the work, not after it."""
+    for flag, file in (("--json", json_file), ("--plot", plot)):
+        if file is not None:
+            require_writable_file(flag, file)
+    if plot is not None and Path(plot).suffix.lower() not in _PLOT_SUFFIXES:
+        raise UsageError(f"--plot={plot}: must end in {', '.join(_PLOT_SUFFIXES)}. Rename it.")
