@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import train
+from config import parse_train
 from model.backbone import BACKBONES
 from util.checkpoint import io, run_dir
 from util.data.loader import ImageFolder
@@ -24,6 +25,7 @@ from util.data.recordio import write_identities
 from util.distributed import DistEnv
 from util.errors import DataError, RunError, UsageError
 from util.evaluate import evaluate
+from util.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 
@@ -111,10 +113,10 @@ def test_validations_have_a_batch_size_of_their_own(run_training, monkeypatch, f
     sizes = []
 
     def spy(*given, **named):
-        sizes.append(given[3])
+        sizes.append(named["batch_size"])
         return evaluate(*given, **named)
 
-    monkeypatch.setattr("util.evaluate.evaluate", spy)
+    monkeypatch.setattr("util.training.trainer.evaluate", spy)
     run_training("--epochs=1", *SMALL, *flags)
     assert sizes == [size]
 
@@ -228,7 +230,7 @@ def test_resuming_an_earlier_epoch_sets_later_files_aside_and_cuts_the_log(run_t
 def test_resuming_a_finished_run_says_that_nothing_is_left(run_training, capsys):
     run = run_training("--epochs=1", *SMALL)
     run_training(f"--resume_dir={run}", backbone="")
-    assert "all of its 1 epochs are done; raise --epochs to go on" in capsys.readouterr().out
+    assert "all of its 1 epochs are done; raise --epochs to continue" in capsys.readouterr().out
 
 
 def test_resuming_the_best_files_goes_on_in_the_runs_own_folder(run_training, tmp_path):
@@ -279,7 +281,7 @@ def test_other_people_cannot_be_resumed_with(run_training, make_people, tmp_path
 
 def test_another_backbone_cannot_be_resumed_with(run_training):
     run = run_training("--epochs=1", *SMALL)
-    with pytest.raises(UsageError, match="--backbone=iresnet18: the run to resume has MobileFaceNet; leave"):
+    with pytest.raises(UsageError, match="--backbone=iresnet18: the run to resume has MobileFaceNet. Leave"):
         run_training("--epochs=2", f"--resume_dir={run}", backbone="iresnet18")
 
 
@@ -310,13 +312,19 @@ def test_without_verification_sets_the_best_is_the_newest_and_that_is_said(run_t
 
 
 @pytest.mark.parametrize(("flags", "processes"), [([], 2), (["--num_workers=0"], 0), (["--num_workers=5"], 5)])
-def test_loader_processes_follow_the_cores_unless_their_number_is_given(tiny_data, monkeypatch, flags, processes):
-    monkeypatch.setattr("util.device.num_cpus", lambda: 8)
-    asked = []
-    monkeypatch.setattr("util.data.loader.TrainLoader", lambda *_, num_workers, **__: asked.append(num_workers))
-    images = ImageFolder(tiny_data / "imgs")
-    train.make_loader(train.parse_train(flags), images, [torch.device("cpu")], DistEnv())
-    assert asked == [processes]
+def test_num_workers_follows_the_cores_unless_given(tiny_data, monkeypatch, flags, processes):
+    class Reached(Exception):
+        pass
+
+    def spy(*_, num_workers: int, **__):
+        raise Reached(num_workers)
+
+    monkeypatch.setattr("util.training.trainer.num_cpus", lambda: 8)
+    monkeypatch.setattr("util.training.trainer.TrainLoader", spy)
+    config = parse_train([f"--data_dir={tiny_data}", "--batch_size=4", *flags])
+    with pytest.raises(Reached) as reached:
+        Trainer(config, [torch.device("cpu")], DistEnv())
+    assert reached.value.args == (processes,)
 
 
 def test_fewer_images_than_a_batch_are_a_usage_error(run_training):
@@ -334,16 +342,16 @@ def test_a_broken_image_is_named(run_training, make_people, tmp_path):
 
 def test_all_trainable_parameters_move_in_a_run(run_training, monkeypatch):
     before = []
-    run = train.Training.run
+    train_all = Trainer.train
 
-    def spy(training: train.Training, *arguments: object) -> None:
+    def spy(trainer: Trainer) -> None:
         before.extend(
             [deepcopy(module.state_dict()), dict(module.named_parameters())]
-            for module in (training.backbone, training.head)
+            for module in (trainer.backbone, trainer.head)
         )
-        run(training, *arguments)
+        train_all(trainer)
 
-    monkeypatch.setattr(train.Training, "run", spy)
+    monkeypatch.setattr(Trainer, "train", spy)
     folder = run_training("--epochs=1", "--weight_decay=0", *SMALL)
     for (state, parameters), after in zip(before, states(folder, "1_3"), strict=True):
         trainable = [name for name, parameter in parameters.items() if parameter.requires_grad]

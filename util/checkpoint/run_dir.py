@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -28,7 +27,7 @@ from util.checkpoint.io import (
     SuperResolutionState,
     load,
 )
-from util.errors import DataError, RunError
+from util.errors import DataError
 from util.files import atomic_write, require_writable_dir
 
 # Our own names, the older toolkit's Backbone_Epoch_1_Batch_17.pth, and face.evoLVe's
@@ -266,15 +265,3 @@ def check_classes(resumed: Resumable, found: list[str], root: Path) -> None:
     for before, now in zip(saved, found, strict=True):
         if before != now:
             raise DataError(f"{file}: trained on {before!r}, but {root} has {now!r} in its place. {fix}.")
-
-
-@contextmanager
-def add_last_checkpoint_to_errors(latest: str) -> Iterator[None]:
-    """Re-raise errors of an epoch with the path of the last checkpoint. Turn CUDA out of memory into a RunError."""
-    try:
-        yield
-    except RunError as error:
-        raise RunError(f"{str(error).removesuffix('.')}. The last good checkpoint is {latest}") from None
-    except torch.OutOfMemoryError as error:
-        reason = str(error).split(". ")[0]
-        raise RunError(f"{reason}. Lower --batch_size. The last good checkpoint is {latest}") from None
