@@ -1,4 +1,4 @@
-"""Evaluation shared out among processes."""
+"""Evaluation split over processes."""
 
 from functools import partial
 
@@ -27,7 +27,7 @@ def every_size(data: str, *_: int) -> list[list[float]]:
 
 
 @pytest.mark.slow
-def test_processes_find_what_one_finds_even_with_fewer_batches_than_processes(made_pairs, tmp_path) -> None:
+def test_processes_evaluate_like_one_even_with_few_batches(made_pairs, tmp_path) -> None:
     data = str(made_pairs[0])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
