@@ -72,8 +72,10 @@ def list_images(root: Path) -> FolderIndex:
         known = dict(zip(zip(stored.people, stored.stats, strict=True), images_by_folder, strict=False))
     found = [pack_names([])]
     for folder in progress(list(zip(people, stats, strict=True)), f"listing {root.name}", "folders"):
-        images = known.get(folder)
-        found.append(_list_folder(f"{root}/{folder[0]}") if images is None else images)
+        if folder in known:
+            found.append(known[folder])
+        else:
+            found.append(_list_folder(f"{root}/{folder[0]}"))
     counts = np.array([len(images) for images in found[1:]], np.int64)
     index = FolderIndex(people, stats, counts, np.concatenate(found))
     if len(index.images) >= MIN_INDEXED:
@@ -110,8 +112,9 @@ def _join(names: Iterable[str]) -> np.ndarray:
     return np.frombuffer("".join(f"{name}\0" for name in names).encode("latin-1"), np.uint8)
 
 
-def _split(joined: np.ndarray) -> list[str]:
-    return joined.tobytes().decode("latin-1").split("\0")[:-1]
+def _split(array: np.ndarray) -> list[str]:
+    """Split an array of _join() to packed names."""
+    return array.tobytes().decode("latin-1").split("\0")[:-1]
 
 
 def _load(path: Path) -> FolderIndex | None:

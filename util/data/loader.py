@@ -50,7 +50,7 @@ class TrainingImages(Protocol):
         ...
 
     def encoded(self, index: int) -> bytes:
-        """Return the image file (JPEG, PNG ...) as it is stored. Raise DataError if it cannot be read."""
+        """Return the image file (JPEG, PNG ...) as stored. Raise DataError if it cannot be read."""
         ...
 
     def where(self, index: int) -> str:
