@@ -61,7 +61,7 @@ def evaluate_checkpoint(file: Path, config: ValidationConfig, devices: list[torc
     from util.evaluate import evaluate
     from util.pairs import VERIFICATION_SETS, find_pair_sets
     from util.super_resolution import load_networks
-    from util.transform import SIZE
+    from util.face import FACE_SIZE
 
     # Backbone.
     name, backbone = load_backbone(file)
@@ -85,7 +85,7 @@ def evaluate_checkpoint(file: Path, config: ValidationConfig, devices: list[torc
 
     # Views.
     for scale in config.LR_scale if len(config.views) > 1 else ():
-        logger.info(f"low resolution x{scale}: down to {SIZE // scale}x{SIZE // scale} pixels and up again")
+        logger.info(f"low resolution x{scale}: down to {FACE_SIZE // scale}x{FACE_SIZE // scale} pixels and up again")
     results = evaluate(
         prepare_module(fold_batch_norm(backbone), devices, dtype=dtype),
         pair_sets,

@@ -10,7 +10,8 @@ import torch
 
 from util.data.decode import decode_face
 from util.data.folder_index import IMAGE_SUFFIXES
-from util.data.loader import RECORDS, Batch, BatchDataset, Sample, TrainingImages, open_training_images
+from util.data.loader import RECORDS, BatchDataset, Sample, TrainingImages, open_training_images
+from util.data.sampler import BatchIndices
 from util.errors import DataError
 from util.pairs import load_pairs
 from util.transform import SIZE, shrink, train_crop
@@ -47,7 +48,7 @@ class View:
 class PairDataset(BatchDataset):
     """Batches of pairs, made in the worker: the small images are what util.transform makes of the large ones."""
 
-    def __getitem__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor] | DataError:
+    def __getitem__(self, batch: BatchIndices) -> tuple[torch.Tensor, torch.Tensor] | DataError:
         """(B, n, n, 3) and (B, scale * n, scale * n, 3) RGB uint8, or the error."""
         made = super().__getitem__(batch)
         if isinstance(made, DataError):
@@ -119,7 +120,7 @@ def open_faces(path: str | Path) -> tuple[int, Callable[[int], np.ndarray]]:
     def read(index: int) -> np.ndarray:
         file = files[index]
         try:
-            return decode_face(file.read_bytes(), str(file), "restore it or remove it")
+            return decode_face(file.read_bytes(), str(file), "Restore it or remove it.")
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror}); restore it or remove it") from None
 

@@ -54,7 +54,7 @@ from util.training.engine import TrainingStep, train_one_epoch
 from util.training.log import BaseLog, Progress, RunLog
 from util.training.optim import Schedule, build_sgd
 from util.training.report import Results
-from util.transform import SIZE
+from util.face import FACE_SIZE
 
 
 class TrainingLoop:
@@ -213,7 +213,7 @@ class Trainer(TrainingLoop):
         num_workers = config.num_workers
         if num_workers is None:
             num_workers = default_num_workers(devices, num_cpus() // env.local_world_size)
-        low_res_sizes = tuple(SIZE // scale for scale in config.LR_scale) if config.LR_train else ()
+        low_res_sizes = tuple(FACE_SIZE // scale for scale in config.LR_scale) if config.LR_train else ()
         self.loader = TrainLoader(
             self.images,
             config.batch_size,
