@@ -97,8 +97,8 @@ def _train(
         backbone.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
     runner = prepare_module(backbone, [device])
     runner = wrap_ddp(runner, device) if ranks > 1 else runner
-    objective = PartialFC(head, loss) if ranks > 1 else None
-    step = TrainingStep(runner, head, loss, optimizer, device, parts, objective=objective)
+    loss_fn = PartialFC(head, loss) if ranks > 1 else None
+    step = TrainingStep(runner, head, loss, optimizer, device, parts, loss_fn=loss_fn)
     each = options.batch // ranks
     loader = TrainLoader(images, each, Augmentation(), seed=seed, steps=options.steps, rank=rank, world_size=ranks)
     found = torch.tensor([step(*batch)[0].item() for batch in loader.epoch(0)])

@@ -1,4 +1,4 @@
-"""Files of super resolution networks: told apart, found, and refused where they do not fit."""
+"""Files of super resolution networks: identified, found, and rejected if they do not fit."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def save(path: Path, scale: int = 4, **sizes: int) -> Path:
 
 @pytest.mark.parametrize("scale", [2, 4, 8, 16])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_a_state_says_its_scale_and_sizes(scale, prefix):
+def test_identify_rcan_returns_scale_and_sizes(scale, prefix):
     network = RCAN(scale, **SIZES)
     state = {prefix + key: value for key, value in network.state_dict().items()}
     assert identify_rcan(state) == (scale, SIZES)
@@ -34,42 +34,45 @@ def test_a_state_says_its_scale_and_sizes(scale, prefix):
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
-def test_public_checkpoints_are_told_apart(golden, scale):
+def test_identify_rcan_knows_public_checkpoints(golden, scale):
     keys = json.loads((golden / "rcan_keys.json").read_text())[f"x{scale}"]
     state = {key: torch.empty(shape, device="meta") for key, shape in keys}
     assert identify_rcan(state) == (scale, {"num_features": 64, "num_rg": 10, "num_rcab": 20, "reduction": 16})
 
 
-def test_a_state_that_is_not_quite_rcans_names_the_key():
+def test_identify_rcan_names_the_key_that_does_not_fit():
     state = RCAN(4, **SIZES).state_dict()
     for changed, message in (
         ({"rgs.1.module.2.module.2.weight": torch.zeros(12, 12, 1, 1)}, r"rgs\.1\.module\.2\.module\.2\.weight is"),
-        ({"mean": torch.zeros(3)}, r"mean is \(3,\), and absent in the RCAN"),
-        ({"conv2.bias": torch.zeros(4)}, r"conv2\.bias is \(4,\), and \(3,\)"),
-        ({"sf.weight": 7}, "not those of RCAN"),
-        ({"rgs.999999999.module.0.module.0.weight": torch.zeros(1)}, r"rgs\.2\.module\.0\.module\.0\.weight is absent"),
+        ({"mean": torch.zeros(3)}, r"mean is \(3,\), but missing in the RCAN"),
+        ({"conv2.bias": torch.zeros(4)}, r"conv2\.bias is \(4,\), but \(3,\)"),
+        ({"sf.weight": 7}, "do not belong to RCAN"),
+        (
+            {"rgs.999999999.module.0.module.0.weight": torch.zeros(1)},
+            r"rgs\.2\.module\.0\.module\.0\.weight is missing",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             identify_rcan({**state, **changed})
     del state["conv1.weight"]
-    with pytest.raises(ValueError, match=r"conv1\.weight is absent"):
+    with pytest.raises(ValueError, match=r"conv1\.weight is missing"):
         identify_rcan(state)
 
 
 @pytest.mark.parametrize(
     "state", [{}, {"weight": torch.zeros(2)}, {"state_dict": {"sf.weight": torch.zeros(1)}}, {1: 2}]
 )
-def test_other_contents_are_no_rcan(state):
-    with pytest.raises(ValueError, match="not those of RCAN"):
+def test_identify_rcan_rejects_other_contents(state):
+    with pytest.raises(ValueError, match="do not belong to RCAN"):
         identify_rcan(state)
 
 
-def test_sizes_that_cannot_be_built_are_refused():
+def test_identify_rcan_rejects_impossible_sizes():
     state = RCAN(4, **SIZES).state_dict()
     without_doublings = {key: value for key, value in state.items() if not key.startswith("upscale")}
     with pytest.raises(ValueError, match="power of two"):
         identify_rcan(without_doublings)
-    with pytest.raises(ValueError, match="not those of RCAN"):
+    with pytest.raises(ValueError, match="do not belong to RCAN"):
         identify_rcan({**state, "rgs.0.module.0.module.3.module.1.weight": torch.zeros(0, 12, 1, 1)})
 
 

@@ -106,5 +106,5 @@ def test_a_new_network_interpolates(faces, scale):
 
 
 def test_fewer_channels_than_colors_cannot_start_as_interpolation():
-    with pytest.raises(ValueError, match="2 channels cannot carry 3 colours"):
+    with pytest.raises(ValueError, match="2 channels cannot carry 3 colors"):
         init_as_interpolation(RCAN(2, 2, 1, 1, 1))

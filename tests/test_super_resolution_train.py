@@ -207,7 +207,7 @@ def test_another_network_cannot_be_resumed_with(run_training, flag, message):
         (["--identity_weight=1", "--identity_backbone=x", "--patch=8"], "--patch: the identity of a patch is unknown"),
         (["--val_share=0"], "--val_share=0: leaves nothing to validate on"),
         (["--num_features=6", "--reduction=4"], "--num_features and --reduction: 6 channels cannot be squeezed by 4"),
-        (["--num_features=2"], "2 channels cannot carry 3 colours"),
+        (["--num_features=2"], "2 channels cannot carry 3 colors"),
         (["--batch_size=64"], "--batch_size=64: .* has only 8 images"),
         (["--lr=0"], "--lr: '0' is not a number above 0"),
         (["--sizes=small"], "--sizes: unknown flag; the nearest one is --size"),

@@ -275,7 +275,7 @@ class Trainer(TrainingLoop):
             device=self.device,
             accumulate=config.accumulate,
             scaler=self.scaler,
-            objective=loss_fn,
+            loss_fn=loss_fn,
         )
 
         # Schedule.
