@@ -59,9 +59,9 @@ def evaluate_checkpoint(file: Path, config: ValidationConfig, devices: list[torc
     from util.checkpoint.io import load_backbone
     from util.device import default_eval_batch_size, prepare_module, resolve_dtype
     from util.evaluate import evaluate
+    from util.face import FACE_SIZE
     from util.pairs import VERIFICATION_SETS, find_pair_sets
     from util.super_resolution import load_networks
-    from util.face import FACE_SIZE
 
     # Backbone.
     name, backbone = load_backbone(file)

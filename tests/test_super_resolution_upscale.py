@@ -83,7 +83,7 @@ def test_images_made_otherwise_are_not_mixed(run, network_file, change):
     run()
     if change == "network":
         torch.save(RCAN(2, 4, 1, 1, 1).state_dict(), network_file)
-    with pytest.raises(UsageError, match=r"--out=.*holds images that were made otherwise \(upscale\.json: another"):
+    with pytest.raises(UsageError, match=r"--out=.*was made with other settings \(upscale\.json: "):
         run(*([] if change == "network" else [change]))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from applications.super_resolution.engine import cosine_at, train_one_epoch
-from applications.super_resolution.faces import PairDataset, View, hold_out, open_faces, some_faces
+from applications.super_resolution.faces import PairDataset, PairTransform, hold_out, open_faces, some_faces
 from applications.super_resolution.identity import load_identity
 from applications.super_resolution.log import SuperResolutionLog
 from applications.super_resolution.quality import Evaluation, Validation
@@ -66,7 +66,7 @@ class SuperResolutionTrainer(TrainingLoop):
         self.loader = TrainLoader(
             images,
             settings.batch_size,
-            View(settings.scale, settings.patch, settings.crop_share),
+            PairTransform(settings.scale, settings.patch, settings.crop_share),
             seed=settings.seed,
             num_workers=num_workers,
             pin_memory=self.device.type == "cuda",

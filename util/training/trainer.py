@@ -48,13 +48,13 @@ from util.device import (
 from util.distributed import DistEnv, broadcast_from_main, seed_epoch
 from util.errors import RunError, UsageError
 from util.evaluate import average_accuracy, evaluate
+from util.face import FACE_SIZE
 from util.pairs import find_pair_sets
 from util.super_resolution import load_networks
 from util.training.engine import TrainingStep, train_one_epoch
 from util.training.log import BaseLog, Progress, RunLog
 from util.training.optim import Schedule, build_sgd
 from util.training.report import Results
-from util.face import FACE_SIZE
 
 
 class TrainingLoop:
