@@ -56,7 +56,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_run_is_named_after_its_minute_and_others_in_it_are_numbered(tmp_path):
+def test_new_run_is_named_by_minute_and_number(tmp_path):
     for expected in ("", "_2", "_3"):
         run = run_dir.new_run(*folders(tmp_path), prefix="LRTRAIN_LRx4", now=NOW)
         assert run.name == f"LRTRAIN_LRx4_2022-07-28-19-15{expected}"
@@ -70,7 +70,7 @@ def test_a_name_taken_in_another_folder_is_not_used_again(tmp_path, taken):
     assert run_dir.new_run(*folders(tmp_path), prefix="HRTRAIN", now=NOW).name == "HRTRAIN_2022-07-28-19-15_2"
 
 
-def test_the_newest_run_is_the_latest_by_date_whatever_it_begins_with(tmp_path):
+def test_newest_run_has_the_latest_date_in_its_name(tmp_path):
     in_order = [
         "ZTRAIN_2021-12-31-23-59",
         "LRTRAIN_LRx4_2022-01-01-00-00",
@@ -111,14 +111,14 @@ def test_no_run_at_all_is_an_error(tmp_path, exists):
         ),
     ],
 )
-def test_the_backbone_of_a_folder_is_the_best_or_the_newest_epoch(tmp_path, files, found):
+def test_find_backbone_prefers_best_then_newest_epoch(tmp_path, files, found):
     touch(*(tmp_path / file for file in files))
     assert run_dir.find_backbone(tmp_path) == tmp_path / found
     for file in files:
         assert run_dir.find_backbone(tmp_path / file) == tmp_path / file
 
 
-def test_a_folder_without_a_backbone_and_a_path_that_is_not_there_are_errors(tmp_path):
+def test_find_backbone_rejects_missing_files(tmp_path):
     touch(tmp_path / "Head_1_17.pth", tmp_path / "Backbone_old.pth")
     with pytest.raises(DataError, match=r"no Backbone_Best\.pth or Backbone_EPOCH_BATCH\.pth"):
         run_dir.find_backbone(tmp_path)
@@ -126,7 +126,7 @@ def test_a_folder_without_a_backbone_and_a_path_that_is_not_there_are_errors(tmp
         run_dir.find_backbone(tmp_path / "gone")
 
 
-def test_an_epoch_leaves_three_files_that_other_projects_can_load(run):
+def test_save_checkpoint_writes_three_loadable_files(run):
     file = save(run, 3, 51)
     assert file == run.checkpoints / "Backbone_3_51.pth"
     assert names(run.checkpoints) == ["Backbone_3_51.pth", "Head_3_51.pth", "Optimizer_3_51.pth"]
@@ -147,7 +147,7 @@ def test_wrapped_networks_leave_no_trace_in_the_files(run):
     assert not any(key.startswith("module.") for key in content)
 
 
-def test_an_epoch_that_cannot_be_written_leaves_the_earlier_ones_whole(run, monkeypatch):
+def test_failed_save_keeps_earlier_epochs(run, monkeypatch):
     before = io.load(save(run, 1, 10, seed=1))
     write = torch.save
 
@@ -269,7 +269,7 @@ def test_states_of_earlier_versions_are_read(tmp_path):
     assert (read.world_size, read.scaler, read.best, read.step) == (1, {}, 0.5, 10)
 
 
-def test_a_resumed_run_goes_on_in_its_folder_and_sets_later_epochs_aside(run, tmp_path):
+def test_resumed_run_keeps_its_folder_and_moves_later_epochs(run, tmp_path):
     for epoch in (1, 2, 10):
         save(run, epoch, epoch * 10)
     touch(run.checkpoints / "Evaluation.txt")

@@ -37,7 +37,7 @@ def record(epoch: int, **more) -> dict:
 
 
 @pytest.mark.parametrize(("steps", "lines"), [(25, 10), (1000, 10), (10, 10), (4, 4), (1, 1)])
-def test_a_plain_line_comes_every_tenth_where_there_is_no_terminal(capsys, steps, lines):
+def test_progress_prints_a_line_every_tenth(capsys, steps, lines):
     with Progress("epoch 2/50", steps, 64) as progress:
         for done in range(1, steps + 1):
             if done % progress.report_every == 0 or done == steps:
@@ -142,7 +142,7 @@ def test_image_grid_has_gaps_and_fills_the_last_row(number):
     assert np.array_equal(grid, expected)
 
 
-def test_what_was_logged_beyond_the_resumed_epoch_is_cut(run):
+def test_log_cuts_lines_after_the_resumed_epoch(run):
     log = RunLog(run)
     for epoch in (1, 2, 10):
         log.epoch(10, record(epoch), {"HR": {"LFW": result(0)}, "LR": {"LFW": result(1)}})

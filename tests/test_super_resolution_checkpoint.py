@@ -76,7 +76,7 @@ def test_identify_rcan_rejects_impossible_sizes():
         identify_rcan({**state, "rgs.0.module.0.module.3.module.1.weight": torch.zeros(0, 12, 1, 1)})
 
 
-def test_the_file_meant_is_that_file_a_runs_best_or_newest_or_the_newest_run_for_the_scale(tmp_path):
+def test_find_super_resolution_prefers_best_then_newest(tmp_path):
     older = save(tmp_path / "SR_x4_2022-01-01-00-00" / "SR_Best.pth")
     newer = save(tmp_path / "SR_x4_2022-01-01-00-01_2" / "SR_Best.pth")
     save(tmp_path / "SR_x4_2022-01-01-00-01" / "SR_Best.pth")

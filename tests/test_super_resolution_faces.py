@@ -64,7 +64,7 @@ def test_patches_lie_at_the_same_place_in_both_images(people_folder):
 
 
 @pytest.mark.parametrize("view", [PairTransform(4, crop_share=0.5), PairTransform(2, patch=9, crop_share=0.5)])
-def test_pairs_of_an_epoch_are_the_same_whatever_the_number_of_workers(people_folder, view):
+def test_pairs_do_not_depend_on_the_number_of_workers(people_folder, view):
     def epoch(workers: int, number: int) -> list[torch.Tensor]:
         images = open_training_images(people_folder)
         loader = TrainLoader(images, 3, view, seed=5, num_workers=workers, steps=4, dataset=PairDataset)

@@ -105,6 +105,6 @@ def test_a_new_network_interpolates(faces, scale):
     assert torch.allclose(large[2], 0.6 - 0.01 * places[:, None].expand(-1, 8 * scale), atol=1e-5)
 
 
-def test_fewer_channels_than_colors_cannot_start_as_interpolation():
+def test_init_as_interpolation_needs_three_channels():
     with pytest.raises(ValueError, match="2 channels cannot carry 3 colors"):
         init_as_interpolation(RCAN(2, 2, 1, 1, 1))

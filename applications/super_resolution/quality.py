@@ -86,7 +86,7 @@ class Validation:
         return len(self._faces)
 
     def __call__(self, network: nn.Module, device: torch.device) -> Evaluation:
-        """Enlarge the small faces with the network and measure the result. The network is put into eval mode and back."""
+        """Enlarge the small faces and measure the result. The network is put into eval mode and back."""
         was_training = network.training
         network.eval()
         batches = []

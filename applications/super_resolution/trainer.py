@@ -75,7 +75,7 @@ class SuperResolutionTrainer(TrainingLoop):
         )
         self.data = {"images": len(images), "people": len(images.classes), "validation images": len(faces)}
 
-        # Network: that of the resumed run, or a new one that interpolates.
+        # Network: from the checkpoint, or a new one that starts as interpolation.
         if resumed:
             self.network = rcan_from_file_state(resumed.networks["SR"], resumed.files["SR"])
             self.check_network(settings)

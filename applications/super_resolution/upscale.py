@@ -42,7 +42,13 @@ def main(arguments: list[str]) -> None:
     made_with = {"checkpoint": sha256(file), "degrade": settings.degrade, "format": settings.format}
     Provenance(out / RECORD, made_with, indent=2).check_or_write(f"--out={out}", "Name a new folder.")
     print(f"enlarging {scale} times with {printable(str(file))}", flush=True)
-    enlarger = Enlarger(prepare_module(network, devices), scale, devices[0], settings.batch_size, settings.degrade)
+    enlarger = Enlarger(
+        prepare_module(network, devices),
+        scale,
+        devices[0],
+        batch_size=settings.batch_size,
+        degrade=settings.degrade,
+    )
     counts = enlarge_tree(source, out, enlarger, settings.format)
     print(f"{printable(str(out))}: {', '.join(f'{count} {what}' for what, count in counts.items())}")
     if not counts["enlarged"] + counts["there already"]:

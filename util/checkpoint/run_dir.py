@@ -224,7 +224,7 @@ def load_state(
 
 
 def load_resumable(path: str | Path, kinds: tuple[str, ...] = CHECKPOINT_FILES, mmap: bool = False) -> Resumable:
-    """Load all files of an epoch. Arguments and errors are those of load_state()."""
+    """Load all files of an epoch. See load_state() for arguments and errors."""
     file = find_network(path, kinds[0], complete=True)
     files = epoch_files(file, kinds)
     networks = {kind: load(files[kind], mmap) for kind in kinds[:-1]}

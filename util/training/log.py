@@ -154,7 +154,7 @@ def image_grid(images: np.ndarray, columns: int, gap: int = 2, color: int = 0) -
     # Each cell is an image with a gap below and to the right of it; the outer gaps are cut off in the end.
     cells = np.full((rows * columns, height + gap, width + gap, channels), color, np.uint8)
     cells[:number, :height, :width] = images
-    cells = cells.reshape(rows, columns, height + gap, width + gap, channels).swapaxes(1, 2)
+    cells = cells.reshape((rows, columns, height + gap, width + gap, channels)).swapaxes(1, 2)
     return cells.reshape(rows * (height + gap), columns * (width + gap), channels)[:-gap, :-gap]
 
 

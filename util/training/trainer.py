@@ -368,7 +368,7 @@ class Trainer(TrainingLoop):
 
     def train_steps(self, progress: Progress) -> dict[str, float]:
         """Train the steps of one epoch. Return loss, prec1, prec5, lr and margin."""
-        if self.env.is_distributed:  # dropout differs between ranks, and a resumed run repeats that of the epoch
+        if self.env.is_distributed:  # dropout differs between ranks, and is the same after a resume
             seed_epoch(self.config.seed, self.epoch, self.env.rank)
         averages = train_one_epoch(
             self.training_step,
