@@ -54,8 +54,8 @@ class TrainState:
                 missing.append(key)
         if missing:
             raise DataError(
-                f"{file}: lacks {', '.join(sorted(missing))}, so it is not a run of this toolkit. Start a new run without "
-                f"--resume_dir."
+                f"{file}: lacks {', '.join(sorted(missing))}, so it is not a run of this toolkit. Start a new run "
+                f"without --resume_dir."
             )
         return cls(**values)
 
@@ -103,7 +103,11 @@ def load(path: Path, mmap: bool = False) -> dict[str, Any]:
 
 
 def load_backbone(file: Path, source: str | None = None) -> tuple[str, nn.Module]:
-    """Load a Backbone file as (name, network). Raise DataError, which opens with `source` or the file, for any other."""
+    """Load a Backbone file as (name, network).
+
+    Raises:
+        DataError: the file holds something else. The message starts with `source`, or with the file.
+    """
     state = load(file)
     try:
         return backbone_from_state_dict(state)
