@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.super_resolution import RCAN, identify_rcan, rcan_from_state_dict
-from util.checkpoint import io as checkpoint
+from util.checkpoint import run_dir
 from util.errors import DataError
 from util.super_resolution import find_super_resolution, load_super_resolution
 
@@ -76,7 +76,7 @@ def test_identify_rcan_rejects_impossible_sizes():
         identify_rcan({**state, "rgs.0.module.0.module.3.module.1.weight": torch.zeros(0, 12, 1, 1)})
 
 
-def test_the_file_meant_is_that_file_a_runs_best_or_newest_or_the_newest_run_for_the_scale(tmp_path):
+def test_find_super_resolution_prefers_best_then_newest(tmp_path):
     older = save(tmp_path / "SR_x4_2022-01-01-00-00" / "SR_Best.pth")
     newer = save(tmp_path / "SR_x4_2022-01-01-00-01_2" / "SR_Best.pth")
     save(tmp_path / "SR_x4_2022-01-01-00-01" / "SR_Best.pth")
@@ -103,7 +103,7 @@ def test_no_network_for_the_scale_says_how_to_train_one(tmp_path, place):
 def test_another_scale_than_the_expected_one_names_both(tmp_path):
     file = save(tmp_path / "SR_Best.pth", scale=2)
     assert load_super_resolution(file, 2).scale == load_super_resolution(file, None).scale == 2
-    with pytest.raises(DataError, match=r"SR_Best\.pth: enlarges 2 times, and scale 4 is wanted; name"):
+    with pytest.raises(DataError, match=r"SR_Best\.pth: enlarges 2 times, but scale 4 is requested. Name"):
         load_super_resolution(file, 4)
 
 
@@ -120,4 +120,4 @@ def test_files_that_hold_no_rcan_are_named(tmp_path):
 def test_runs_of_super_resolution_are_no_runs_of_recognition(tmp_path):
     save(tmp_path / "SR_x4_2022-01-01-00-00" / "SR_Best.pth")
     with pytest.raises(DataError, match="no run with a Backbone file"):
-        checkpoint.newest_run(tmp_path)
+        run_dir.newest_run(tmp_path)
