@@ -63,14 +63,14 @@ def hr_view(device: torch.device | str) -> View:
 
 
 def low_res_view(size: int, device: torch.device | str, network: nn.Module | None = None) -> View:
-    """Build the view of the crop shrunk to size x size pixels and enlarged again: bicubic, or by a network."""
+    """Build the view of the crop shrunk to size x size and enlarged again: bicubic, or by a network."""
     if network is None:
         return lambda crops: torch.from_numpy(degrade(crops, size)).to(device, non_blocking=True)
     return sr_view(size, device, network)
 
 
 def sr_view(size: int, device: torch.device | str, network: nn.Module) -> View:
-    """Build the view of the crop shrunk to size x size pixels and enlarged by a network, which is on the device."""
+    """Build the view of the crop shrunk to size x size and enlarged by a network on the device."""
     return lambda crops: enlarge(network, torch.from_numpy(shrink(crops, size)).to(device))
 
 
@@ -81,7 +81,7 @@ def view_label(name: str, scale: int, scales: Sequence[int]) -> str:
 
 @torch.inference_mode()
 def embed(backbone: nn.Module, images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Embed images and mirror images, sum both and L2-normalize: (n, 112, 112, 3) RGB uint8 -> (n, D) on the device."""
+    """Embed images and mirror images, sum both, L2-normalize: (n, 112, 112, 3) RGB uint8 -> (n, D)."""
     return _embed(backbone, hr_view(device)(images))
 
 
@@ -91,7 +91,7 @@ def _embed(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def with_flip(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return network inputs of images and mirror images: (n, H, W, 3) uint8 -> two of (n, 3, H, W) in [-1, 1].
+    """Normalize images and mirror images: (n, H, W, 3) uint8 -> twice (n, 3, H, W) in [-1, 1].
 
     Bytes are mirrored, which takes a tenth of the time of mirroring floats.
     """
@@ -188,9 +188,10 @@ def _embed_on_all_ranks(
     first_image_only: bool,
     readers: int,
 ) -> dict[str, np.ndarray]:
-    """Embed a set like _embed_set. Under torch.distributed each rank embeds some batches, and gathers all embeddings.
+    """Embed a set like _embed_set, with the batches split over the ranks of torch.distributed.
 
-    If batch_size is even, the batches, and with them the embeddings, are the same as in a single process.
+    Every rank gets all embeddings. If batch_size is even, the batches, and with them the embeddings, are the same as in
+    a single process.
     """
     settings = {"views": views, "first_image_only": first_image_only, "readers": readers}
     world_size = dist.get_world_size() if dist.is_initialized() else 1

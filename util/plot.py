@@ -29,11 +29,11 @@ LOWEST_FAR = 1e-4
 
 
 def roc_figure(results: Mapping[str, VerificationResult]) -> Figure:
-    """Draw ROC curves over a logarithmic false accept rate, with accuracy (± standard deviation) and AUC in the legend.
+    """Draw ROC curves over a logarithmic false accept rate.
 
-    A curve is a staircase of the largest true accept rate at each false accept rate. It begins at 1 / negatives, the
-    smallest rate that its set can show, or at 1e-4. "LFW LR" has the color of "LFW", dashed. Later curves are thinner,
-    so that they do not hide earlier curves below them.
+    The legend has accuracy (± standard deviation) and AUC. A curve is a staircase of the largest true accept rate at
+    each false accept rate. It begins at 1 / negatives, the smallest rate that its set can show, or at 1e-4. "LFW LR"
+    has the color of "LFW", dashed. Later curves are thinner, so that they do not hide earlier curves below them.
     """
     from matplotlib.figure import Figure
 
@@ -61,7 +61,7 @@ def roc_figure(results: Mapping[str, VerificationResult]) -> Figure:
 
 
 def score_histogram(result: VerificationResult) -> Figure:
-    """Draw the distributions of the squared distances of same and different pairs, and the threshold between them."""
+    """Draw how squared distances of same and different pairs are distributed, and the threshold."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -123,7 +123,7 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write the figure atomically, in the format of the path's suffix. Raise UsageError for an unknown suffix."""
+    """Write the figure in the format of the path's suffix. Raise UsageError for an unknown suffix."""
     path = Path(path)
     known = figure.canvas.get_supported_filetypes()
     suffix = path.suffix[1:].lower()

@@ -47,7 +47,7 @@ def unpack_name(packed: str) -> str:
 
 @dataclass(frozen=True)
 class FolderIndex:
-    """The P folders in ROOT, in alphabetical order, and the N images in them, in alphabetical order in each folder.
+    """The P folders in ROOT and the N images in them, both in alphabetical order.
 
     `people`: the folders' names, also of folders without images; `stats`: of each folder; `counts` (P,) int64: images
     in each folder; `images` (N,): the packed names of all images, folder by folder.
@@ -108,7 +108,7 @@ def _unreadable(error: OSError, folder: str) -> DataError:
 
 
 def _join(names: Iterable[str]) -> np.ndarray:
-    """Join packed names to one uint8 array, with a zero byte, which no file name can hold, after each name."""
+    """Join packed names to one uint8 array, with a zero byte, which no file name has, after each name."""
     return np.frombuffer("".join(f"{name}\0" for name in names).encode("latin-1"), np.uint8)
 
 

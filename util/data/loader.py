@@ -98,7 +98,7 @@ def _images_in(path: Path) -> Path:
 
 
 def open_training_images(path: str | Path) -> TrainingImages:
-    """Open a folder of people, a .rec file, or a folder that holds one. Raise DataError if it cannot be used."""
+    """Open a folder of people or a .rec file, also inside a folder. Raise DataError if that fails."""
     path = _images_in(Path(path))
     if path.is_dir():
         return ImageFolder(path)
@@ -109,7 +109,7 @@ def open_training_images(path: str | Path) -> TrainingImages:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Augments training images; the fraction `lr_prob` of the samples is degraded, each to one of `lr_sizes` pixels."""
+    """Augments training images, and degrades the fraction `lr_prob` of them to one of `lr_sizes` pixels."""
 
     strong: bool = False
     lr_sizes: tuple[int, ...] = ()
@@ -133,7 +133,7 @@ class Augmentation:
 
 
 class BatchDataset(Dataset):
-    """Makes complete batches in the worker: one uint8 array passes between processes instead of many small ones.
+    """Makes complete batches in the worker, so that one uint8 array passes between processes.
 
     The random numbers of a sample come from (seed, epoch, position): any sample of any epoch can be reproduced,
     whatever the number of workers and ranks.
@@ -246,6 +246,6 @@ def _init_worker(worker: int) -> None:
 def _report_except_lost_connections(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Report an uncaught error, unless it is the connection that ends with the main process, which is normal."""
+    """Report an uncaught error, unless the main process has ended and closed the connection."""
     if not issubclass(kind, ConnectionError):
         sys.__excepthook__(kind, error, trace)

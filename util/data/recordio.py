@@ -35,18 +35,19 @@ _FIX = "Copy the set again, or rebuild it."
 
 @dataclass(frozen=True)
 class Record:
-    """What one record holds: (L,) float32 labels, L >= 1, and the bytes of an image file (empty if it has no image)."""
+    """One record: (L,) float32 labels, L >= 1, and the bytes of an image file, or no bytes."""
 
     labels: np.ndarray
     content: bytes
 
 
 class RecordFile:
-    """Reads the records of a .rec file in any order, by their position in the ascending order of their numbers.
+    """Reads the records of a .rec file in any order.
 
-    Records are read with pread from a descriptor that each process opens when it needs it. pread moves no file position
-    that forked processes would share, and pickling, for spawned processes, leaves the descriptor out. A file that
-    shrinks meanwhile ends in an error, where a memory map would kill the process.
+    A position counts in the ascending order of the records' numbers. Records are read with pread from a descriptor that
+    each process opens when it needs it. pread moves no file position that forked processes would share, and pickling,
+    for spawned processes, leaves the descriptor out. A file that shrinks meanwhile ends in an error, where a memory map
+    would kill the process.
     """
 
     def __init__(self, path: Path):
