@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ def build_views(
     Raises:
         UsageError: a name is unknown.
     """
+    networks = networks or {}
     views: dict[str, View] = {}
     for name in names:
         if name == "HR":
@@ -193,7 +195,7 @@ def _embed_on_all_ranks(
     Every rank gets all embeddings. If batch_size is even, the batches, and with them the embeddings, are the same as in
     a single process.
     """
-    settings = {"views": views, "first_image_only": first_image_only, "readers": readers}
+    settings: dict[str, Any] = {"views": views, "first_image_only": first_image_only, "readers": readers}
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     if world_size == 1:
         return _embed_set(backbone, pairs, batch_size=batch_size, **settings)

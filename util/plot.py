@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -72,7 +72,7 @@ def score_histogram(result: VerificationResult) -> Figure:
         distances = result.distances[result.issame == same]
         axes.hist(
             distances,
-            bins,
+            bins.tolist(),
             weights=np.full(len(distances), 1 / len(distances)),
             histtype="stepfilled",
             facecolor=(color, 0.25),
@@ -164,7 +164,7 @@ def _table_legend(figure: Figure, axes: Axes, columns: Mapping[str, Sequence[str
     lines = axes.get_lines()
     blank = Line2D([], [], linestyle="none")
     handles = [blank, *lines] + [blank] * (len(columns) * (len(lines) + 1))
-    labels = ["", *(line.get_label() for line in lines)]
+    labels = ["", *(str(line.get_label()) for line in lines)]
     for heading, texts in columns.items():
         labels += [heading, *texts]
     legend = figure.legend(
@@ -182,11 +182,11 @@ def _table_legend(figure: Figure, axes: Axes, columns: Mapping[str, Sequence[str
             text.set_color(PALE_INK)
 
 
-def _percent(fraction: float, position: int) -> str:
+def _percent(fraction: float, position: float) -> str:
     return f"{100 * fraction:g}"
 
 
-def style_axes(axes: Axes, grid: str) -> None:
+def style_axes(axes: Axes, grid: Literal["both", "x", "y"]) -> None:
     """Style axes: two spines, pale grid lines behind the data, dark gray text."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(SPINE)

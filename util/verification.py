@@ -238,7 +238,7 @@ def _count_accepts_after_pca(
         others = fold_ids != fold
         train_embeddings = np.concatenate([embeddings[0::2][others], embeddings[1::2][others]])
         model = PCA(components, svd_solver="full").fit(train_embeddings)
-        reduced = _squared_distances(normalize(model.transform(embeddings)))
+        reduced = _squared_distances(np.asarray(normalize(model.transform(embeddings))))
         accept_counts = _count_accepts(reduced, issame, fold_ids)
         test_counts[fold] = accept_counts[fold]
         train_counts[fold] = accept_counts.sum(axis=0) - accept_counts[fold]

@@ -42,8 +42,8 @@ class ImageFolder:
 
     def where(self, index: int) -> str:
         """Return the path of image `index`, for messages."""
-        folder = unpack_name(self._folders[self.labels[index]])
-        return f"{self.root}/{folder}/{unpack_name(self._images[index])}"
+        folder = unpack_name(str(self._folders[self.labels[index]]))
+        return f"{self.root}/{folder}/{unpack_name(str(self._images[index]))}"
 
     def encoded(self, index: int) -> bytes:
         """Return the content of the file of image `index`. Raise DataError if it cannot be read."""

@@ -85,7 +85,7 @@ class RecordFile:
             magic, length, flag, label, _, _, first, second = _START.unpack(start)
             # The kind is in the bits above the length, so a record in fragments looks far too long.
             if magic == _MAGIC and flag <= 2 and _HEADER.size + 4 * flag <= length < 1 << _LENGTH_BITS:
-                return ((label,), (first,), (first, second))[flag]
+                return (first, second)[:flag] if flag else (label,)
         return self.read(position).labels.tolist()
 
     def where(self, position: int) -> str:
@@ -150,8 +150,9 @@ class RecordFile:
         return self.__dict__ | {"_descriptor": None}
 
     def __del__(self) -> None:
-        if getattr(self, "_descriptor", None) is not None:
-            os.close(self._descriptor)
+        descriptor = getattr(self, "_descriptor", None)  # None too if opening failed
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _read_index(path: Path, records: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
