@@ -25,7 +25,7 @@ from model.backbone import BACKBONES, build_backbone
 from model.backbone.fold import fold_batch_norm
 from model.head import ArcFace
 from model.loss import FocalLoss
-from util.device import loss_scaler, num_cpus, prepare_module, resolve_dtype, select_devices
+from util.device import grad_scaler, num_cpus, prepare_module, resolve_dtype, select_devices
 from util.errors import UsageError, run_script
 from util.evaluate import embed
 from util.training.engine import TrainingStep, train_one_epoch
@@ -106,7 +106,7 @@ def _train_ours(
     runner = prepare_module(backbone, [device], options.compile, dtype)
     head = ArcFace(DIMENSIONS, options.classes).to(device)
     optimizer = build_sgd([backbone, head], LR, MOMENTUM, DECAY, dtype)
-    step = TrainingStep(runner, head, FocalLoss(), optimizer, device, scaler=loss_scaler(dtype, device))
+    step = TrainingStep(runner, head, FocalLoss(), optimizer, device, scaler=grad_scaler(dtype, device))
     schedule = Schedule(len(batches), LR, 0, (), 0.5, 0)
     return partial(train_one_epoch, step, batches, schedule, 0, lambda done, averages: None)
 

@@ -98,6 +98,7 @@ def test_scripts_do_not_import_torch_before_the_command_line_is_read(name):
         "cv2",
         "matplotlib",
         "util.checkpoint.io",
+        "util.checkpoint.run_dir",
         "util.data.loader",
         "util.training.log",
         "util.evaluate",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.super_resolution import RCAN, identify_rcan, rcan_from_state_dict
-from util.checkpoint import io as checkpoint
+from util.checkpoint import run_dir
 from util.errors import DataError
 from util.super_resolution import find_super_resolution, load_super_resolution
 
@@ -117,4 +117,4 @@ def test_files_that_hold_no_rcan_are_named(tmp_path):
 def test_runs_of_super_resolution_are_no_runs_of_recognition(tmp_path):
     save(tmp_path / "SR_x4_2022-01-01-00-00" / "SR_Best.pth")
     with pytest.raises(DataError, match="no run with a Backbone file"):
-        checkpoint.newest_run(tmp_path)
+        run_dir.newest_run(tmp_path)

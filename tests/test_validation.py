@@ -141,7 +141,7 @@ def test_another_backbone_than_the_files_is_an_error(trained):
 
 
 def test_a_head_file_is_no_backbone(trained):
-    with pytest.raises(DataError, match=r"Head_Best.pth: not a backbone's state dict .*name a Backbone file"):
+    with pytest.raises(DataError, match=r"Head_Best.pth: not a backbone's state dict .*Give a Backbone file"):
         load_backbone(trained / "HRTRAIN_2022-08-01-00-00" / "Head_Best.pth")
 
 
@@ -180,7 +180,7 @@ def test_low_and_super_resolution_stand_in_one_table_with_what_is_won_back(
 
 
 def test_unwritable_results_are_refused_before_the_work(tmp_path):
-    with pytest.raises(UsageError, match="is a folder or a device. Name a file"):
+    with pytest.raises(UsageError, match=r"is a folder or a device\. Name a file"):
         validation.main(["--gpu_num=cpu", f"--json={tmp_path}"])
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from model.super_resolution import RCAN, rcan_from_state_dict
-from util.checkpoint.io import dated_runs, find_network, load
+from util.checkpoint.io import load
+from util.checkpoint.run_dir import dated_runs, find_network
 from util.console import logger
 from util.device import prepare_module
 from util.errors import DataError

@@ -63,7 +63,7 @@ def train_one_epoch(
             if not math.isfinite(averages["loss"]):
                 raise RunError(
                     f"the loss became {averages['loss']} in epoch {epoch + 1}, between steps "
-                    f"{max(0, done - report_every) + 1} and {done}; lower --lr"
+                    f"{max(0, done - report_every) + 1} and {done}. Lower --lr"
                 )
             report(done, averages)
     return averages

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from util.checkpoint.io import find_network, load_backbone
+from util.checkpoint.io import load_backbone
+from util.checkpoint.run_dir import find_network
 from util.transform import RESIZED, SIZE
 
 _FLAG = "--identity_backbone"
