@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -136,20 +136,14 @@ def evaluate(
     if first_image_only and "HR" not in views:
         raise UsageError("one side in low resolution: the other side is shown in the view HR. Add this view.")
     readers = 1 if torch.device(device).type == "cpu" else _READERS
+    embed_set = partial(_embed_set, backbone, views=views, first_image_only=first_image_only, readers=readers)
     results: dict[str, dict[str, VerificationResult]] = {view: {} for view in views}
     was_training = backbone.training
     backbone.eval()
     try:
         for pairs in pair_sets:
             start_time = time.perf_counter()
-            embeddings = _embed_on_all_ranks(
-                backbone,
-                pairs,
-                batch_size=batch_size,
-                views=views,
-                first_image_only=first_image_only,
-                readers=readers,
-            )
+            embeddings = _split_over_ranks(embed_set, pairs, batch_size)
             rate = 2 * len(pairs) * len(views) / (time.perf_counter() - start_time)
             for view, vectors in embeddings.items():
                 try:
@@ -181,24 +175,17 @@ def average_accuracy(results: dict[str, VerificationResult]) -> float:
     return sum(result.accuracy for result in results.values()) / len(results)
 
 
-def _embed_on_all_ranks(
-    backbone: nn.Module,
-    pairs: PairSet,
-    *,
-    batch_size: int,
-    views: Mapping[str, View],
-    first_image_only: bool,
-    readers: int,
+def _split_over_ranks(
+    embed_set: Callable[[PairSet, int], dict[str, np.ndarray]], pairs: PairSet, batch_size: int
 ) -> dict[str, np.ndarray]:
     """Embed a set like _embed_set, with the batches split over the ranks of torch.distributed.
 
     Every rank gets all embeddings. If batch_size is even, the batches, and with them the embeddings, are the same as in
     a single process.
     """
-    settings: dict[str, Any] = {"views": views, "first_image_only": first_image_only, "readers": readers}
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     if world_size == 1:
-        return _embed_set(backbone, pairs, batch_size=batch_size, **settings)
+        return embed_set(pairs, batch_size)
     # Each rank takes a contiguous range of the batches, which may be empty.
     batch_pairs = max(1, batch_size // 2)
     num_batches = -(-len(pairs) // batch_pairs)
@@ -207,19 +194,19 @@ def _embed_on_all_ranks(
     last = min(batch_pairs * (num_batches * (rank + 1) // world_size), len(pairs))
     local: dict[str, np.ndarray] = {}
     if first < last:
-        subset = PairSubset(pairs, np.arange(first, last))
-        local = _embed_set(backbone, subset, batch_size=2 * batch_pairs, **settings)
+        local = embed_set(PairSubset(pairs, np.arange(first, last)), 2 * batch_pairs)
     gathered: list[dict[str, np.ndarray]] = [{}] * world_size
     dist.all_gather_object(gathered, local)
-    return {view: np.concatenate([vectors[view] for vectors in gathered if vectors]) for view in views}
+    non_empty = [embeddings for embeddings in gathered if embeddings]
+    return {view: np.concatenate([embeddings[view] for embeddings in non_empty]) for view in non_empty[0]}
 
 
 @torch.inference_mode()
 def _embed_set(
     backbone: nn.Module,
     pairs: PairSet,
-    *,
     batch_size: int,
+    *,
     views: Mapping[str, View],
     first_image_only: bool,
     readers: int,
