@@ -100,7 +100,7 @@ def test_no_network_for_the_scale_says_how_to_train_one(tmp_path, place):
 def test_another_scale_than_the_expected_one_names_both(tmp_path):
     file = save(tmp_path / "SR_Best.pth", scale=2)
     assert load_super_resolution(file, 2).scale == load_super_resolution(file, None).scale == 2
-    with pytest.raises(DataError, match=r"SR_Best\.pth: enlarges 2 times, and scale 4 is wanted; name"):
+    with pytest.raises(DataError, match=r"SR_Best\.pth: enlarges 2 times, but scale 4 is requested. Name"):
         load_super_resolution(file, 4)
 
 

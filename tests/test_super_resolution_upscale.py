@@ -125,9 +125,9 @@ def test_batches_are_as_large_as_their_pixels_allow(monkeypatch):
 def test_a_folder_of_runs_gives_the_one_for_the_scale(run, network_file, tmp_path):
     out = run(f"--sr_checkpoint_dir={network_file.parents[1]}", "--scale=2")
     assert read(out / "top.png").shape == (40, 60, 3)
-    with pytest.raises(DataError, match="no super resolution network for scale 4 in it; train one with"):
+    with pytest.raises(DataError, match="no super resolution network for scale 4 in it. Train one with"):
         run(f"--sr_checkpoint_dir={network_file.parents[1]}", out=tmp_path / "other")
-    with pytest.raises(DataError, match="enlarges 2 times, and scale 4 is wanted"):
+    with pytest.raises(DataError, match="enlarges 2 times, but scale 4 is requested"):
         run("--scale=4", out=tmp_path / "other")
 
 

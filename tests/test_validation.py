@@ -173,9 +173,9 @@ def test_low_and_super_resolution_stand_in_one_table_with_what_is_won_back(
     written = json.loads((tmp_path / "r.json").read_text())
     assert list(written["views"]) == ["HR", "LRx2", "LRx4", "SRx2", "SRx4"] and written["LR_scale"] == [2, 4]
     file = best / "SR_x2_2024-01-01-00-00" / "SR_Best.pth"
-    with pytest.raises(DataError, match="enlarges 2 times, and scale 4 is wanted"):
+    with pytest.raises(DataError, match="enlarges 2 times, but scale 4 is requested"):
         validation.main([*arguments[:4], "--LR_scale=4", f"--sr_checkpoint_dir={file}"])
-    with pytest.raises(DataError, match="no super resolution network for scale 8 in it; train one with"):
+    with pytest.raises(DataError, match="no super resolution network for scale 8 in it. Train one with"):
         validation.main([*arguments[:5], "--LR_scale=8"])
 
 
