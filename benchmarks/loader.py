@@ -51,7 +51,7 @@ def measure(folder: Path, images: int, batch_size: int, threads: int, repeats: i
     """Images per second at full resolution, and with half of the samples at low resolution."""
     rows = []
     for name, size in (("full resolution", None), (f"half of the samples at x{SCALE}", SIZE // SCALE)):
-        augmentation = Augmentation(lr_sizes=() if size is None else (size,))
+        augmentation = Augmentation(low_res_sizes=() if size is None else (size,))
         ours = TrainLoader(open_training_images(folder), batch_size, augmentation, steps=images // batch_size)
         theirs = baseline.training_loader(str(folder), batch_size, size, images)
         times = in_turns(partial(_read_ours, ours), partial(_read, theirs), repeats)

@@ -126,7 +126,7 @@ def batches_of(loader: TrainLoader, epoch: int) -> tuple[torch.Tensor, torch.Ten
 
 def test_epoch_is_the_same_with_any_number_of_workers(people_folder):
     images = ImageFolder(people_folder)
-    augmentation = Augmentation(strong=True, lr_sizes=(28, 56))
+    augmentation = Augmentation(strong=True, low_res_sizes=(28, 56))
     alone = TrainLoader(images, 3, augmentation, seed=3)
     helped = TrainLoader(images, 3, augmentation, seed=3, num_workers=2)
     pixels, labels = batches_of(alone, 1)
@@ -148,7 +148,7 @@ def test_any_sample_can_be_reproduced(people_folder):
     assert labels[5] == images.labels[index]
 
 
-@pytest.mark.parametrize("augmentation", [Augmentation(lr_sizes=(28, 56)), Augmentation(strong=True)])
+@pytest.mark.parametrize("augmentation", [Augmentation(low_res_sizes=(28, 56)), Augmentation(strong=True)])
 def test_ranks_together_see_the_pixels_of_one_process(people_folder, augmentation):
     images = ImageFolder(people_folder)
     alone = TrainLoader(images, 6, augmentation, seed=3, steps=3)
@@ -189,7 +189,7 @@ def noise() -> np.ndarray:
 def test_augmentation_degrades_half_of_the_samples():
     changed = 0
     crops, samples = (
-        augmented(augmentation, noise(), 300) for augmentation in (Augmentation(), Augmentation(lr_sizes=(28,)))
+        augmented(augmentation, noise(), 300) for augmentation in (Augmentation(), Augmentation(low_res_sizes=(28,)))
     )
     for crop, sample in zip(crops, samples, strict=True):
         if (sample != crop).any():
@@ -199,7 +199,7 @@ def test_augmentation_degrades_half_of_the_samples():
 
 
 def test_augmentation_degrades_by_fraction_and_sizes():
-    low_res = Augmentation(lr_sizes=(56, 28, 14), lr_prob=0.9)
+    low_res = Augmentation(low_res_sizes=(56, 28, 14), low_res_prob=0.9)
     counts = dict.fromkeys((112, 56, 28, 14), 0)
     for crop, sample in zip(augmented(Augmentation(), noise(), 300), augmented(low_res, noise(), 300), strict=True):
         fitting = [size for size in counts if (sample == (transform.degrade(crop, size) if size < 112 else crop)).all()]

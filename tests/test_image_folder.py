@@ -51,11 +51,11 @@ def test_images_are_rgb_for_every_file_format(write_image_folder):
     blue[:, :, [0, 3]] = 255  # BGRA
     cv2.imwrite(str(root / "Ann" / "a_rgba.png"), blue)
     cv2.imwrite(str(root / "Ann" / "b_rgb.png"), blue[:, :, :3])
-    cv2.imwrite(str(root / "Ann" / "c_grey.png"), np.full((112, 112), 77, np.uint8))
+    cv2.imwrite(str(root / "Ann" / "c_gray.png"), np.full((112, 112), 77, np.uint8))
     images = ImageFolder(root)
     by_name = {images.path(index).name: images.image(index) for index in range(len(images))}
     assert all(image.shape == (112, 112, 3) and image.dtype == np.uint8 for image in by_name.values())
-    for name, color in {"a_rgba.png": (0, 0, 255), "b_rgb.png": (0, 0, 255), "c_grey.png": (77, 77, 77)}.items():
+    for name, color in {"a_rgba.png": (0, 0, 255), "b_rgb.png": (0, 0, 255), "c_gray.png": (77, 77, 77)}.items():
         assert (by_name[name] == color).all()
 
 

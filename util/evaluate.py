@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ def build_views(
     Raises:
         UsageError: a name is unknown.
     """
+    networks = networks or {}
     views: dict[str, View] = {}
     for name in names:
         if name == "HR":
@@ -63,14 +65,14 @@ def hr_view(device: torch.device | str) -> View:
 
 
 def low_res_view(size: int, device: torch.device | str, network: nn.Module | None = None) -> View:
-    """Build the view of the crop shrunk to size x size pixels and enlarged again: bicubic, or by a network."""
+    """Build the view of the crop shrunk to size x size and enlarged again: bicubic, or by a network."""
     if network is None:
         return lambda crops: torch.from_numpy(degrade(crops, size)).to(device, non_blocking=True)
     return sr_view(size, device, network)
 
 
 def sr_view(size: int, device: torch.device | str, network: nn.Module) -> View:
-    """Build the view of the crop shrunk to size x size pixels and enlarged by a network, which is on the device."""
+    """Build the view of the crop shrunk to size x size and enlarged by a network on the device."""
     return lambda crops: enlarge(network, torch.from_numpy(shrink(crops, size)).to(device))
 
 
@@ -81,7 +83,7 @@ def view_label(name: str, scale: int, scales: Sequence[int]) -> str:
 
 @torch.inference_mode()
 def embed(backbone: nn.Module, images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Embed images and mirror images, sum both and L2-normalize: (n, 112, 112, 3) RGB uint8 -> (n, D) on the device."""
+    """Embed images and mirror images, sum both, L2-normalize: (n, 112, 112, 3) RGB uint8 -> (n, D)."""
     return _embed(backbone, hr_view(device)(images))
 
 
@@ -91,7 +93,7 @@ def _embed(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def with_flip(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return network inputs of images and mirror images: (n, H, W, 3) uint8 -> two of (n, 3, H, W) in [-1, 1].
+    """Normalize images and mirror images: (n, H, W, 3) uint8 -> twice (n, 3, H, W) in [-1, 1].
 
     Bytes are mirrored, which takes a tenth of the time of mirroring floats.
     """
@@ -134,20 +136,14 @@ def evaluate(
     if first_image_only and "HR" not in views:
         raise UsageError("one side in low resolution: the other side is shown in the view HR. Add this view.")
     readers = 1 if torch.device(device).type == "cpu" else _READERS
+    embed_set = partial(_embed_set, backbone, views=views, first_image_only=first_image_only, readers=readers)
     results: dict[str, dict[str, VerificationResult]] = {view: {} for view in views}
     was_training = backbone.training
     backbone.eval()
     try:
         for pairs in pair_sets:
             start_time = time.perf_counter()
-            embeddings = _embed_on_all_ranks(
-                backbone,
-                pairs,
-                batch_size=batch_size,
-                views=views,
-                first_image_only=first_image_only,
-                readers=readers,
-            )
+            embeddings = _split_over_ranks(embed_set, pairs, batch_size)
             rate = 2 * len(pairs) * len(views) / (time.perf_counter() - start_time)
             for view, vectors in embeddings.items():
                 try:
@@ -179,23 +175,17 @@ def average_accuracy(results: dict[str, VerificationResult]) -> float:
     return sum(result.accuracy for result in results.values()) / len(results)
 
 
-def _embed_on_all_ranks(
-    backbone: nn.Module,
-    pairs: PairSet,
-    *,
-    batch_size: int,
-    views: Mapping[str, View],
-    first_image_only: bool,
-    readers: int,
+def _split_over_ranks(
+    embed_set: Callable[[PairSet, int], dict[str, np.ndarray]], pairs: PairSet, batch_size: int
 ) -> dict[str, np.ndarray]:
-    """Embed a set like _embed_set. Under torch.distributed each rank embeds some batches, and gathers all embeddings.
+    """Embed a set like _embed_set, with the batches split over the ranks of torch.distributed.
 
-    If batch_size is even, the batches, and with them the embeddings, are the same as in a single process.
+    Every rank gets all embeddings. If batch_size is even, the batches, and with them the embeddings, are the same as in
+    a single process.
     """
-    settings = {"views": views, "first_image_only": first_image_only, "readers": readers}
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     if world_size == 1:
-        return _embed_set(backbone, pairs, batch_size=batch_size, **settings)
+        return embed_set(pairs, batch_size)
     # Each rank takes a contiguous range of the batches, which may be empty.
     batch_pairs = max(1, batch_size // 2)
     num_batches = -(-len(pairs) // batch_pairs)
@@ -204,19 +194,19 @@ def _embed_on_all_ranks(
     last = min(batch_pairs * (num_batches * (rank + 1) // world_size), len(pairs))
     local: dict[str, np.ndarray] = {}
     if first < last:
-        subset = PairSubset(pairs, np.arange(first, last))
-        local = _embed_set(backbone, subset, batch_size=2 * batch_pairs, **settings)
+        local = embed_set(PairSubset(pairs, np.arange(first, last)), 2 * batch_pairs)
     gathered: list[dict[str, np.ndarray]] = [{}] * world_size
     dist.all_gather_object(gathered, local)
-    return {view: np.concatenate([vectors[view] for vectors in gathered if vectors]) for view in views}
+    non_empty = [embeddings for embeddings in gathered if embeddings]
+    return {view: np.concatenate([embeddings[view] for embeddings in non_empty]) for view in non_empty[0]}
 
 
 @torch.inference_mode()
 def _embed_set(
     backbone: nn.Module,
     pairs: PairSet,
-    *,
     batch_size: int,
+    *,
     views: Mapping[str, View],
     first_image_only: bool,
     readers: int,

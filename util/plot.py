@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -29,11 +29,11 @@ LOWEST_FAR = 1e-4
 
 
 def roc_figure(results: Mapping[str, VerificationResult]) -> Figure:
-    """Draw ROC curves over a logarithmic false accept rate, with accuracy (± standard deviation) and AUC in the legend.
+    """Draw ROC curves over a logarithmic false accept rate.
 
-    A curve is a staircase of the largest true accept rate at each false accept rate. It begins at 1 / negatives, the
-    smallest rate that its set can show, or at 1e-4. "LFW LR" has the color of "LFW", dashed. Later curves are thinner,
-    so that they do not hide earlier curves below them.
+    The legend has accuracy (± standard deviation) and AUC. A curve is a staircase of the largest true accept rate at
+    each false accept rate. It begins at 1 / negatives, the smallest rate that its set can show, or at 1e-4. "LFW LR"
+    has the color of "LFW", dashed. Later curves are thinner, so that they do not hide earlier curves below them.
     """
     from matplotlib.figure import Figure
 
@@ -61,7 +61,7 @@ def roc_figure(results: Mapping[str, VerificationResult]) -> Figure:
 
 
 def score_histogram(result: VerificationResult) -> Figure:
-    """Draw the distributions of the squared distances of same and different pairs, and the threshold between them."""
+    """Draw how squared distances of same and different pairs are distributed, and the threshold."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -72,7 +72,7 @@ def score_histogram(result: VerificationResult) -> Figure:
         distances = result.distances[result.issame == same]
         axes.hist(
             distances,
-            bins,
+            bins.tolist(),
             weights=np.full(len(distances), 1 / len(distances)),
             histtype="stepfilled",
             facecolor=(color, 0.25),
@@ -123,7 +123,7 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write the figure atomically, in the format of the path's suffix. Raise UsageError for an unknown suffix."""
+    """Write the figure in the format of the path's suffix. Raise UsageError for an unknown suffix."""
     path = Path(path)
     known = figure.canvas.get_supported_filetypes()
     suffix = path.suffix[1:].lower()
@@ -164,7 +164,7 @@ def _table_legend(figure: Figure, axes: Axes, columns: Mapping[str, Sequence[str
     lines = axes.get_lines()
     blank = Line2D([], [], linestyle="none")
     handles = [blank, *lines] + [blank] * (len(columns) * (len(lines) + 1))
-    labels = ["", *(line.get_label() for line in lines)]
+    labels = ["", *(str(line.get_label()) for line in lines)]
     for heading, texts in columns.items():
         labels += [heading, *texts]
     legend = figure.legend(
@@ -182,11 +182,11 @@ def _table_legend(figure: Figure, axes: Axes, columns: Mapping[str, Sequence[str
             text.set_color(PALE_INK)
 
 
-def _percent(fraction: float, position: int) -> str:
+def _percent(fraction: float, position: float) -> str:
     return f"{100 * fraction:g}"
 
 
-def style_axes(axes: Axes, grid: str) -> None:
+def style_axes(axes: Axes, grid: Literal["both", "x", "y"]) -> None:
     """Style axes: two spines, pale grid lines behind the data, dark gray text."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(SPINE)

@@ -51,7 +51,7 @@ def find_super_resolution(path: str | Path, scale: int, flag: str = "--sr_checkp
 
 
 def load_networks(path: str | Path, scales: Sequence[int], devices: Sequence[torch.device]) -> dict[int, nn.Module]:
-    """Load and log the network for each scale: {scale: network on the devices}. Raise DataError if one is missing."""
+    """Load the network for each scale: {scale: network on the devices}. Raise DataError for a missing one."""
     networks = {}
     for scale in scales:
         file = find_super_resolution(path, scale)
@@ -76,7 +76,7 @@ def load_super_resolution(file: Path, expected_scale: int | None) -> RCAN:
 
 
 def rcan_from_file_state(state: Mapping[str, Tensor], file: Path) -> RCAN:
-    """Build the RCAN of a state dict. Raise DataError, which names the file, if the keys or shapes do not fit."""
+    """Build the RCAN of a state dict. Raise DataError, naming the file, for other keys or shapes."""
     try:
         return rcan_from_state_dict(state)
     except ValueError as error:
@@ -84,9 +84,10 @@ def rcan_from_file_state(state: Mapping[str, Tensor], file: Path) -> RCAN:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """Turn pixels into the floats of a super resolution network: (N, H, W, 3) uint8 -> (N, 3, H, W) float32 in [0, 1].
+    """Turn pixels into floats: (N, H, W, 3) uint8 -> (N, 3, H, W) float32 in [0, 1].
 
-    The result is in channels_last memory order, so the layout is not copied.
+    These are the inputs of super resolution networks. The result is in channels_last memory order, so the layout is not
+    copied.
     """
     return images.permute(0, 3, 1, 2).float().div_(255)
 
@@ -98,5 +99,5 @@ def to_levels(images: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def enlarge(network: nn.Module, images: Tensor) -> Tensor:
-    """Enlarge (N, h, w, 3) RGB uint8 to (N, scale * h, scale * w, 3) RGB uint8, both on the network's device."""
+    """Enlarge (N, h, w, 3) RGB uint8 to (N, scale * h, scale * w, 3), both on the network's device."""
     return to_levels(network(to_unit(images)))

@@ -107,7 +107,7 @@ def degrade(images: np.ndarray, size: int) -> np.ndarray:
 
 
 def _resample(images: np.ndarray, size: int) -> np.ndarray:
-    """Resample with torch's kernel for bytes, which rounds like Pillow: columns first, each pass to gray levels."""
+    """Resample with torch's kernel for bytes: columns first, each pass rounded to integers, like Pillow."""
     pixels = torch.from_numpy(np.ascontiguousarray(images))
     batch = pixels if pixels.ndim == 4 else pixels[None]  # by torch: numpy's strides would lead to a slow layout
     resized = F.interpolate(batch.permute(0, 3, 1, 2), (size, size), mode="bicubic", antialias=True)

@@ -54,11 +54,11 @@ class VerificationResult:
 
     @property
     def negatives(self) -> int:
-        """Return the number of pairs of different people: 1 / negatives is the smallest false accept rate above 0."""
+        """Return the number of pairs of different people; 1 / negatives is the smallest FAR above 0."""
         return self.pairs - int(np.count_nonzero(self.issame))
 
     def tar_at_far(self, far: float) -> float:
-        """Return the largest true accept rate of any threshold whose false accept rate is at most `far`, in [0, 1].
+        """Return the largest true accept rate, in [0, 1], at a false accept rate of at most `far`.
 
         Below 1 / negatives that is the rate without any false accept.
         """
@@ -150,8 +150,9 @@ def _check_inputs(embeddings: np.ndarray, issame: np.ndarray) -> tuple[np.ndarra
 
 
 def _squared_distances(embeddings: np.ndarray) -> np.ndarray:
-    """Return the distances (P,) of embeddings (2P, D), in their precision; blocks that fit the cache are faster."""
+    """Return the distances (P,) of embeddings (2P, D), in their precision."""
     distances = np.empty(len(embeddings) // 2, embeddings.dtype)
+    # Blocks that fit into the cache are faster.
     with np.errstate(invalid="ignore", over="ignore"):  # _check_finite reports values that are not finite
         for start in range(0, len(distances), BLOCK):
             rows = embeddings[2 * start : 2 * (start + BLOCK)]
@@ -174,7 +175,9 @@ def _check_finite(embeddings: np.ndarray, distances: np.ndarray) -> None:
 
 
 def contiguous_folds(issame: np.ndarray, folds: int) -> np.ndarray:
-    """Return the fold (P,) of each pair, sized like scikit-learn's KFold: the first P % folds have one pair more.
+    """Return the fold (P,) of each pair, with the sizes of scikit-learn's KFold.
+
+    The first (P modulo folds) folds have one pair more.
 
     Raises:
         DataError: there are fewer pairs than folds, or a fold has no same or no different pairs.
@@ -220,7 +223,7 @@ def _count_accepts(distances: np.ndarray, issame: np.ndarray, fold_ids: np.ndarr
 def _count_accepts_after_pca(
     embeddings: np.ndarray, issame: np.ndarray, fold_ids: np.ndarray, components: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Reduce each fold by a PCA fitted to the others: distances (P,), counts (F, 2, 400) to test and to train with."""
+    """Reduce each fold by a PCA of the others. Return distances (P,), test and train counts (F, 2, 400)."""
     from sklearn.decomposition import PCA  # takes a second to import, and is seldom needed
     from sklearn.preprocessing import normalize
 
@@ -235,7 +238,7 @@ def _count_accepts_after_pca(
         others = fold_ids != fold
         train_embeddings = np.concatenate([embeddings[0::2][others], embeddings[1::2][others]])
         model = PCA(components, svd_solver="full").fit(train_embeddings)
-        reduced = _squared_distances(normalize(model.transform(embeddings)))
+        reduced = _squared_distances(np.asarray(normalize(model.transform(embeddings))))
         accept_counts = _count_accepts(reduced, issame, fold_ids)
         test_counts[fold] = accept_counts[fold]
         train_counts[fold] = accept_counts.sum(axis=0) - accept_counts[fold]
@@ -244,7 +247,7 @@ def _count_accepts_after_pca(
 
 
 def _roc(distances: np.ndarray, issame: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return false and true accept rates (U + 1,) at the U distinct distances, and the area under the lines between.
+    """Return false and true accept rates (U + 1,) at the U distinct distances, and the area under them.
 
     Equal distances are accepted together. So the area is the probability that a same pair is closer than a different
     pair, where a tie counts half (Mann-Whitney). It is summed in integers, which is exact.
@@ -260,7 +263,7 @@ def _roc(distances: np.ndarray, issame: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _equal_error_rate(far: np.ndarray, tar: np.ndarray) -> float:
-    """Return the rate where far = 1 - tar, by linear interpolation between the points of the ROC around it."""
+    """Return the rate where far = 1 - tar, by linear interpolation between two points of the ROC."""
     gap = far - (1 - tar)  # rises from -1 to 1
     after = int(np.argmax(gap >= 0))
     before = after - 1

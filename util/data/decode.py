@@ -35,7 +35,7 @@ def decode_image(encoded: bytes, source: str, fix: str) -> np.ndarray:
 
 
 def decode_face(encoded: bytes, source: str, fix: str) -> np.ndarray:
-    """Decode an aligned face: like decode_image, but raise DataError unless the image is square, (S, S, 3)."""
+    """Decode an aligned face, (S, S, 3): like decode_image, but raise DataError unless it is square."""
     image = decode_image(encoded, source, fix)
     height, width = image.shape[:2]
     if height != width:

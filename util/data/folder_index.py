@@ -27,7 +27,6 @@ _CLOCK_TICK = 2_000_000_000  # nanoseconds: the coarsest clock of a file system,
 _SLOW = 5  # seconds
 
 FolderStat = tuple[int, int, int]  # a folder's inode, mtime_ns and ctime_ns
-_ARRAYS = ("format", "people", "stamps", "counts", "images")
 _UNKNOWN: FolderStat = (0, 0, 0)
 
 
@@ -47,7 +46,7 @@ def unpack_name(packed: str) -> str:
 
 @dataclass(frozen=True)
 class FolderIndex:
-    """The P folders in ROOT, in alphabetical order, and the N images in them, in alphabetical order in each folder.
+    """The P folders in ROOT and the N images in them, both in alphabetical order.
 
     `people`: the folders' names, also of folders without images; `stats`: of each folder; `counts` (P,) int64: images
     in each folder; `images` (N,): the packed names of all images, folder by folder.
@@ -108,7 +107,7 @@ def _unreadable(error: OSError, folder: str) -> DataError:
 
 
 def _join(names: Iterable[str]) -> np.ndarray:
-    """Join packed names to one uint8 array, with a zero byte, which no file name can hold, after each name."""
+    """Join packed names to one uint8 array, with a zero byte, which no file name has, after each name."""
     return np.frombuffer("".join(f"{name}\0" for name in names).encode("latin-1"), np.uint8)
 
 
@@ -121,7 +120,8 @@ def _load(path: Path) -> FolderIndex | None:
     """Load the index file, or return None if it is missing, damaged, inconsistent or of another version."""
     try:
         with np.load(path) as arrays:
-            version, people, stats, counts, images = (arrays[key] for key in _ARRAYS)
+            version, people, stats = arrays["format"], arrays["people"], arrays["stamps"]
+            counts, images = arrays["counts"], arrays["images"]
         folders = [unpack_name(name) for name in _split(people)]
         names = np.array(_split(images), dtype=np.dtypes.StringDType())
         is_valid = (
@@ -150,14 +150,14 @@ def _save(root: Path, index: FolderIndex, seconds: float) -> None:
         with partial.open("wb") as file:
             start_ns = os.fstat(file.fileno()).st_mtime_ns - int(seconds * 1e9)  # by the clock of the file system
             stats = [stat if max(stat[1:]) < start_ns - _CLOCK_TICK else _UNKNOWN for stat in index.stats]
-            content = (
-                np.array(_FORMAT),
-                _join(pack_names(index.people)),
-                np.array(stats, np.int64).reshape(-1, 3),
-                index.counts,
-                _join(index.images),
+            np.savez(
+                file,
+                format=np.array(_FORMAT),
+                people=_join(pack_names(index.people)),
+                stamps=np.array(stats, np.int64).reshape(-1, 3),
+                counts=index.counts,
+                images=_join(index.images),
             )
-            np.savez(file, **dict(zip(_ARRAYS, content, strict=True)))
         partial.replace(root / INDEX_FILE)
     except OSError as error:
         if seconds > _SLOW:

@@ -13,13 +13,14 @@ _FIX = "Restore it or remove it."
 
 
 class ImageFolder:
-    """Aligned faces in one folder for each person: ROOT/PERSON/IMAGE. Classes and images are in alphabetical order.
+    """Aligned faces in one folder for each person: ROOT/PERSON/IMAGE.
 
-    People without images are left out. Worker processes use arrays only, so they do not copy the names.
+    Classes and images are in alphabetical order. People without images are left out. Worker processes use arrays only,
+    so they do not copy the names.
     """
 
     def __init__(self, root: Path):
-        """List the images in `root`. Raise DataError if there are fewer than two people, or a folder is unreadable."""
+        """List the images in `root`. Raise DataError for an unreadable folder or fewer than two people."""
         self.root = root
         index = list_images(root)
         self.classes = [name for name, count in zip(index.people, index.counts.tolist(), strict=True) if count]
@@ -41,8 +42,8 @@ class ImageFolder:
 
     def where(self, index: int) -> str:
         """Return the path of image `index`, for messages."""
-        folder = unpack_name(self._folders[self.labels[index]])
-        return f"{self.root}/{folder}/{unpack_name(self._images[index])}"
+        folder = unpack_name(str(self._folders[self.labels[index]]))
+        return f"{self.root}/{folder}/{unpack_name(str(self._images[index]))}"
 
     def encoded(self, index: int) -> bytes:
         """Return the content of the file of image `index`. Raise DataError if it cannot be read."""

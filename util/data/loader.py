@@ -98,7 +98,7 @@ def _images_in(path: Path) -> Path:
 
 
 def open_training_images(path: str | Path) -> TrainingImages:
-    """Open a folder of people, a .rec file, or a folder that holds one. Raise DataError if it cannot be used."""
+    """Open a folder of people or a .rec file, also inside a folder. Raise DataError if that fails."""
     path = _images_in(Path(path))
     if path.is_dir():
         return ImageFolder(path)
@@ -109,11 +109,11 @@ def open_training_images(path: str | Path) -> TrainingImages:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Augments training images; the fraction `lr_prob` of the samples is degraded, each to one of `lr_sizes` pixels."""
+    """Augments training images, and degrades the fraction `low_res_prob` of them to one of `low_res_sizes` pixels."""
 
     strong: bool = False
-    lr_sizes: tuple[int, ...] = ()
-    lr_prob: float = 0.5
+    low_res_sizes: tuple[int, ...] = ()
+    low_res_prob: float = 0.5
 
     def __call__(self, samples: Iterable[Sample], pixels: np.ndarray) -> None:
         """Augment B samples into `pixels`, (B, 112, 112, 3) RGB uint8."""
@@ -121,19 +121,19 @@ class Augmentation:
         sizes = np.full(len(pixels), FACE_SIZE)
         for place, (image, rng) in enumerate(samples):
             pixels[place] = augment(image, rng)
-            if self.lr_sizes and rng.random() < self.lr_prob:
+            if self.low_res_sizes and rng.random() < self.low_res_prob:
                 # With one size no random number is drawn for it.
-                choice = rng.integers(len(self.lr_sizes)) if len(self.lr_sizes) > 1 else 0
-                sizes[place] = self.lr_sizes[choice]
+                choice = rng.integers(len(self.low_res_sizes)) if len(self.low_res_sizes) > 1 else 0
+                sizes[place] = self.low_res_sizes[choice]
         # One call for all images of a size: a call for each image would take three times as long.
-        for size in self.lr_sizes:
+        for size in self.low_res_sizes:
             of_size = sizes == size
             if of_size.any():
                 pixels[of_size] = transform.degrade(pixels[of_size], size)
 
 
 class BatchDataset(Dataset):
-    """Makes complete batches in the worker: one uint8 array passes between processes instead of many small ones.
+    """Makes complete batches in the worker, so that one uint8 array passes between processes.
 
     The random numbers of a sample come from (seed, epoch, position): any sample of any epoch can be reproduced,
     whatever the number of workers and ranks.
@@ -246,6 +246,6 @@ def _init_worker(worker: int) -> None:
 def _report_except_lost_connections(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Report an uncaught error, unless it is the connection that ends with the main process, which is normal."""
+    """Report an uncaught error, unless the main process has ended and closed the connection."""
     if not issubclass(kind, ConnectionError):
         sys.__excepthook__(kind, error, trace)

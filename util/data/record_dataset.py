@@ -23,10 +23,11 @@ _FIX = "Rebuild the set."
 
 
 class RecordImages:
-    """The aligned faces in PATH, a .rec file with its .idx next to it. A class is named after its number: `0000017`.
+    """The aligned faces in PATH, a .rec file with its .idx next to it.
 
-    Classes without images are left out. Labels come from the identity records, without reading the images, or else from
-    the images' own headers. All that grows with the set is in numpy arrays, which worker processes do not copy.
+    A class is named after its number: `0000017`. Classes without images are left out. Labels come from the identity
+    records, without reading the images, or else from the images' own headers. All that grows with the set is in numpy
+    arrays, which worker processes do not copy.
     """
 
     def __init__(self, path: Path):
@@ -78,7 +79,7 @@ class RecordImages:
 
 
 def _first_identity(file: RecordFile, header: Record) -> int:
-    """Return the position of the first identity record, which is the header's first label unless that was rounded."""
+    """Return the position of the first identity record: the header's first label, unless it was rounded."""
     count = len(file)
     rule = f"The header record must have two labels, the numbers of the first identity record and {count}. {_FIX}"
     if len(header.labels) != 2 or file.keys[0] != 0 or file.keys[-1] != count - 1:
@@ -158,8 +159,9 @@ def _identity_ranges(file: RecordFile, first: int) -> np.ndarray:
 
 
 def _image_labels(file: RecordFile, positions: np.ndarray) -> np.ndarray:
-    """Read the class numbers (N,) int64 of the images at `positions` from their headers, in the order of the file."""
+    """Read the class numbers (N,) int64 of the images at `positions` from their headers."""
     values = np.empty(len(positions))
+    # In the order of the file, which disks read fastest.
     order = np.argsort(file.offsets[positions], kind="stable")
     for place in progress(order, f"labels in {file.path.name}", "images"):
         values[place] = file.labels(int(positions[place]))[0]

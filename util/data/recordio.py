@@ -35,18 +35,19 @@ _FIX = "Copy the set again, or rebuild it."
 
 @dataclass(frozen=True)
 class Record:
-    """What one record holds: (L,) float32 labels, L >= 1, and the bytes of an image file (empty if it has no image)."""
+    """One record: (L,) float32 labels, L >= 1, and the bytes of an image file, or no bytes."""
 
     labels: np.ndarray
     content: bytes
 
 
 class RecordFile:
-    """Reads the records of a .rec file in any order, by their position in the ascending order of their numbers.
+    """Reads the records of a .rec file in any order.
 
-    Records are read with pread from a descriptor that each process opens when it needs it. pread moves no file position
-    that forked processes would share, and pickling, for spawned processes, leaves the descriptor out. A file that
-    shrinks meanwhile ends in an error, where a memory map would kill the process.
+    A position counts in the ascending order of the records' numbers. Records are read with pread from a descriptor that
+    each process opens when it needs it. pread moves no file position that forked processes would share, and pickling,
+    for spawned processes, leaves the descriptor out. A file that shrinks meanwhile ends in an error, where a memory map
+    would kill the process.
     """
 
     def __init__(self, path: Path):
@@ -84,7 +85,7 @@ class RecordFile:
             magic, length, flag, label, _, _, first, second = _START.unpack(start)
             # The kind is in the bits above the length, so a record in fragments looks far too long.
             if magic == _MAGIC and flag <= 2 and _HEADER.size + 4 * flag <= length < 1 << _LENGTH_BITS:
-                return ((label,), (first,), (first, second))[flag]
+                return (first, second)[:flag] if flag else (label,)
         return self.read(position).labels.tolist()
 
     def where(self, position: int) -> str:
@@ -149,8 +150,9 @@ class RecordFile:
         return self.__dict__ | {"_descriptor": None}
 
     def __del__(self) -> None:
-        if getattr(self, "_descriptor", None) is not None:
-            os.close(self._descriptor)
+        descriptor = getattr(self, "_descriptor", None)  # None too if opening failed
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _read_index(path: Path, records: Path, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -79,7 +79,7 @@ class BalancedSampler(Sampler[BatchIndices]):
 
 
 class SampleRng:
-    """Random numbers of the samples of an epoch, each a pure function of (seed, epoch, position in the order).
+    """Random numbers of each sample: a pure function of (seed, epoch, position in the order).
 
     Philox encrypts a counter under a key (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011). One
     generator with the key (seed, epoch) therefore moves to any sample at once. Seeding a new generator would take as

@@ -217,7 +217,7 @@ class Trainer(TrainingLoop):
         self.loader = TrainLoader(
             self.images,
             config.batch_size,
-            Augmentation(strong=config.augment == "strong", lr_sizes=low_res_sizes, lr_prob=config.LR_prob),
+            Augmentation(strong=config.augment == "strong", low_res_sizes=low_res_sizes, low_res_prob=config.LR_prob),
             seed=config.seed,
             num_workers=num_workers,
             pin_memory=self.device.type == "cuda",
