@@ -1,16 +1,17 @@
-"""Every flag of train.py and validation.py: its default, its rule and its help, each written once.
+"""Every flag of train.py and validation.py: its default, its rule and its help.
 
     config = parse_train(["--gpu_num=[0,1]", "--LR_train", "--stages", "10", "20"])
     config.gpu_num, config.LR_train, config.stages        # (0, 1), True, (10, 20)
 
-util/cli/parser.py reads them, from the command line or from the file given with --config.
+util/cli/parser.py reads the command line and the file given with --config.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from util.cli.parser import Given, Settings, flag, named, option, parse
+from model.names import BACKBONE_NAMES, HEAD_NAMES, LOSS_NAMES, SR_SCALES
+from util.cli.parser import Explicit, Settings, choice, flag, inherit_from_run, option, parse
 from util.cli.types import (
     EVAL_BATCH_DEFAULTS,
     PRECISIONS,
@@ -26,79 +27,87 @@ from util.cli.types import (
 from util.distributed import DistEnv, local_gpu_ids
 from util.errors import UsageError
 
-# The registries of model/ know the same names; they are repeated here because importing them would import torch.
-_IR_NAMES = ("IR_50", "IR_101", "IR_152", "IR_SE_50", "IR_SE_101", "IR_SE_152")
-_MOBILE_NAMES = ("MobileFaceNet", "MobileFaceNet_050", "MobileFaceNet_025")
-BACKBONE_NAMES = _IR_NAMES + _MOBILE_NAMES + ("iresnet18", "iresnet34", "iresnet50", "iresnet100")
-HEAD_NAMES = ("ArcFace", "CosFace")
-LOSS_NAMES = ("focal", "cross_entropy")
 AUGMENTATIONS = ("standard", "strong")
-SR_SCALES = (2, 4, 8)  # powers of two that divide 112, and leave a face to be seen
 
-# The sections of --help, in their order; that of the flags which every script has comes last.
-WHERE, DATA, MODEL, OPTIMIZATION = "Where things are", "Data", "Model", "Optimisation"
+# The sections of --help, in their order; the section of the flags that every program has comes last.
+PATHS, DATA, MODEL, OPTIMIZATION = "Where things are", "Data", "Model", "Optimization"
 RESOLUTION, MACHINE, OUTPUT = "Low and super resolution", "Machine", "Output"
-GROUPS = (WHERE, DATA, MODEL, OPTIMIZATION, RESOLUTION, MACHINE, OUTPUT)
+GROUPS = (PATHS, DATA, MODEL, OPTIMIZATION, RESOLUTION, MACHINE, OUTPUT)
 
 _POSITIVE = number("a number above 0", lambda value: value > 0)
 _NOT_NEGATIVE = number("a number, 0 or more", lambda value: value >= 0)
 _FROM_0_TO_1 = number("a number from 0 to 1", lambda value: 0 <= value <= 1)
-_SHARE = number("a number above 0, and 1 at most", lambda value: 0 < value <= 1)
+_FRACTION = number("a number above 0, and 1 at most", lambda value: 0 < value <= 1)
 _BELOW_1 = number("a number from 0 to less than 1", lambda value: 0 <= value < 1)
 _STAGES = integers(
     "none",
     "ascending epochs from 1 on, like 15 23 30 or [15,23,30]",
     lambda epochs: all(first < second for first, second in pairwise([0, *epochs])),
 )
-
-_scales = integers(
+_SCALES = integers(
     None,
     "different whole numbers from 2 to 14, like 4 or 2,4,8",
-    lambda numbers: len(set(numbers)) == len(numbers) > 0 and all(2 <= number <= 14 for number in numbers),
+    lambda scales: len(set(scales)) == len(scales) > 0 and all(2 <= scale <= 14 for scale in scales),
+    scalar=True,
 )
-
-
-def _to_scales(value: object) -> tuple[int, ...]:
-    return _scales([value] if type(value) is int else value)  # a single one in a file, or in a run of before
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Settings):
     """The settings that train.py and validation.py share. UsageError where a value breaks its rule."""
 
-    data_dir: str = option("./data", WHERE, to_path, "DIR", "training and verification sets")
-    best_checkpoint_dir: str = option("./checkpoints_best", WHERE, to_path, "DIR", "runs with their best epoch")
+    data_dir: str = option(
+        default="./data", type=to_path, metavar="DIR", help="training and verification sets", group=PATHS
+    )
+    best_checkpoint_dir: str = option(
+        default="./checkpoints_best", type=to_path, metavar="DIR", help="runs with their best epoch", group=PATHS
+    )
     val_data: tuple[str, ...] = option(
-        (),
-        DATA,
-        to_pair_sets,
-        "SET ...",
-        "verification sets besides those in data_dir, each NAME=PATH: a bcolz folder, a .bin of InsightFace, or a list "
-        "of pairs in text, whose images are beside it, or in ROOT with NAME=PATH:ROOT. A name is made of "
-        f"{SET_NAMES}; without NAME= it is the file's. LFW, CFP_FF, CFP_FP and AgeDB, in capitals or not, take the "
-        "place of those in data_dir. none: no such sets",
-        "none",
-        apart=True,
+        default=(),
+        type=to_pair_sets,
+        metavar="SET ...",
+        help=(
+            "further verification sets, each NAME=PATH: a bcolz folder, an InsightFace .bin file, or a text list of "
+            "pairs with its images in the same folder, or in ROOT with NAME=PATH:ROOT. A name has "
+            f"{SET_NAMES}; without NAME= it is the file's name. LFW, CFP_FF, CFP_FP and AgeDB (in any case) replace "
+            "the set of that name in data_dir. none: no further sets"
+        ),
+        split_words=True,
+        group=DATA,
     )
     resume_dir: str | None = option(
-        None, WHERE, to_path, "DIR", "the run to continue (its newest epoch), or one .pth file of it", "a new run"
+        type=to_path,
+        metavar="DIR",
+        help="run to continue from its newest epoch, or one .pth file of it",
+        default_help="a new run",
+        group=PATHS,
     )
     LR_scale: tuple[int, ...] = option(
-        (4,), RESOLUTION, _to_scales, "N ...", "low resolution is 112 // N pixels a side; several N: each of them"
+        default=(4,),
+        type=_SCALES,
+        metavar="N ...",
+        help="low resolution is 112 // N pixels a side; several N: each is used",
+        group=RESOLUTION,
     )
-    LR_eval: bool = flag(RESOLUTION, "evaluate at low resolution too: bicubic down and up again")
-    SR_eval: bool = flag(RESOLUTION, "evaluate at low resolution, and after super resolution of the same small images")
+    LR_eval: bool = flag(help="also evaluate at low resolution: bicubic down and up again", group=RESOLUTION)
+    SR_eval: bool = flag(
+        help="also evaluate at low resolution, and after super resolution of the same small images", group=RESOLUTION
+    )
     sr_checkpoint_dir: str | None = option(
-        None,
-        RESOLUTION,
-        to_path,
-        "PATH",
-        "super resolution network: an SR file, a run, or a folder of runs, of which the newest for each scale is taken",
-        "best_checkpoint_dir",
+        type=to_path,
+        metavar="PATH",
+        help="super resolution network: an SR file, a run, or a folder of runs (the newest for each scale)",
+        default_help="best_checkpoint_dir",
+        group=RESOLUTION,
     )
-    gpu_num: tuple[int, ...] = option((0,), MACHINE, to_gpus, "LIST", "GPUs, as 0 or 0,1 or [0,1]; or cpu")
-    precision: str = named(
-        "auto", MACHINE, PRECISIONS, text="what the backbone computes in; auto: bf16 on a GPU that has it, else fp32"
+    gpu_num: tuple[int, ...] = option(
+        default=(0,), type=to_gpus, metavar="LIST", help="GPUs, as 0 or 0,1 or [0,1]; or cpu", group=MACHINE
+    )
+    precision: str = choice(
+        PRECISIONS,
+        default="auto",
+        help="what the backbone computes in; auto: bf16 on a GPU that has it, else fp32",
+        group=MACHINE,
     )
 
     def __post_init__(self) -> None:
@@ -114,109 +123,180 @@ class Config(Settings):
 
     @property
     def views(self) -> tuple[str, ...]:
-        """What evaluation looks at: full resolution, and low and super resolution where they are wanted."""
-        return ("HR", *(("LR",) if self.LR_eval or self.SR_eval else ()), *(("SR",) if self.SR_eval else ()))
+        """Return the names of the evaluated views: HR, and LR and SR if they are asked for."""
+        if self.SR_eval:
+            return ("HR", "LR", "SR")
+        return ("HR", "LR") if self.LR_eval else ("HR",)
 
     @property
     def sr_scales(self) -> tuple[int, ...]:
-        """The scales that are evaluated after super resolution."""
+        """Return the scales that are evaluated after super resolution."""
         return self.LR_scale if self.SR_eval else ()
 
     @property
     def sr_path(self) -> str:
-        """Where the networks for them are looked for."""
+        """Return where to look for the super resolution networks."""
         return self.sr_checkpoint_dir or self.best_checkpoint_dir
 
     @property
     def named_pair_sets(self) -> dict[str, tuple[str, str | None]]:
-        """`val_data` as find_pair_sets wants it."""
+        """Return `val_data` as {name: (path, folder of the images or None)} for find_pair_sets."""
         return named_pair_sets(self.val_data)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
-    """The settings of train.py. Epochs of warm-up may be fractions; those of `stages` are counted from 1."""
+    """The settings of train.py. Epochs of warm-up may be fractions; epochs in `stages` count from 1."""
 
-    checkpoint_dir: str = option("./checkpoints", WHERE, to_path, "DIR", "runs with the files of each epoch")
-    log_dir: str = option("./log", WHERE, to_path, "DIR", "TensorBoard files")
+    checkpoint_dir: str = option(
+        default="./checkpoints", type=to_path, metavar="DIR", help="runs with the files of each epoch", group=PATHS
+    )
+    log_dir: str = option(default="./log", type=to_path, metavar="DIR", help="TensorBoard files", group=PATHS)
     train_data: str | None = option(
-        None,
-        DATA,
-        to_path,
-        "DIR",
-        "a folder of people under data_dir, or a path; or a train.rec, InsightFace's RecordIO",
-        "imgs_casia, ms1m_align_112, imgs_train or imgs",
+        type=to_path,
+        metavar="DIR",
+        help="folder with one folder per identity, under data_dir or a path; or a RecordIO file train.rec",
+        default_help="imgs_casia, ms1m_align_112, imgs_train or imgs",
+        group=DATA,
     )
-    augment: str = named(
-        "standard", DATA, AUGMENTATIONS, text="standard: crop, flip; strong: rotation, scale, colour, erasing too"
+    augment: str = choice(
+        AUGMENTATIONS,
+        default="standard",
+        help="standard: crop and flip; strong: also rotation, scale, color, erasing",
+        group=DATA,
     )
-    backbone: str = named("IR_SE_50", MODEL, BACKBONE_NAMES)
-    embedding_size: int = option(512, MODEL, integer(1), "N", "numbers in the embedding of a face")
-    head: str = named("ArcFace", MODEL, HEAD_NAMES)
-    loss: str = named("focal", MODEL, LOSS_NAMES)
+    backbone: str = choice(BACKBONE_NAMES, default="IR_SE_50", group=MODEL)
+    embedding_size: int = option(
+        default=512, type=integer(1), metavar="N", help="dimensions of the embedding", group=MODEL
+    )
+    head: str = choice(HEAD_NAMES, default="ArcFace", group=MODEL)
+    loss: str = choice(LOSS_NAMES, default="focal", group=MODEL)
     # torchrun takes --s and --m for abbreviations of flags of its own, and stops; the long names reach the program.
-    s: float = option(64.0, MODEL, _POSITIVE, "X", "scale of the head's cosines", aliases=("head_scale",))
-    m: float = option(
-        0.5, MODEL, _FROM_0_TO_1, "X", "margin: radians for ArcFace, cosine for CosFace", aliases=("margin",)
+    s: float = option(
+        default=64.0,
+        type=_POSITIVE,
+        metavar="X",
+        help="scale of the head's cosines",
+        aliases=("head_scale",),
+        group=MODEL,
     )
-    margin_warmup_epochs: float = option(0.0, MODEL, _NOT_NEGATIVE, "X", "epochs in which m grows from 0")
+    m: float = option(
+        default=0.5,
+        type=_FROM_0_TO_1,
+        metavar="X",
+        help="margin: radians for ArcFace, cosine for CosFace",
+        aliases=("margin",),
+        group=MODEL,
+    )
+    margin_warmup_epochs: float = option(
+        default=0.0,
+        type=_NOT_NEGATIVE,
+        metavar="X",
+        help="epochs in which the margin m grows from 0 to its value",
+        group=MODEL,
+    )
     sample_rate: float = option(
-        1.0,
-        MODEL,
-        _SHARE,
-        "X",
-        "share of the classes that take part in each step: those of the batch, and others at random (Partial FC)",
+        default=1.0,
+        type=_FRACTION,
+        metavar="X",
+        help="fraction of the classes in each step: the classes of the batch, and random others (Partial FC)",
+        group=MODEL,
     )
     batch_size: int = option(
-        64, OPTIMIZATION, integer(2), "N", "images in a step, over all GPUs; under torchrun, of each process"
+        default=64,
+        type=integer(2),
+        metavar="N",
+        help="images per batch, over all GPUs; under torchrun, for each process",
+        group=OPTIMIZATION,
     )
     accumulate: int = option(
-        1, OPTIMIZATION, integer(1), "N", "parts that each batch is worked through in, for less memory"
+        default=1,
+        type=integer(1),
+        metavar="N",
+        help="gradient accumulation: micro-batches per batch",
+        group=OPTIMIZATION,
     )
-    epochs: int = option(50, OPTIMIZATION, integer(1), "N", "epochs in all, those before a resume included")
-    lr: float = option(0.025, OPTIMIZATION, _POSITIVE, "X", "learning rate after the warm-up")
-    scale_lr: bool = flag(OPTIMIZATION, "under torchrun, multiply lr by the number of processes")
+    epochs: int = option(
+        default=50,
+        type=integer(1),
+        metavar="N",
+        help="epochs of the complete run, epochs before a resume included",
+        group=OPTIMIZATION,
+    )
+    lr: float = option(
+        default=0.025, type=_POSITIVE, metavar="X", help="learning rate after the warm-up", group=OPTIMIZATION
+    )
+    scale_lr: bool = flag(help="under torchrun, multiply lr by the number of processes", group=OPTIMIZATION)
     stages: tuple[int, ...] = option(
-        (15, 23, 30), OPTIMIZATION, _STAGES, "LIST", "epochs that divide lr by 10, or none"
+        default=(15, 23, 30),
+        type=_STAGES,
+        metavar="LIST",
+        help="epochs at which lr is divided by 10, or none",
+        group=OPTIMIZATION,
     )
-    warmup_epochs: float = option(5.0, OPTIMIZATION, _NOT_NEGATIVE, "X", "epochs of linear warm-up of the rate")
-    weight_decay: float = option(5e-4, OPTIMIZATION, _NOT_NEGATIVE, "X", "on all weights but batch norm's")
-    momentum: float = option(0.9, OPTIMIZATION, _BELOW_1, "X", "momentum of SGD")
-    LR_train: bool = flag(RESOLUTION, "train on low resolution in a part of the samples, see LR_prob")
+    warmup_epochs: float = option(
+        default=5.0,
+        type=_NOT_NEGATIVE,
+        metavar="X",
+        help="epochs of linear warm-up of the learning rate",
+        group=OPTIMIZATION,
+    )
+    weight_decay: float = option(
+        default=5e-4,
+        type=_NOT_NEGATIVE,
+        metavar="X",
+        help="weight decay, not applied to batch norm parameters",
+        group=OPTIMIZATION,
+    )
+    momentum: float = option(default=0.9, type=_BELOW_1, metavar="X", help="momentum of SGD", group=OPTIMIZATION)
+    LR_train: bool = flag(help="train on a fraction LR_prob of the samples in low resolution", group=RESOLUTION)
     LR_prob: float = option(
-        0.5, RESOLUTION, _FROM_0_TO_1, "X", "share of the samples in low resolution; of several LR_scale each is drawn"
+        default=0.5,
+        type=_FROM_0_TO_1,
+        metavar="X",
+        help="fraction of the samples in low resolution; each sample draws one of several LR_scale",
+        group=RESOLUTION,
     )
-    compile: bool = flag(MACHINE, "torch.compile the backbone: a slow first step, then faster ones")
+    compile: bool = flag(help="torch.compile the backbone: a slow first step, then faster ones", group=MACHINE)
     val_batch_size: int | None = option(
-        None, MACHINE, integer(1), "N", "images in a batch of the validations, over all GPUs", EVAL_BATCH_DEFAULTS
+        type=integer(1),
+        metavar="N",
+        help="images per batch of the evaluation, over all GPUs",
+        default_help=EVAL_BATCH_DEFAULTS,
+        group=MACHINE,
     )
     num_workers: int | None = option(
-        None,
-        MACHINE,
-        integer(0),
-        "N",
-        "processes that read images; 0: the main process",
-        "from the number of CPU cores",
+        type=integer(0),
+        metavar="N",
+        help="processes that read images; 0: the main process",
+        default_help="from the number of CPU cores",
+        group=MACHINE,
     )
-    seed: int = option(1337, MACHINE, integer(0, 2**32 - 1), "N", "seed of every random number")
+    seed: int = option(
+        default=1337, type=integer(0, 2**32 - 1), metavar="N", help="seed of all random numbers", group=MACHINE
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        gpus = max(len(local_gpu_ids(self.gpu_num, DistEnv.from_environ())), 1)
         if self.batch_size % self.accumulate:
             raise UsageError(
                 f"--accumulate={self.accumulate}: does not divide --batch_size={self.batch_size}; choose a divisor"
             )
-        if self.compile and gpus > 1:
-            raise UsageError(f"--compile: works on one GPU, and --gpu_num names {gpus}; leave it out, or name one GPU")
-        together = self.batch_size // self.accumulate
-        share = -(-together // gpus)  # images on each GPU but the last, which gets what is left
-        if together < 2 * gpus or together % share == 1:
-            parts = f" in {self.accumulate} parts" if self.accumulate > 1 else ""
+
+    def check_gpus(self, num_gpus: int) -> None:
+        """Raise UsageError if the batch or --compile does not fit the number of GPUs of this process (CPU: 1)."""
+        if self.compile and num_gpus > 1:
             raise UsageError(
-                f"--batch_size: {self.batch_size}{parts} leaves one of {gpus} GPUs with less than two images, and "
-                f"batch normalisation needs two; choose a multiple of {gpus * self.accumulate}, "
-                f"{2 * gpus * self.accumulate} or more"
+                f"--compile: works on one GPU, and --gpu_num names {num_gpus}; leave it out, or name one GPU"
+            )
+        micro_batch = self.batch_size // self.accumulate
+        per_gpu = -(-micro_batch // num_gpus)  # images on each GPU but the last, which gets the rest
+        if micro_batch < 2 * num_gpus or micro_batch % per_gpu == 1:
+            parts = f" in {self.accumulate} micro-batches" if self.accumulate > 1 else ""
+            raise UsageError(
+                f"--batch_size: {self.batch_size}{parts} leaves one of {num_gpus} GPUs with less than two images, and "
+                f"batch normalization needs two; choose a multiple of {num_gpus * self.accumulate}, "
+                f"{2 * num_gpus * self.accumulate} or more"
             )
 
 
@@ -225,32 +305,50 @@ class ValidationConfig(Config):
     """The settings of validation.py."""
 
     resume_dir: str | None = option(
-        None, WHERE, to_path, "DIR", "a run, or a .pth file", "the newest run in best_checkpoint_dir", ("load_dir",)
+        type=to_path,
+        metavar="DIR",
+        help="a run, or a .pth file",
+        default_help="the newest run in best_checkpoint_dir",
+        aliases=("load_dir",),
+        group=PATHS,
     )
-    backbone: str | None = named(None, MODEL, BACKBONE_NAMES, "recognised from the checkpoint; must agree with it")
+    backbone: str | None = choice(
+        BACKBONE_NAMES, default=None, default_help="the checkpoint's; must agree with it", group=MODEL
+    )
     batch_size: int | None = option(
-        None, MACHINE, integer(1), "N", "images in a batch, over all GPUs", EVAL_BATCH_DEFAULTS
+        type=integer(1),
+        metavar="N",
+        help="images per batch, over all GPUs",
+        default_help=EVAL_BATCH_DEFAULTS,
+        group=MACHINE,
     )
-    LR_oneside: bool = flag(RESOLUTION, "low resolution in the first image of each pair alone")
-    json: str | None = option(None, OUTPUT, to_path, "FILE", "write the results as JSON", "not written")
-    plot: str | None = option(None, OUTPUT, to_path, "FILE", "draw the ROC curves as PNG", "not drawn")
+    LR_oneside: bool = flag(help="low resolution in the first image of each pair only", group=RESOLUTION)
+    json: str | None = option(
+        type=to_path, metavar="FILE", help="write the results as JSON", default_help="not written", group=OUTPUT
+    )
+    plot: str | None = option(
+        type=to_path, metavar="FILE", help="draw the ROC curves as PNG", default_help="not drawn", group=OUTPUT
+    )
 
 
-def parse_train(argv: list[str], inherit: Callable[[str], Given] | None = None) -> TrainConfig:
-    """The settings of train.py from its arguments (without the script's name).
+def parse_train(argv: list[str], inherit: Callable[[str], Explicit] | None = None) -> TrainConfig:
+    """Return the settings of train.py.
 
-    `inherit(resume_dir)` gives the settings of the run that --resume_dir continues: what neither the command line nor
-    the file says stays as it was there.
-    Raises UsageError for a mistake; SystemExit(0) after --help and --print_config have printed.
+    Args:
+        argv: arguments without the script's name.
+        inherit: returns the settings of the run that --resume_dir names; they replace the defaults.
+
+    Raises:
+        UsageError: a mistake, or a batch that does not fit the GPUs of this process.
+        SystemExit: code 0 after --help or --print_config has printed.
     """
 
-    def inherit_where_resumed(given: Given) -> Given:
-        resume_dir = given.get("resume_dir")
-        return {} if inherit is None or resume_dir is None else inherit(resume_dir)
+    def check(config: TrainConfig) -> None:
+        config.check_gpus(max(len(local_gpu_ids(config.gpu_num, DistEnv.from_environ())), 1))
 
-    return parse(TrainConfig, "train.py", GROUPS, argv, inherit_where_resumed)
+    return parse(TrainConfig, "train.py", argv, groups=GROUPS, inherit=inherit_from_run(inherit), check=check)
 
 
 def parse_validation(argv: list[str]) -> ValidationConfig:
-    """The settings of validation.py; as parse_train."""
-    return parse(ValidationConfig, "validation.py", GROUPS, argv)
+    """Return the settings of validation.py; raises as parse_train does."""
+    return parse(ValidationConfig, "validation.py", argv, groups=GROUPS)

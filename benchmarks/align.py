@@ -12,7 +12,6 @@ each face, central, the index of the one meant); with --aligned the faces are co
 --parts says instead where the time of one process on one core goes.
 """
 
-import argparse
 import json
 import random
 import statistics
@@ -21,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
@@ -33,7 +33,8 @@ from applications.align import detector, networks, pyramid
 from applications.align.batch import AlignSettings, align_tree
 from applications.align.manifest import ALIGNED, read_manifest
 from benchmarks.plain_mtcnn import PlainDetector, align_image
-from util.cli.argparser import Parser
+from util.cli.parser import Settings, choice, flag, option, parse
+from util.cli.types import integer, to_file
 from util.errors import DataError, run_script
 from util.files import atomic_write, require_writable_file
 
@@ -53,16 +54,21 @@ ROUNDS = 3
 PLAIN_SHARE = 10  # the plain one gets every tenth photograph of a round: it takes so much longer
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(Settings):
+    """The settings of this benchmark."""
+
+    images: Path = option(type=to_file, metavar="DIR", help="folder of photographs", required=True)
+    count: int = option(default=3000, type=integer(0), metavar="N", help="random photographs; 0: all of them")
+    landmarks: Path | None = option(type=to_file, metavar="FILE", help="landmarks of a reference detector")
+    aligned: Path | None = option(type=to_file, metavar="DIR", help="central faces, as another program aligned them")
+    device: str = choice(("cpu", "cuda"), default="cpu", help="device of our detector: cpu or cuda")
+    parts: bool = flag(help="measure the time of each part")
+    json: Path | None = option(type=to_file, metavar="FILE", help="write the figures there")
+
+
 def main(arguments: list[str]) -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="a folder of photographs")
-    parser.add_argument("--count", type=int, default=3000, help="photographs, chosen at random; 0: all of them (3000)")
-    parser.add_argument("--landmarks", type=Path, help="what a reference detector found")
-    parser.add_argument("--aligned", type=Path, help="the faces as another program aligned them, central ones")
-    parser.add_argument("--device", default="cpu", help="where ours runs: cpu (default), or cuda")
-    parser.add_argument("--parts", action="store_true", help="where the time goes")
-    parser.add_argument("--json", type=Path, help="write the figures there")
-    options = parser.parse_args(arguments)
+    options = parse(Flags, "-m benchmarks.align", arguments, description=__doc__)
     if options.json:
         require_writable_file("--json", options.json)
     files = sorted(str(path.relative_to(options.images)) for path in options.images.rglob("*.jpg"))

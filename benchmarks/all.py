@@ -9,14 +9,15 @@ without marks is added at the end of the file, in a section of its own. What a G
 one, and its table stays. If a benchmark fails, the file keeps the tables of those before it.
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import timing
-from util.cli.argparser import Parser
+from util.cli.parser import Settings, flag, option, parse
+from util.cli.types import to_file
 from util.errors import DataError, RunError, run_script
 from util.files import atomic_write, require_writable_file
 
@@ -35,12 +36,28 @@ SECTION = "## Ours beside the usual way"
 END = "<!-- end -->"
 
 
+def _to_subjects(value: object) -> tuple[str, ...]:
+    items = value.split() if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not set(items) <= set(COMMANDS):
+        raise ValueError(f"a list of {', '.join(COMMANDS)}")
+    return tuple(items)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(Settings):
+    """The settings of this benchmark."""
+
+    only: tuple[str, ...] = option(
+        default=(), type=_to_subjects, metavar="SUBJECT ...", help=", ".join(COMMANDS), default_help="all of them"
+    )
+    results: Path = option(
+        default=ROOT / "benchmarks/RESULTS.md", type=to_file, metavar="FILE", help="file with the tables"
+    )
+    quick: bool = flag(help="use small sizes, to see that it runs; the figures mean nothing")
+
+
 def main(arguments: list[str]) -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=COMMANDS, help="these subjects alone", metavar="SUBJECT")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/RESULTS.md", help="benchmarks/RESULTS.md")
-    parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs, not how fast")
-    options = parser.parse_args(arguments)
+    options = parse(Flags, "-m benchmarks.all", arguments, description=__doc__)
     require_writable_file("--results", options.results)
     if options.quick and options.results.resolve() == (ROOT / "benchmarks/RESULTS.md").resolve():
         raise DataError(f"{options.results}: --quick measures nothing worth keeping; name another file with --results")

@@ -15,11 +15,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
-# isort: off
-import util.torchvision_import  # noqa: F401, makes the next two work beside any build of torch
-from torchvision import transforms
+try:
+    from torchvision import transforms
+except RuntimeError:  # a CUDA build with a CPU build of torch: its operators are missing, and only need a declaration
+    _OPERATORS = torch.library.Library("torchvision", "DEF")  # the declarations live as long as this object
+    for _name in ("nms", "qnms"):
+        _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    from torchvision import transforms
 from torchvision.datasets import ImageFolder
-# isort: on
 
 SIZE, RESIZED = 112, 128
 _TO_RANGE = ([0.5] * 3, [0.5] * 3)  # [0, 1] -> [-1, 1]

@@ -7,8 +7,8 @@ normalises its own part of the batch, as GPUs do under DataParallel. One process
 parts does the same, and beside one that does not, runs from several seeds show what is noise.
 """
 
-import argparse
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,7 +19,9 @@ from torch import nn
 from model.backbone import build_backbone
 from model.head import PartialFC, build_head, shard_range
 from model.loss import build_loss
-from util.cli.argparser import Parser
+from model.names import BACKBONE_NAMES
+from util.cli.parser import Settings, choice, flag, option, parse
+from util.cli.types import integer, number, to_path
 from util.data.loader import Augmentation, TrainLoader, open_training_images
 from util.device import prepare_module, wrap_ddp
 from util.errors import UsageError, run_script
@@ -27,21 +29,24 @@ from util.training.engine import TrainingStep
 from util.training.optim import build_sgd
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(Settings):
+    """The settings of this benchmark."""
+
+    data: str = option(type=to_path, metavar="PATH", help="one folder per identity, or a train.rec", required=True)
+    processes: int = option(default=2, type=integer(2), metavar="N", help="processes of torchrun")
+    batch: int = option(default=16, type=integer(1), metavar="N", help="images per batch, over all processes")
+    steps: int = option(default=20, type=integer(2), metavar="N", help="training steps")
+    seeds: int = option(default=3, type=integer(2), metavar="N", help="seeds, with batch norm trained")
+    double: bool = flag(help="compute in float64, which shows what is rounding")
+    lr: float = option(default=0.001, type=number("a number", lambda value: True), metavar="X", help="learning rate")
+    backbone: str = choice(BACKBONE_NAMES, default="MobileFaceNet_025")
+
+
 def main(arguments: list[str]) -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="a folder of people, or a train.rec")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=16, help="images in a step, in all")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--seeds", type=int, default=3, help="with batch norm trained (3)")
-    parser.add_argument("--double", action="store_true", help="compute in float64, which shows what is rounding")
-    parser.add_argument("--lr", type=float, default=0.001)
-    parser.add_argument("--backbone", default="MobileFaceNet_025")
-    options = parser.parse_args(arguments)
-    if options.processes < 2 or options.batch % options.processes:
-        raise UsageError(f"--batch={options.batch}: does not divide by --processes={options.processes}; two or more")
-    if options.steps < 2 or options.seeds < 2:
-        raise UsageError(f"--steps={options.steps}, --seeds={options.seeds}: must be 2 or more")
+    options = parse(Flags, "-m benchmarks.ddp_parity", arguments, description=__doc__)
+    if options.batch % options.processes:
+        raise UsageError(f"--batch={options.batch}: does not divide by --processes={options.processes}")
     open_training_images(options.data)
     print_both("batch norm frozen", losses(1, True, options), losses(options.processes, True, options))
     parted = losses(1, False, options, parts=options.processes)
@@ -56,7 +61,7 @@ def print_both(title: str, one: torch.Tensor, several: torch.Tensor) -> None:
         print(f"  step {step + 1:3}  1 process {one[step]:.6f}  several {several[step]:.6f}")
 
 
-def compare_trained(options: argparse.Namespace) -> None:
+def compare_trained(options: Flags) -> None:
     """Prints the mean loss of the second half of the steps for each seed, and what is noise between seeds."""
     print("batch norm trained: mean loss of the second half of the steps")
     half = options.steps // 2
@@ -70,16 +75,14 @@ def compare_trained(options: argparse.Namespace) -> None:
     print(f"  difference of the same seed: {change:+.4f} +- {of_change / options.seeds**0.5:.4f} (standard error)")
 
 
-def losses(ranks: int, frozen: bool, options: argparse.Namespace, seed: int = 0, parts: int = 1) -> torch.Tensor:
+def losses(ranks: int, frozen: bool, options: Flags, seed: int = 0, parts: int = 1) -> torch.Tensor:
     """(steps,) the loss of each step, of all samples; each process works through its share in so many parts."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_train, (ranks, frozen, options, seed, parts, folder), nprocs=ranks)
         return torch.load(Path(folder) / "losses.pt", weights_only=True)
 
 
-def _train(
-    rank: int, ranks: int, frozen: bool, options: argparse.Namespace, seed: int, parts: int, folder: str
-) -> None:
+def _train(rank: int, ranks: int, frozen: bool, options: Flags, seed: int, parts: int, folder: str) -> None:
     torch.set_num_threads(1)
     if ranks > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
@@ -97,8 +100,8 @@ def _train(
         backbone.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
     runner = prepare_module(backbone, [device])
     runner = wrap_ddp(runner, device) if ranks > 1 else runner
-    objective = PartialFC(head, loss) if ranks > 1 else None
-    step = TrainingStep(runner, head, loss, optimizer, device, parts, objective=objective)
+    loss_fn = PartialFC(head, loss) if ranks > 1 else None
+    step = TrainingStep(runner, head, loss, optimizer, device, parts, loss_fn=loss_fn)
     each = options.batch // ranks
     loader = TrainLoader(images, each, Augmentation(), seed=seed, steps=options.steps, rank=rank, world_size=ranks)
     found = torch.tensor([step(*batch)[0].item() for batch in loader.epoch(0)])

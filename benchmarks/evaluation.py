@@ -8,6 +8,7 @@ of the images and that of their mirror images. The share is taken without readin
 validation the crops are cut beside the network, in a thread of their own.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,22 +17,33 @@ import torch
 
 from benchmarks import baseline
 from benchmarks.sample_images import folder_of_people, some_images
-from benchmarks.timing import Benchmark, at_least_one, finish, in_turns, parse, parser_for, rate_row, use_threads
-from model.backbone import BACKBONES, build_backbone
-from util.errors import UsageError, run_script
+from benchmarks.timing import Benchmark, TimingFlags, finish, in_turns, rate_row, use_threads
+from model.backbone import build_backbone
+from model.names import BACKBONE_NAMES
+from util.cli.parser import choice, option, parse
+from util.cli.types import integer, to_file
+from util.errors import run_script
 from util.evaluate import embed, with_flip
 from util.transform import eval_crop
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(TimingFlags):
+    """The settings of this benchmark."""
+
+    repeats: int = option(default=7, type=integer(1), metavar="N", help="measured turns, after one of warming up")
+    data: Path | None = option(
+        type=to_file,
+        metavar="DIR",
+        help="images, one folder per identity",
+        default_help="data/demo, or faces drawn now",
+    )
+    images: int = option(default=512, type=integer(1), metavar="N", help="images per turn")
+    backbone: str = choice(BACKBONE_NAMES, default="IR_SE_50", help="backbone whose time is compared")
+
+
 def main(arguments: list[str]) -> None:
-    parser = parser_for(__doc__, threads=1, repeats=7)
-    parser.add_argument("--data", type=Path, help="a folder of people (data/demo's, or faces drawn for the moment)")
-    parser.add_argument("--images", type=int, default=512, help="of one turn (512)")
-    parser.add_argument("--backbone", default="IR_SE_50", help="of which the share is taken (IR_SE_50)")
-    options = parse(parser, arguments)
-    at_least_one(options, "images")
-    if options.backbone not in BACKBONES:
-        raise UsageError(f"--backbone={options.backbone}: must be one of {', '.join(BACKBONES)}")
+    options = parse(Flags, "-m benchmarks.evaluation", arguments, description=__doc__, check=TimingFlags.check)
     name = "MobileFaceNet_025" if options.quick else options.backbone
     use_threads(options.threads)
     with folder_of_people(options.data, options.quick) as folder:

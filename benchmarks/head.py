@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,26 +19,33 @@ import torch
 from torch import nn
 
 from benchmarks import baseline
-from benchmarks.timing import Benchmark, Row, at_least_one, finish, in_turns, parse, parser_for, time_row, use_threads
+from benchmarks.timing import Benchmark, Row, TimingFlags, finish, in_turns, time_row, use_threads
 from model.head import ArcFace
 from model.loss import FocalLoss
+from util.cli.parser import choice, option, parse
+from util.cli.types import integer
 from util.device import num_cpus
-from util.errors import RunError, UsageError, run_script
+from util.errors import RunError, run_script
 
 DIMENSIONS = 512
 OURS, BASELINE = "ours", "baseline"
 _STEPS = 3  # of which the memory is taken
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(TimingFlags):
+    """The settings of this benchmark."""
+
+    threads: int = option(
+        default=min(2, num_cpus()), type=integer(1, num_cpus()), metavar="N", help="threads of each operation"
+    )
+    classes: int = option(default=85742, type=integer(2), metavar="N", help="classes; MS1MV2 has 85742")
+    batch_size: int = option(default=64, type=integer(1), metavar="N", help="images per batch")
+    memory_of: str | None = choice((OURS, BASELINE), default=None, help="print the memory of one of the two, as JSON")
+
+
 def main(arguments: list[str]) -> None:
-    parser = parser_for(__doc__, threads=min(2, num_cpus()), repeats=5)
-    parser.add_argument("--classes", type=int, default=85742, help="MS1MV2 has 85742 (85742)")
-    parser.add_argument("--batch_size", type=int, default=64, help="(64)")
-    parser.add_argument("--memory_of", choices=(OURS, BASELINE), help="print the memory of one of the two, in JSON")
-    options = parse(parser, arguments)
-    at_least_one(options, "classes", "batch_size")
-    if options.classes < 2:
-        raise UsageError("--classes=1: must be 2 or more")
+    options = parse(Flags, "-m benchmarks.head", arguments, description=__doc__, check=TimingFlags.check)
     classes, batch_size = (1000, 8) if options.quick else (options.classes, options.batch_size)
     use_threads(options.threads)
     if options.memory_of:

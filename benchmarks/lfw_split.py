@@ -11,14 +11,15 @@ different ones, drawn at random. They share images, so they are not quite indepe
 python validation.py --data_dir data/lfw --val_data more=data/lfw/more_pairs.txt:LFW/aligned_112
 """
 
-import argparse
 import shutil
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
-from util.cli.argparser import Parser
+from util.cli.parser import Settings, option, parse
+from util.cli.types import integer, to_file
 from util.errors import DataError, run_script
 from util.pairs import PairSubset, interleaved_order, iter_images, load_pairs
 from util.pairs.bcolz import write_carray
@@ -27,13 +28,18 @@ from util.pairs.text_list import read_pair_list
 FIRST = 6  # images of a person in more_pairs.txt: else a few people make most of the same pairs
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(Settings):
+    """The settings of this benchmark."""
+
+    source: Path = option(type=to_file, metavar="DIR", help="folder with aligned_112/ and pairs.txt", required=True)
+    out: Path = option(type=to_file, metavar="DIR", help="folder to write", required=True)
+    people: int | None = option(type=integer(1), metavar="N", help="take the first N people only", default_help="all")
+    pairs: int | None = option(type=integer(1), metavar="N", help="take the first N pairs only", default_help="all")
+
+
 def main(arguments: list[str]) -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--people", type=int, help="take the first so many people only")
-    parser.add_argument("--pairs", type=int, help="take the first so many pairs only")
-    options = parser.parse_args(arguments)
+    options = parse(Flags, "-m benchmarks.lfw_split", arguments, description=__doc__)
     aligned, listed = options.source / "aligned_112", options.source / "pairs.txt"
     for path in (aligned, options.source / "train_people.txt", listed):
         if not path.exists():

@@ -8,12 +8,15 @@ baseline's are floats; ours are uint8, which the device turns into floats, and t
 process with one thread, no worker.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from benchmarks import baseline
 from benchmarks.sample_images import folder_of_people
-from benchmarks.timing import Benchmark, at_least_one, finish, in_turns, parse, parser_for, rate_row, use_threads
+from benchmarks.timing import Benchmark, TimingFlags, finish, in_turns, rate_row, use_threads
+from util.cli.parser import option, parse
+from util.cli.types import integer, to_file
 from util.data.loader import Augmentation, TrainLoader, open_training_images
 from util.errors import run_script
 from util.transform import SIZE, normalize
@@ -21,13 +24,23 @@ from util.transform import SIZE, normalize
 SCALE = 4  # of the low resolution
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(TimingFlags):
+    """The settings of this benchmark."""
+
+    repeats: int = option(default=7, type=integer(1), metavar="N", help="measured turns, after one of warming up")
+    data: Path | None = option(
+        type=to_file,
+        metavar="DIR",
+        help="images, one folder per identity",
+        default_help="data/demo, or faces drawn now",
+    )
+    images: int = option(default=1024, type=integer(1), metavar="N", help="images per turn")
+    batch_size: int = option(default=64, type=integer(1), metavar="N", help="images per batch")
+
+
 def main(arguments: list[str]) -> None:
-    parser = parser_for(__doc__, threads=1, repeats=7)
-    parser.add_argument("--data", type=Path, help="a folder of people (data/demo's, or faces drawn for the moment)")
-    parser.add_argument("--images", type=int, default=1024, help="of one turn (1024)")
-    parser.add_argument("--batch_size", type=int, default=64, help="(64)")
-    options = parse(parser, arguments)
-    at_least_one(options, "images", "batch_size")
+    options = parse(Flags, "-m benchmarks.loader", arguments, description=__doc__, check=TimingFlags.check)
     images, batch_size = (16, 8) if options.quick else (options.images, min(options.batch_size, options.images))
     use_threads(options.threads)
     with folder_of_people(options.data, options.quick) as folder:
@@ -38,7 +51,7 @@ def measure(folder: Path, images: int, batch_size: int, threads: int, repeats: i
     """Images per second at full resolution, and with half of the samples at low resolution."""
     rows = []
     for name, size in (("full resolution", None), (f"half of the samples at x{SCALE}", SIZE // SCALE)):
-        augmentation = Augmentation(lr_sizes=() if size is None else (size,))
+        augmentation = Augmentation(low_res_sizes=() if size is None else (size,))
         ours = TrainLoader(open_training_images(folder), batch_size, augmentation, steps=images // batch_size)
         theirs = baseline.training_loader(str(folder), batch_size, size, images)
         times = in_turns(partial(_read_ours, ours), partial(_read, theirs), repeats)

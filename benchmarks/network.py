@@ -5,28 +5,31 @@ python -m benchmarks.network --device cuda
 python -m benchmarks.network --device cuda --backbone IR_50 --batch_size 256 --compile --json network.json
 
 A training step is forward, backward and update with ArcFace and focal loss on images that are already decoded, through
-util.training.engine; an embedding is that of an image and its mirror image, so two passes. Ours computes in --precision, by
+util.training.engine; an embedding takes two passes, of an image and its mirror image. Ours computes in --precision, by
 default in what train.py takes: bf16 on a GPU that has it, and fp32 elsewhere. On a GPU the rate of a large bf16 matrix
 product is measured beside them, and the share of it that training and embedding reach, counted in the multiplications
 and additions of the backbone's convolutions and linear layers.
 """
 
-import argparse
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import baseline
-from benchmarks.timing import Benchmark, Row, at_least_one, finish, in_turns, parse, parser_for, rate_row, use_threads
-from model.backbone import BACKBONES, build_backbone
+from benchmarks.timing import Benchmark, Row, TimingFlags, finish, in_turns, rate_row, use_threads
+from model.backbone import build_backbone
 from model.backbone.fold import fold_batch_norm
 from model.head import ArcFace
 from model.loss import FocalLoss
-from util.device import loss_scaler, num_cpus, prepare_module, resolve_dtype, select_devices
-from util.errors import UsageError, run_script
+from model.names import BACKBONE_NAMES
+from util.cli.parser import choice, flag, option, parse
+from util.cli.types import PRECISIONS, integer
+from util.device import grad_scaler, num_cpus, prepare_module, resolve_dtype, select_devices
+from util.errors import run_script
 from util.evaluate import embed
 from util.training.engine import TrainingStep, train_one_epoch
 from util.training.optim import Schedule, build_sgd, parameter_groups
@@ -37,32 +40,42 @@ MATRIX = 8192  # of the product that says how fast the GPU can be
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(TimingFlags):
+    """The settings of this benchmark."""
+
+    threads: int = option(
+        default=num_cpus(), type=integer(1, num_cpus()), metavar="N", help="threads of each operation"
+    )
+    device: str = choice(("cpu", "cuda"), default="cpu")
+    backbone: str = choice(BACKBONE_NAMES, default="IR_SE_50")
+    batch_size: int | None = option(
+        type=integer(1), metavar="N", help="images per batch", default_help="16 on the CPU, 128 on a GPU"
+    )
+    classes: int = option(default=1000, type=integer(1), metavar="N", help="classes of the head")
+    steps: int | None = option(
+        type=integer(1), metavar="N", help="batches per turn", default_help="1 on the CPU, 20 on a GPU"
+    )
+    precision: str = choice(PRECISIONS, default="auto", help="number format of our backbone")
+    compile: bool = flag(help="train our backbone with torch.compile, as train.py --compile")
+
+
 def main(arguments: list[str]) -> None:
-    parser = parser_for(__doc__, threads=num_cpus(), repeats=5)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(cpu)")
-    parser.add_argument("--backbone", default="IR_SE_50", help="(IR_SE_50)")
-    parser.add_argument("--batch_size", type=int, help="16 on the CPU, 128 on a GPU")
-    parser.add_argument("--classes", type=int, default=1000, help="of the head, whose own benchmark is another (1000)")
-    parser.add_argument("--steps", type=int, help="of one turn: 1 on the CPU, 20 on a GPU")
-    parser.add_argument("--precision", choices=("auto", "bf16", "fp16", "fp32"), default="auto", help="of ours (auto)")
-    parser.add_argument("--compile", action="store_true", help="train ours with torch.compile, as train.py --compile")
-    options = parse(parser, arguments)
-    if options.backbone not in BACKBONES:
-        raise UsageError(f"--backbone={options.backbone}: must be one of {', '.join(BACKBONES)}")
+    options = parse(Flags, "-m benchmarks.network", arguments, description=__doc__, check=TimingFlags.check)
     if options.device == "cuda" and not torch.cuda.is_available():
         print("skipped: there is no CUDA device here; run it on a machine with one, or with --device cpu")
         return
-    on_cpu = options.device == "cpu"
-    options.batch_size = options.batch_size if options.batch_size is not None else 16 if on_cpu else 128
-    options.steps = options.steps if options.steps is not None else 1 if on_cpu else 20
-    at_least_one(options, "batch_size", "classes", "steps")
     if options.quick:
-        options.backbone, options.batch_size, options.steps, options.classes = "MobileFaceNet_025", 2, 1, 10
+        options = replace(options, backbone="MobileFaceNet_025", batch_size=2, steps=1, classes=10)
+    elif options.device == "cpu":
+        options = replace(options, batch_size=options.batch_size or 16, steps=options.steps or 1)
+    else:
+        options = replace(options, batch_size=options.batch_size or 128, steps=options.steps or 20)
     use_threads(options.threads)
     finish(measure(options), options.json)
 
 
-def measure(options: argparse.Namespace) -> Benchmark:
+def measure(options: Flags) -> Benchmark:
     """Images per second of training and of embedding, with the shares of the GPU's rate where there is a GPU."""
     device = select_devices([] if options.device == "cpu" else [0])[0]
     images = options.batch_size * options.steps
@@ -98,20 +111,18 @@ def _batches(batch_size: int, steps: int, classes: int, pinned: bool) -> Batches
     return [(images.pin_memory(), labels.pin_memory()) for images, labels in batches] if pinned else batches
 
 
-def _train_ours(
-    options: argparse.Namespace, device: torch.device, dtype: torch.dtype, batches: Batches
-) -> Callable[[], object]:
+def _train_ours(options: Flags, device: torch.device, dtype: torch.dtype, batches: Batches) -> Callable[[], object]:
     """One call trains on all batches, as train.py does it."""
     backbone = build_backbone(options.backbone, embedding_size=DIMENSIONS)
     runner = prepare_module(backbone, [device], options.compile, dtype)
     head = ArcFace(DIMENSIONS, options.classes).to(device)
     optimizer = build_sgd([backbone, head], LR, MOMENTUM, DECAY, dtype)
-    step = TrainingStep(runner, head, FocalLoss(), optimizer, device, scaler=loss_scaler(dtype, device))
+    step = TrainingStep(runner, head, FocalLoss(), optimizer, device, scaler=grad_scaler(dtype, device))
     schedule = Schedule(len(batches), LR, 0, (), 0.5, 0)
     return partial(train_one_epoch, step, batches, schedule, 0, lambda done, averages: None)
 
 
-def _train_baseline(options: argparse.Namespace, device: torch.device, batches: Batches) -> Callable[[], object]:
+def _train_baseline(options: Flags, device: torch.device, batches: Batches) -> Callable[[], object]:
     """The same batches, as its loader would give them: floats, in PyTorch's own layout of memory."""
     backbone = build_backbone(options.backbone, embedding_size=DIMENSIONS).to(device)
     head = baseline.OneHotArcFace(DIMENSIONS, options.classes).to(device)

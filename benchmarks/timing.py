@@ -1,6 +1,5 @@
 """Ours and a baseline against the clock, in turns, and the tables and files that come of it."""
 
-import argparse
 import json
 import platform
 import statistics
@@ -13,9 +12,9 @@ import cv2
 import torch
 from threadpoolctl import threadpool_limits
 
-from util.cli.argparser import Parser
+from util.cli.parser import Settings, flag, option
+from util.cli.types import integer, to_file
 from util.device import num_cpus
-from util.errors import UsageError
 from util.files import atomic_write, require_writable_file
 
 
@@ -82,31 +81,19 @@ def use_threads(threads: int) -> None:
     threadpool_limits(limits=threads)
 
 
-def parser_for(description: str | None, threads: int, repeats: int) -> Parser:
-    """A command line with the flags that all benchmarks have, and these defaults."""
-    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=threads, help=f"for each operation ({threads})")
-    parser.add_argument("--repeats", type=int, default=repeats, help=f"turns, after one of warming up ({repeats})")
-    parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs, not how fast")
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
-    return parser
+@dataclass(frozen=True, kw_only=True)
+class TimingFlags(Settings):
+    """The flags that all benchmarks have. A benchmark adds its own, and may replace the defaults."""
 
+    threads: int = option(default=1, type=integer(1, num_cpus()), metavar="N", help="threads of each operation")
+    repeats: int = option(default=5, type=integer(1), metavar="N", help="measured turns, after one of warming up")
+    quick: bool = flag(help="use small sizes, to see that it runs; the figures mean nothing")
+    json: Path | None = option(type=to_file, metavar="FILE", help="also write the figures there")
 
-def parse(parser: Parser, arguments: list[str]) -> argparse.Namespace:
-    """The flags, checked. Raises UsageError."""
-    options = parser.parse_args(arguments)
-    if options.json:
-        require_writable_file("--json", options.json)
-    at_least_one(options, "threads", "repeats")
-    if options.threads > num_cpus():
-        raise UsageError(f"--threads={options.threads}: this process has {num_cpus()} cores; name no more")
-    return options
-
-
-def at_least_one(options: argparse.Namespace, *names: str) -> None:
-    for name in names:
-        if getattr(options, name) < 1:
-            raise UsageError(f"--{name}={getattr(options, name)}: must be 1 or more")
+    def check(self) -> None:
+        """Raise UsageError if the figures cannot be written."""
+        if self.json:
+            require_writable_file("--json", self.json)
 
 
 def finish(benchmark: Benchmark, json_file: Path | None) -> None:

@@ -3,12 +3,15 @@
 python -m benchmarks.verification
 """
 
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from benchmarks import baseline
-from benchmarks.timing import Benchmark, at_least_one, finish, in_turns, parse, parser_for, time_row, use_threads
+from benchmarks.timing import Benchmark, TimingFlags, finish, in_turns, time_row, use_threads
+from util.cli.parser import option, parse
+from util.cli.types import integer
 from util.device import num_cpus
 from util.errors import RunError, run_script
 from util.verification import verify
@@ -16,11 +19,19 @@ from util.verification import verify
 DIMENSIONS = 512
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(TimingFlags):
+    """The settings of this benchmark."""
+
+    threads: int = option(
+        default=min(2, num_cpus()), type=integer(1, num_cpus()), metavar="N", help="threads of each operation"
+    )
+    repeats: int = option(default=9, type=integer(1), metavar="N", help="measured turns, after one of warming up")
+    pairs: int = option(default=6000, type=integer(1), metavar="N", help="pairs; LFW has 6000")
+
+
 def main(arguments: list[str]) -> None:
-    parser = parser_for(__doc__, threads=min(2, num_cpus()), repeats=9)
-    parser.add_argument("--pairs", type=int, default=6000, help="LFW has 6000 (6000)")
-    options = parse(parser, arguments)
-    at_least_one(options, "pairs")
+    options = parse(Flags, "-m benchmarks.verification", arguments, description=__doc__, check=TimingFlags.check)
     finish(measure(200 if options.quick else options.pairs, options.threads, options.repeats), options.json)
 
 

@@ -14,7 +14,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real faces and reference numbers beside the checkout."""
+    """Return the folder of real faces and reference numbers next to the checkout."""
     if not SHARED.is_dir():
         pytest.skip("needs the folder of real faces and reference numbers (../shared), absent here")
     return SHARED
@@ -22,13 +22,13 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def golden(shared: Path) -> Path:
-    """Numbers of public reference implementations."""
+    """Return the folder with numbers of public reference implementations."""
     return shared / "golden"
 
 
 @pytest.fixture(scope="session")
 def make_people():
-    """Writes ROOT/person_0/image_0.jpg …: flat colours with noise, a colour a person."""
+    """Return a function that writes ROOT/person_0/image_0.jpg …: noise around one color for each person."""
 
     def make(root: Path, people: int, images: int) -> Path:
         rng = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def make_people():
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory, make_people) -> Path:
-    """A data folder with 3 people of 4 images, and LFW and AgeDB sets of 20 and 23 pairs of noise."""
+    """Return a data folder with 3 people of 4 images, and LFW and AgeDB sets of 20 and 23 pairs of noise."""
     root = tmp_path_factory.mktemp("data")
     make_people(root / "imgs", people=3, images=4)
     rng = np.random.default_rng(1)
@@ -57,8 +57,8 @@ def tiny_data(tmp_path_factory, make_people) -> Path:
 
 
 @pytest.fixture
-def write_identities(tmp_path: Path) -> Callable[..., Path]:
-    """write_people(Ann=3, Bob=2) -> a folder with so many images a person: smooth patterns that differ."""
+def write_image_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function: write_image_folder(Ann=3, Bob=2) -> a folder with N different images for each person."""
 
     def write(size: int = 112, **counts: int) -> Path:
         root = tmp_path / "people"
@@ -75,14 +75,14 @@ def write_identities(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def people_folder(write_identities: Callable[..., Path]) -> Path:
-    """Seven images of three people."""
-    return write_identities(Ann=2, Bob=4, Cid=1)
+def people_folder(write_image_folder: Callable[..., Path]) -> Path:
+    """Write seven images of three people."""
+    return write_image_folder(Ann=2, Bob=4, Cid=1)
 
 
 @pytest.fixture(scope="session")
 def made_pairs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, np.ndarray]:
-    """A carray of 23 pairs of noise, what was put into it, (46, 112, 112, 3) RGB uint8, and its truth (23,).
+    """Write a carray of 23 pairs of noise; return it with its images, (46, 112, 112, 3) RGB uint8, and issame (23,).
 
     A same pair is one image twice. Copy the folder before changing it.
     """

@@ -1,4 +1,4 @@
-"""A tree of photographs is aligned whole: every file is accounted for, whatever it is, whenever the run is stopped."""
+"""Align a tree of photographs: every file is recorded, and a stopped run continues."""
 
 import csv
 import os
@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from applications.align import Face
-from applications.align import batch as tree
-from applications.align.batch import AlignSettings, align_tree, outputs, select_face
+from applications.align import Face, batch
+from applications.align.batch import AlignSettings, align_tree, select_face
 from applications.align.manifest import ALIGNED, COLUMNS, NO_FACE, NOT_AN_IMAGE, UNREADABLE, Row, read_manifest
 from util.errors import DataError, RunError, UsageError
 
@@ -25,7 +24,7 @@ FACE = Face(np.array([10.0, 20, 69, 89]), 0.9, np.array([[25.0, 45], [50, 44], [
 
 
 class StandIn:
-    """A detector that finds a face in what is not black: tests of the tree need no better one."""
+    """A detector that finds a face in every image that is not black."""
 
     def __init__(self, device: object, min_face: float, thresholds: tuple):
         pass
@@ -38,7 +37,7 @@ class StandIn:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tree, "Detector", StandIn)
+    monkeypatch.setattr(batch, "Detector", StandIn)
 
 
 def write(path: Path, grey: int = 90) -> Path:
@@ -52,7 +51,7 @@ def write(path: Path, grey: int = 90) -> Path:
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """Nine files of every kind in two people's folders, one below, and the folder itself."""
+    """Write nine files of every kind into the folders of two people, a subfolder, and the folder itself."""
     root = tmp_path / "raw"
     for name in ("Ann/1.jpg", "Ann/2.png", "Bob/1.jpg", "Bob/deep/er/1.jpg", "flat.jpg"):
         write(root / name)
@@ -77,7 +76,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_every_file_ends_in_the_manifest_and_faces_keep_their_folders(raw, tmp_path, quick):
+def test_align_tree_records_every_file_and_keeps_folders(raw, tmp_path, quick):
     before = contents(raw)
     summary = run(raw, tmp_path / "out")
     assert statuses(tmp_path / "out") == {
@@ -94,7 +93,7 @@ def test_every_file_ends_in_the_manifest_and_faces_keep_their_folders(raw, tmp_p
     assert contents(raw) == before
 
 
-def test_the_manifest_is_plain_csv_with_box_score_and_landmarks(raw, tmp_path, quick):
+def test_manifest_is_csv_with_box_score_and_landmarks(raw, tmp_path, quick):
     run(raw, tmp_path / "out")
     with (tmp_path / "out" / "manifest.csv").open(newline="") as file:
         lines = {line["path"]: line for line in csv.DictReader(file)}
@@ -107,15 +106,15 @@ def test_the_manifest_is_plain_csv_with_box_score_and_landmarks(raw, tmp_path, q
 
 
 @pytest.mark.parametrize(("form", "size"), [("jpg", 112), ("png", 96)])
-def test_faces_have_the_size_and_form_that_are_asked_for(raw, tmp_path, quick, form, size):
+def test_align_tree_writes_requested_size_and_format(raw, tmp_path, quick, form, size):
     run(raw, tmp_path / "out", crop_size=size, format=form)
     face = cv2.imread(str(tmp_path / "out" / "Ann" / f"1.{form}"))
     assert face.shape == (size, size, 3)
-    expected = tree.align(cv2.imread(str(raw / "Ann" / "1.jpg")), FACE.landmarks, size)
+    expected = batch.align(cv2.imread(str(raw / "Ann" / "1.jpg")), FACE.landmarks, size)
     assert np.abs(face.astype(int) - expected).mean() < (1.5 if form == "jpg" else 0.01)
 
 
-def test_one_face_is_written_or_all(tmp_path, quick):
+def test_align_tree_writes_one_face_or_all(tmp_path, quick):
     write(tmp_path / "raw" / "Ann" / "two.jpg", grey=200)
     run(tmp_path / "raw", tmp_path / "one")
     (row,) = read_manifest(tmp_path / "one")
@@ -128,7 +127,7 @@ def test_one_face_is_written_or_all(tmp_path, quick):
 
 
 @pytest.mark.parametrize(("select", "index"), [("largest", 0), ("central", 1), ("best", 2)])
-def test_which_of_several_faces(select, index):
+def test_select_face_largest_central_best(select, index):
     boxes = [[0, 0, 80, 80], [90, 40, 110, 60], [150, 0, 180, 30]]
     faces = [
         Face(np.array(box, float), score, FACE.landmarks) for box, score in zip(boxes, (0.8, 0.9, 0.99), strict=True)
@@ -136,32 +135,11 @@ def test_which_of_several_faces(select, index):
     assert select_face(faces, np.zeros((100, 200, 3), np.uint8), select) is faces[index]
 
 
-def test_files_that_would_become_one_keep_their_whole_names():
-    assert outputs(["1.jpg", "2.png", "notes.txt"]) == ["1", "2", "notes.txt"]
-    assert outputs(["1.jpg", "1.png", "2.png"]) == ["1.jpg", "1.png", "2"]
-    assert outputs(["1.JPG", "1.png"]) == ["1.JPG", "1.png"]
-    assert outputs(["a.jpg", "A.png"]) == ["a.jpg", "A.png"]  # one file where case does not count
-    assert outputs(["1.txt", "1.jpg"]) == ["1.txt", "1"]
-    assert outputs(["a.face2.jpg", "a.jpg"]) == ["a.face2.jpg", "a"]
-    assert outputs(["a", "a.face2"]) == ["a", "a.face2.face1"]
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_no_two_outputs_are_ever_alike(seed):
-    rng = np.random.default_rng(seed)
-    parts = ["a", "A", "b", ".jpg", ".png", ".JPG", ".txt", ".face2", "."]
-    names = sorted({"".join(rng.choice(parts, rng.integers(1, 5))) for _ in range(40)} - {".", ".."})
-    faces = [f"{base}{extra}.jpg".casefold() for base in outputs(names) for extra in ("", ".face2", ".face3")]
-    distinct = {name.casefold() for name in names}
-    if len(distinct) == len(names):  # else the source itself cannot lie on such a file system
-        assert len(set(faces)) == len(faces)
-
-
-def test_a_second_run_does_what_is_left(raw, tmp_path, quick):
+def test_align_tree_second_run_does_what_is_left(raw, tmp_path, quick):
     run(raw, tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.jpg")}
-    (tmp_path / "out" / "Ann" / "1.jpg").unlink()  # to be made anew
-    write(raw / "Bob" / "broken.jpg")  # mended
+    (tmp_path / "out" / "Ann" / "1.jpg").unlink()  # must be made again
+    write(raw / "Bob" / "broken.jpg")  # repaired
     write(raw / "Cid" / "new.jpg")
     summary = run(raw, tmp_path / "out")
     assert summary.new == 3
@@ -172,7 +150,7 @@ def test_a_second_run_does_what_is_left(raw, tmp_path, quick):
         assert (path.stat().st_mtime_ns == changed) == (path.name != "1.jpg" or path.parent.name != "Ann")
 
 
-def test_a_line_cut_short_by_a_kill_is_done_again(raw, tmp_path, quick):
+def test_manifest_incomplete_last_line_is_done_again(raw, tmp_path, quick):
     run(raw, tmp_path / "out")
     manifest = tmp_path / "out" / "manifest.csv"
     whole = manifest.read_bytes()
@@ -183,7 +161,7 @@ def test_a_line_cut_short_by_a_kill_is_done_again(raw, tmp_path, quick):
         assert len(statuses(tmp_path / "out")) == len(list(read_manifest(tmp_path / "out"))) == 9
 
 
-def test_a_manifest_damaged_in_the_middle_is_an_error(raw, tmp_path, quick):
+def test_manifest_damaged_line_is_an_error(raw, tmp_path, quick):
     run(raw, tmp_path / "out")
     manifest = tmp_path / "out" / "manifest.csv"
     lines = manifest.read_text().splitlines(keepends=True)
@@ -196,17 +174,17 @@ def test_a_manifest_damaged_in_the_middle_is_an_error(raw, tmp_path, quick):
     assert run(raw, tmp_path / "out", force=True).new == 9
 
 
-def test_other_settings_or_another_source_need_force(raw, tmp_path, quick):
+def test_align_tree_refuses_other_settings_without_force(raw, tmp_path, quick):
     run(raw, tmp_path / "out")
-    with pytest.raises(UsageError, match=r"out: holds faces .* crop_size 112, not 96; .*--force"):
+    with pytest.raises(UsageError, match=r"out: was made with other settings .*crop_size 112, not 96\). .*--force"):
         run(raw, tmp_path / "out", crop_size=96)
     write(tmp_path / "raw2" / "Ann" / "1.jpg")
-    with pytest.raises(UsageError, match=r"aligned with source .*raw, not .*raw2"):
+    with pytest.raises(UsageError, match=r"source .*raw, not .*raw2"):
         run(tmp_path / "raw2", tmp_path / "out")
     assert cv2.imread(str(tmp_path / "out" / "Ann" / "1.jpg")).shape == (112, 112, 3)
 
 
-def test_force_removes_what_was_aligned_and_nothing_else(raw, tmp_path, quick):
+def test_force_removes_aligned_faces_only(raw, tmp_path, quick):
     run(raw, tmp_path / "out")
     (tmp_path / "out" / "Ann" / "mine.jpg").write_bytes(b"mine")
     (tmp_path / "kept.jpg").write_bytes(b"kept")
@@ -218,7 +196,7 @@ def test_force_removes_what_was_aligned_and_nothing_else(raw, tmp_path, quick):
     assert (tmp_path / "kept.jpg").read_bytes() == b"kept"
 
 
-def test_only_the_named_files_are_aligned(raw, tmp_path, quick):
+def test_align_tree_aligns_given_files_only(raw, tmp_path, quick):
     summary = run(raw, tmp_path / "out", files=["Bob/1.jpg", "Ann/2.png", "Bob/1.jpg", "./flat.jpg", "Cid/none.jpg"])
     assert statuses(tmp_path / "out") == {
         **dict.fromkeys(["Bob/1.jpg", "Ann/2.png", "flat.jpg"], ALIGNED),
@@ -227,7 +205,7 @@ def test_only_the_named_files_are_aligned(raw, tmp_path, quick):
     assert summary.new == 4
 
 
-def test_photographs_gone_since_do_not_hide_new_ones(raw, tmp_path, quick):
+def test_align_tree_counts_new_files_after_removals(raw, tmp_path, quick):
     run(raw, tmp_path / "out")
     for name in ("Ann/1.jpg", "Ann/2.png", "flat.jpg"):
         (raw / name).unlink()
@@ -236,13 +214,13 @@ def test_photographs_gone_since_do_not_hide_new_ones(raw, tmp_path, quick):
     assert statuses(tmp_path / "out")["Cid/new.jpg"] == ALIGNED
 
 
-def test_a_destination_within_the_source_is_not_read_again(raw, quick):
+def test_align_tree_skips_dest_inside_source(raw, quick):
     for _ in range(2):
         summary = run(raw, raw / "aligned")
         assert sum(summary.counts.values()) == 9
 
 
-def test_a_destination_that_holds_the_source_is_refused(raw, quick):
+def test_align_tree_refuses_dest_around_source(raw, quick):
     before = contents(raw)
     for dest in (raw, raw.parent, raw / "..", raw / "Ann" / ".."):
         with pytest.raises(UsageError, match="holds the source"):
@@ -250,13 +228,13 @@ def test_a_destination_that_holds_the_source_is_refused(raw, quick):
     assert contents(raw) == before
 
 
-def test_a_missing_source_is_named(tmp_path, quick):
+def test_align_tree_missing_source_is_an_error(tmp_path, quick):
     with pytest.raises(UsageError, match=r"-source_root=.*none: no such folder"):
         run(tmp_path / "none", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_links_are_followed_but_in_no_circle(raw, tmp_path, quick):
+def test_align_tree_follows_links_once(raw, tmp_path, quick):
     (tmp_path / "elsewhere").mkdir()
     write(tmp_path / "elsewhere" / "5.jpg")
     (raw / "Dan").symlink_to(tmp_path / "elsewhere")
@@ -266,7 +244,7 @@ def test_links_are_followed_but_in_no_circle(raw, tmp_path, quick):
     assert found["Dan/5.jpg"] == ALIGNED and len(found) == 10
 
 
-def test_names_that_are_not_utf8_keep_their_bytes(tmp_path, quick, capfd):
+def test_align_tree_keeps_bytes_of_names_not_utf8(tmp_path, quick, capfd):
     odd = [b"caf\xe9".decode("utf-8", "surrogateescape"), "사진\n1", 'a "b", c']
     try:
         for name in odd:
@@ -283,7 +261,7 @@ def test_names_that_are_not_utf8_keep_their_bytes(tmp_path, quick, capfd):
     assert r"caf\udce9/2.jpg: empty file" in capfd.readouterr().err
 
 
-def test_many_unreadable_files_are_not_all_named(tmp_path, quick, capfd):
+def test_align_tree_prints_first_unreadable_files(tmp_path, quick, capfd):
     for number in range(25):
         (tmp_path / "raw").mkdir(exist_ok=True)
         (tmp_path / "raw" / f"{number}.jpg").write_bytes(b"")
@@ -292,8 +270,8 @@ def test_many_unreadable_files_are_not_all_named(tmp_path, quick, capfd):
     assert printed.count("empty file") == 20 and "and 5 more that cannot be read" in printed
 
 
-def test_several_processes_write_what_one_writes(raw, tmp_path, monkeypatch):
-    """With the real detector: the faces here are none, so the drawn ones of its own tests are not needed."""
+def test_align_tree_two_processes_equal_one(raw, tmp_path, monkeypatch):
+    """Compare one process with two, using the real detector on images without faces."""
     for number in range(70):
         write(raw / "Eve" / f"{number}.png", grey=100 + number)
     alone, together = run(raw, tmp_path / "one"), run(raw, tmp_path / "two", processes=2)
@@ -302,17 +280,17 @@ def test_several_processes_write_what_one_writes(raw, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("processes", [0, 2])
-def test_a_face_that_cannot_be_written_ends_the_run_in_one_line(raw, tmp_path, monkeypatch, processes, make_drawn):
+def test_align_tree_write_error_is_one_line(raw, tmp_path, monkeypatch, processes, make_drawn):
     for number in range(40):
         cv2.imwrite(str(raw / "Ann" / f"x{number}.png"), make_drawn())
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "Ann").write_text("in the way")
-    with pytest.raises(RunError, match=r"an aligned face cannot be written .*again to go on") as caught:
+    with pytest.raises(RunError, match=r"an aligned face cannot be written .*again to continue") as caught:
         run(raw, tmp_path / "out", processes=processes)
     assert "\n" not in str(caught.value)
 
 
-def test_settings_out_of_range_are_refused():
+def test_align_settings_out_of_range_are_refused():
     for settings, rule in (
         ({"crop_size": 8}, "--crop_size 8: must lie between"),
         ({"select": "biggest"}, "--select biggest: must be one of largest, central, best"),
@@ -324,7 +302,7 @@ def test_settings_out_of_range_are_refused():
 
 @pytest.fixture(scope="module")
 def make_drawn() -> Callable[[], np.ndarray]:
-    """A photograph of a drawn face, BGR."""
+    """Return a function that makes a photograph of a drawn face, BGR."""
     from applications.demo.data_set import Face as DrawnFace
     from applications.demo.data_set import render
 
@@ -340,7 +318,7 @@ def start(raw: Path, dest: Path) -> subprocess.Popen:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_stopped_goes_on_and_leaves_nothing_half_written(tmp_path, make_drawn, number):
+def test_align_tree_continues_after_a_signal(tmp_path, make_drawn, number):
     raw, dest = tmp_path / "raw", tmp_path / "out"
     for index in range(700):
         (raw / f"p{index // 50:02d}").mkdir(parents=True, exist_ok=True)
@@ -375,24 +353,24 @@ def children_of(process: subprocess.Popen) -> list[str]:
 
 
 def alive(children: list[str]) -> list[str]:
-    """Those that still run; one that has ended may wait to be collected."""
+    """Return the states of the processes that still run. Zombies do not count."""
     found = subprocess.run(["ps", "-o", "stat=", "-p", ",".join(children)], capture_output=True, text=True)
     return [state for state in found.stdout.split() if state[0] != "Z"]
 
 
-def test_every_setting_of_torch_that_a_process_needs_goes_to_it(monkeypatch):
+def test_malloc_variables_are_set_and_restored(monkeypatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "7")
-    with tree._keeping_memory():
+    with batch._malloc_keeps_memory():
         assert os.environ["MALLOC_TRIM_THRESHOLD_"] == "7"
         assert int(os.environ["MALLOC_MMAP_THRESHOLD_"]) > 2**27
     assert os.environ["MALLOC_TRIM_THRESHOLD_"] == "7" and "MALLOC_MMAP_THRESHOLD_" not in os.environ
 
 
-def test_processes_share_the_gpus(monkeypatch):
+def test_default_processes_for_cpu_and_gpus(monkeypatch):
     gpus = [torch.device("cuda", index) for index in range(2)]
-    monkeypatch.setattr(tree, "available_cores", lambda: 64)
-    assert tree._default_processes([torch.device("cpu")]) == 64
-    assert tree._default_processes(gpus[:1]) == 8 and tree._default_processes(gpus) == 16
+    monkeypatch.setattr(batch, "num_cpus", lambda: 64)
+    assert batch._default_processes([torch.device("cpu")]) == 64
+    assert batch._default_processes(gpus[:1]) == 8 and batch._default_processes(gpus) == 16
 
 
 @pytest.mark.parametrize(

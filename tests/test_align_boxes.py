@@ -31,32 +31,32 @@ def suppress_slowly(boxes, scores, groups, threshold, of_smaller) -> list[int]:
 @pytest.mark.parametrize("of_smaller", [False, True])
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
 @pytest.mark.parametrize("seed", range(5))
-def test_suppression_keeps_what_the_slow_way_keeps(threshold, of_smaller, seed):
+def test_suppress_matches_slow_reference(threshold, of_smaller, seed):
     boxes, scores, groups = random_boxes(80, seed)
     kept = suppress(boxes, scores, groups, threshold, of_smaller)
     assert kept.tolist() == suppress_slowly(boxes, scores, groups, threshold, of_smaller)
     assert 0 < len(kept) < 80 or threshold == 0.7
 
 
-def test_no_boxes_stay_none():
+def test_suppress_without_boxes():
     assert suppress(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), 0.5).tolist() == []
 
 
-def test_equal_boxes_of_different_groups_stay():
+def test_suppress_keeps_boxes_of_other_groups():
     boxes = np.array([[0.0, 0, 9, 9]] * 3)
     assert suppress(boxes, np.array([0.7, 0.9, 0.8]), np.array([0, 1, 0]), 0.5).tolist() == [1, 2]
 
 
-def test_offsets_are_shares_of_width_and_height():
+def test_calibrate_offsets_are_fractions_of_the_size():
     moved = calibrate(np.array([[10.0, 20, 19, 39]]), np.array([[0.1, 0.1, -0.2, 0.5]]))
     np.testing.assert_allclose(moved, [[11, 22, 17, 49]])
 
 
-def test_squares_have_the_longer_side_and_the_same_center():
+def test_square_keeps_longer_side_and_center():
     squares = square(np.array([[10.0, 20, 19, 39], [0, 0, 29, 9], [5, 5, 8, 8]]))
     np.testing.assert_allclose(squares, [[5, 20, 24, 39], [0, -10, 29, 19], [5, 5, 8, 8]])
 
 
-def test_distance_to_the_center_of_the_image():
+def test_distance_to_center_of_the_image():
     boxes = np.array([[40.0, 20, 60, 30], [40, 10, 60, 20]])
     np.testing.assert_allclose(distance_to_center(boxes, width=100, height=50), [0, 10])

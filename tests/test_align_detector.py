@@ -1,4 +1,4 @@
-"""The detector on drawn faces, whose landmarks are known, and on photographs against the reference detector."""
+"""Compare the detector with the known landmarks of drawn faces, and with a reference detector on photographs."""
 
 import json
 from functools import cache
@@ -18,13 +18,13 @@ from util.errors import UsageError
 
 @cache
 def drawn(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """A drawn face (112, 112, 3) and its landmarks (5, 2)."""
+    """Return a drawn face (112, 112, 3) and its landmarks (5, 2)."""
     person = sample_person(5, number)
     return render_face(person, Condition.sample(np.random.default_rng((5, number)), person, "frontal"))
 
 
 def scene(*faces: tuple[int, int, int, float], height: int = 300, width: int = 400) -> tuple[np.ndarray, list]:
-    """Drawn faces (number, left, top, scale) on grey, and the landmarks of each."""
+    """Draw faces (number, left, top, scale) on grey, and return the image and the landmarks of each."""
     image, points = np.full((height, width, 3), 120, np.uint8), []
     for number, left, top, scale in faces:
         face, landmarks = drawn(number)
@@ -48,7 +48,7 @@ def assert_same(found: list[Face], expected: list[Face], tolerance: float = 1e-3
 
 @pytest.mark.parametrize("number", range(1, 9))
 @pytest.mark.parametrize("scale", [0.6, 1.0, 2.3])
-def test_a_drawn_face_is_found_with_its_landmarks(number, scale):
+def test_detect_finds_drawn_face_and_landmarks(number, scale):
     image, (landmarks,) = scene((number, 30, 20, scale))
     face, *others = detect([image])[0]
     assert others == []
@@ -61,7 +61,7 @@ def test_a_drawn_face_is_found_with_its_landmarks(number, scale):
     assert np.abs(align(image, face.landmarks).astype(int) - expected).mean() < 30
 
 
-def test_several_faces_are_found_the_most_probable_first():
+def test_detect_orders_faces_by_score():
     image, points = scene((1, 10, 10, 1.0), (2, 200, 20, 1.4), (3, 40, 170, 0.9))
     faces = detect([image])[0]
     assert len(faces) == 3
@@ -70,7 +70,7 @@ def test_several_faces_are_found_the_most_probable_first():
         assert min(error(face, landmarks) for face in faces) < 6
 
 
-def test_images_of_all_sizes_are_found_the_same_together_and_alone():
+def test_detect_batch_equals_single_images():
     images = [
         scene((number, 20, 10, 1.0), height=height, width=width)[0]
         for number, (height, width) in enumerate([(300, 400), (150, 140), (301, 403), (700, 140), (300, 400)], start=1)
@@ -82,7 +82,7 @@ def test_images_of_all_sizes_are_found_the_same_together_and_alone():
         assert_same(faces, detect([image])[0])
 
 
-def test_more_pixels_than_fit_at_once_are_worked_on_in_turn(monkeypatch):
+def test_detect_splits_many_pixels_into_batches(monkeypatch):
     images = [scene((number, 20, 10, 1.0))[0] for number in (1, 2, 3)]
     expected = detect(images)
     monkeypatch.setattr("applications.align.detector._PIXELS", 200_000)
@@ -90,7 +90,7 @@ def test_more_pixels_than_fit_at_once_are_worked_on_in_turn(monkeypatch):
         assert_same(faces, other)
 
 
-def test_a_large_image_is_cut_into_pieces_and_finds_the_same_faces():
+def test_detect_large_image_in_pieces():
     small, (landmarks,) = scene((1, 30, 20, 1.0))
     large = np.full((1500, 1400, 3), 120, np.uint8)
     large[1100:1400, 900:1300] = small
@@ -98,31 +98,31 @@ def test_a_large_image_is_cut_into_pieces_and_finds_the_same_faces():
     assert error(face, landmarks + [900, 1100]) < 4
 
 
-def test_a_face_that_leaves_the_image_is_found():
+def test_detect_face_at_the_image_border():
     image, (landmarks,) = scene((1, 0, 0, 1.0))
     (face,) = detect([np.ascontiguousarray(image[18:, 12:])])[0]
     assert error(face, landmarks - [12, 18]) < 6
     assert face.box[1] < 5
 
 
-def test_the_smallest_face_can_be_set():
+def test_detect_min_face():
     image, (landmarks,) = scene((1, 100, 100, 0.4))
     assert [round(error(face, landmarks)) <= 3 for face in detect([image], min_face=20)[0]] == [True]
     assert detect([image], min_face=80)[0] == []
 
 
-def test_higher_thresholds_find_fewer():
+def test_detect_higher_thresholds_find_fewer():
     image = scene((1, 10, 10, 1.0), (4, 220, 10, 1.0))[0]
     scores = [face.score for face in detect([image])[0]]
     assert len(scores) == 2
     assert len(detect([image], thresholds=(0.6, 0.7, sum(scores) / 2))[0]) == 1
 
 
-def test_no_images_have_no_faces():
+def test_detect_without_images():
     assert detect([]) == []
 
 
-def test_views_and_read_only_arrays_are_taken():
+def test_detect_takes_views_and_read_only_arrays():
     image = scene((1, 30, 20, 1.0))[0]
     locked = image.copy()
     locked.flags.writeable = False
@@ -133,26 +133,26 @@ def test_views_and_read_only_arrays_are_taken():
 
 
 @pytest.mark.parametrize("image", [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 4), np.uint8), np.zeros((9, 9, 3))])
-def test_other_arrays_are_refused(image):
+def test_detect_refuses_other_arrays(image):
     with pytest.raises(ValueError, match=r"must be \(H, W, 3\) RGB uint8"):
         detect([image])
 
 
 @pytest.mark.parametrize("min_face", [0, -5, 11.9, float("nan")])
-def test_faces_smaller_than_the_window_cannot_be_asked_for(min_face):
+def test_detector_refuses_min_face_below_window(min_face):
     with pytest.raises(UsageError, match=r"min_face .*12 pixels or more"):
         Detector(min_face=min_face)
 
 
 @pytest.mark.parametrize("thresholds", [(0.6, 0.7), (0, 0.7, 0.8), (0.6, 0.7, 1.0), (0.6, float("nan"), 0.8)])
-def test_thresholds_are_probabilities(thresholds):
+def test_detector_refuses_thresholds_out_of_range(thresholds):
     with pytest.raises(UsageError, match=r"thresholds .*between 0 and 1"):
         Detector(thresholds=thresholds)
 
 
 @pytest.mark.slow
-def test_photographs_have_the_landmarks_of_the_reference(shared):
-    """Every ninth image of LFW against the older toolkit's detector, whose pyramid and crops Pillow resizes."""
+def test_detect_photographs_match_the_reference(shared):
+    """Compare every ninth image of LFW with the older toolkit's detector, which resizes with Pillow."""
     lines = (shared / "lfw" / "landmarks.jsonl").read_text().splitlines()[::9]
     references = [json.loads(line) for line in lines]
     errors, differences = [], []
@@ -173,7 +173,7 @@ def test_photographs_have_the_landmarks_of_the_reference(shared):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_finds_the_same_faces():
+def test_detect_gpu_matches_cpu():
     images = [scene((number, 20, 10, 1.0))[0] for number in range(1, 9)]
     for faces, other in zip(detect(images, device="cuda"), detect(images), strict=True):
         assert_same(faces, other, tolerance=0.5)

@@ -1,4 +1,4 @@
-"""MTCNN's networks against Keras' layout, worked out slowly in numpy."""
+"""Compare MTCNN's networks with a slow numpy version in Keras' layout."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from applications.align.weights import load_weights
 
 
 def convolve(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """(H, W, in) and (h, w, in, out): no padding, stride 1."""
+    """Convolve (H, W, in) with (h, w, in, out): no padding, stride 1."""
     h, w = kernel.shape[:2]
     rows, columns = x.shape[0] - h + 1, x.shape[1] - w + 1
     windows = [
@@ -19,7 +19,7 @@ def convolve(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
 
 
 def pool(x: np.ndarray, size: int, same: bool) -> np.ndarray:
-    """Stride 2. Keras' "same": windows start at even pixels here, and the last ones hang over the edge."""
+    """Pool with stride 2. Keras' "same": windows start at even pixels, and the last ones exceed the edge."""
     count = [-(-side // 2) if same else (side - size) // 2 + 1 for side in x.shape[:2]]
     return np.array(
         [[x[2 * i : 2 * i + size, 2 * j : 2 * j + size].max((0, 1)) for j in range(count[1])] for i in range(count[0])]
@@ -31,7 +31,7 @@ def prelu(x: np.ndarray, slope: np.ndarray) -> np.ndarray:
 
 
 def run(name: str, x: np.ndarray, pools: dict[int, tuple[int, bool]]) -> list[np.ndarray]:
-    """The network on one image (H, W, 3): the values of its last layers. `pools`: {after which convolution: pool}."""
+    """Run the network on one image (H, W, 3) and return its outputs. `pools`: {number of the convolution: pool}."""
     layers, convolutions = load_weights(name), 0
     while len(layers) > 6:
         kernel, bias, slope, *layers = layers
@@ -66,13 +66,13 @@ def torch_run(network: type, pixels: np.ndarray) -> list[np.ndarray]:
     return [out[0].numpy() for out in module(networks.normalize(torch.from_numpy(pixels)[None]))]
 
 
-def test_pixels_are_centered_and_scaled():
+def test_normalize_centers_and_scales_pixels():
     values = networks.normalize(torch.tensor([[[[0, 127, 255]]]], dtype=torch.uint8))
     np.testing.assert_allclose(values.flatten(), [-127.5 / 128, -0.5 / 128, 127.5 / 128])
 
 
 @pytest.mark.parametrize(("height", "width"), [(12, 12), (20, 34), (13, 17)])
-def test_the_proposal_network_is_keras(noise, height, width):
+def test_proposal_net_matches_keras_layout(noise, height, width):
     pixels = noise(height, width)
     offsets, classes = run("pnet", as_float(pixels), {1: (2, True)})
     logit, moved = torch_run(networks.ProposalNet, pixels)
@@ -81,7 +81,7 @@ def test_the_proposal_network_is_keras(noise, height, width):
     np.testing.assert_allclose(moved, offsets, atol=1e-4)
 
 
-def test_the_refinement_network_is_keras(noise):
+def test_refinement_net_matches_keras_layout(noise):
     pixels = noise(24, 24)
     offsets, classes = run("rnet", as_float(pixels), {1: (3, True), 2: (3, False)})
     logit, moved = torch_run(networks.RefinementNet, pixels)
@@ -89,7 +89,7 @@ def test_the_refinement_network_is_keras(noise):
     np.testing.assert_allclose(moved, offsets, atol=1e-4)
 
 
-def test_the_output_network_is_keras(noise):
+def test_output_net_matches_keras_layout(noise):
     pixels = noise(48, 48)
     offsets, points, classes = run("onet", as_float(pixels), {1: (3, True), 2: (3, False), 3: (2, True)})
     logit, moved, landmarks = torch_run(networks.OutputNet, pixels)
@@ -98,19 +98,19 @@ def test_the_output_network_is_keras(noise):
     np.testing.assert_allclose(landmarks, np.stack([points[:5], points[5:]], axis=1), atol=1e-4)
 
 
-def test_weights_of_another_shape_are_refused(monkeypatch):
+def test_fill_refuses_weights_of_another_shape(monkeypatch):
     arrays = load_weights("rnet")
     monkeypatch.setattr(networks, "load_weights", lambda name: [*arrays[:3], arrays[3][:, :, :-1], *arrays[4:]])
     with pytest.raises(ValueError, match="weights of shape"):
         networks.RefinementNet()
 
 
-def test_a_level_cut_into_pieces_on_canvases_is_seen_as_a_whole(noise):
-    """Every window of the whole level is inside exactly one piece, and its answer there is the same."""
+def test_proposal_net_sees_pieces_like_the_full_level(noise):
+    """Check that every window of the level is in exactly one piece, with the same output."""
     pixels = noise(800, 1100)
     whole = torch_run(networks.ProposalNet, pixels)[0]
     module, margin = networks.build(networks.ProposalNet, torch.device("cpu")), 10
-    placed = pyramid.pack(pyramid.cut(0, 0, 1.0, *pixels.shape[:2], margin))
+    placed = pyramid.pack(pyramid.cut(0, 0, 1.0, size=pixels.shape[:2], overlap=margin))
     assert len(placed) == 6
     canvases = pyramid.paint([pixels], placed)
     answers = [module(networks.normalize(torch.from_numpy(canvas)[None]))[0][0].numpy() for canvas in canvases]

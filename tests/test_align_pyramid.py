@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,10 +6,10 @@ from applications.align import pyramid
 
 
 def pieces_of(sizes: list[tuple[int, int]]) -> list[pyramid.Piece]:
-    return [piece for number, size in enumerate(sizes) for piece in pyramid.cut(number, 0, 1.0, *size, overlap=10)]
+    return [piece for number, size in enumerate(sizes) for piece in pyramid.cut(number, 0, 1.0, size, overlap=10)]
 
 
-def test_levels_start_where_the_smallest_face_fills_the_window_and_end_where_the_image_does():
+def test_scales_from_smallest_face_to_image_size():
     scales = pyramid.scales(250, 300, min_face=20, window=12)
     assert scales[0] == 0.6
     np.testing.assert_allclose(np.divide(scales[1:], scales[:-1]), 0.707)
@@ -19,7 +17,7 @@ def test_levels_start_where_the_smallest_face_fills_the_window_and_end_where_the
     assert pyramid.scales(20, 300, min_face=20, window=12) == []
 
 
-def test_a_level_is_what_pillow_makes_of_the_image():
+def test_resize_matches_pillow():
     pixels = np.random.default_rng(0).integers(0, 256, (97, 130, 3), dtype=np.uint8)
     level = pyramid.resize(pixels[None], 41, 55)[0]
     expected = np.asarray(Image.fromarray(pixels).resize((55, 41), Image.Resampling.BILINEAR))
@@ -27,7 +25,7 @@ def test_a_level_is_what_pillow_makes_of_the_image():
 
 
 @pytest.mark.parametrize("size", [(5, 5), (512, 512), (513, 100), (1014, 1015), (3000, 20)])
-def test_pieces_cover_a_level_and_overlap(size):
+def test_cut_pieces_cover_the_level_and_overlap(size):
     seen = np.zeros(size, int)
     for piece in pieces_of([size]):
         assert piece.height <= pyramid.SIDE and piece.width <= pyramid.SIDE
@@ -38,7 +36,7 @@ def test_pieces_cover_a_level_and_overlap(size):
         assert seen.max() == 1
 
 
-def test_pieces_lie_side_by_side_on_their_canvases():
+def test_pack_places_pieces_without_overlap():
     rng = np.random.default_rng(2)
     pieces = pieces_of([tuple(rng.integers(3, 700, 2)) for _ in range(60)])
     placed = pyramid.pack(pieces)
@@ -52,13 +50,13 @@ def test_pieces_lie_side_by_side_on_their_canvases():
     assert canvases.mean() > 0.7
 
 
-def test_canvases_show_the_pieces_where_they_were_placed():
+def test_paint_draws_pieces_at_their_places():
     images = [np.full((size, size + 9, 3), size, np.uint8) for size in (30, 100, 200)]
     pieces = [
         piece
         for number, image in enumerate(images)
         for level, scale in enumerate((0.6, 0.3))
-        for piece in pyramid.cut(number, level, scale, *(math.ceil(s * scale) for s in image.shape[:2]), overlap=10)
+        for piece in pyramid.cut(number, level, scale, pyramid.level_size(image, scale), overlap=10)
     ]
     placed = pyramid.pack(pieces)
     canvases = pyramid.paint(images, placed)
@@ -70,5 +68,5 @@ def test_canvases_show_the_pieces_where_they_were_placed():
     assert left == 0
 
 
-def test_nothing_to_pack_makes_no_canvas():
+def test_pack_without_pieces_makes_no_canvas():
     assert pyramid.pack([]) == [] and pyramid.paint([], []) == []

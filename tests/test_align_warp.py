@@ -13,22 +13,22 @@ def moved(points: np.ndarray, degrees: float, scale: float, shift: tuple[float, 
     return scale * points @ rotation.T + shift
 
 
-def test_matrices_are_those_of_the_reference(golden):
+def test_similarity_matches_reference_matrices(golden):
     reference = np.load(golden / "similarity.npz")
     for landmarks, matrix in zip(reference["landmarks"], reference["matrices"], strict=True):
         np.testing.assert_allclose(similarity(landmarks, reference["reference"]), matrix, atol=1e-4)
     np.testing.assert_allclose(ARCFACE_TEMPLATE, reference["reference"], atol=1e-4)
 
 
-def test_a_similarity_is_found_exactly():
+def test_similarity_recovers_exact_transform():
     landmarks = moved(ARCFACE_TEMPLATE, degrees=25, scale=3.5, shift=(70, -20))
     matrix = similarity(landmarks, ARCFACE_TEMPLATE)
     np.testing.assert_allclose(landmarks @ matrix[:, :2].T + matrix[:, 2], ARCFACE_TEMPLATE, atol=1e-9)
     assert np.linalg.det(matrix[:, :2]) == pytest.approx(1 / 3.5**2)
 
 
-def test_errors_are_least_in_the_photograph():
-    """The four numbers of the way from the template to the landmarks, by plain linear least squares."""
+def test_similarity_minimizes_errors_in_the_photograph():
+    """Solve for the four numbers of the transform from the template to the landmarks, by linear least squares."""
     landmarks = moved(ARCFACE_TEMPLATE, -10, 2.0, (30, 40)) + np.random.default_rng(1).normal(0, 4, (5, 2))
     x, y = ARCFACE_TEMPLATE.T
     ones, none = np.ones(5), np.zeros(5)
@@ -38,14 +38,14 @@ def test_errors_are_least_in_the_photograph():
     np.testing.assert_allclose(similarity(landmarks, ARCFACE_TEMPLATE), inverse, atol=1e-9)
 
 
-def test_mirrored_landmarks_are_not_mirrored_back():
+def test_similarity_has_no_reflection():
     mirrored = ARCFACE_TEMPLATE * [-1, 1] + [112, 0]
     matrix = similarity(mirrored, ARCFACE_TEMPLATE)
     assert np.linalg.det(matrix[:, :2]) > 0
 
 
 @pytest.mark.parametrize("size", [112, 64, 224])
-def test_the_template_grows_with_the_size(size):
+def test_align_scales_the_template_with_the_size(size):
     landmarks = moved(ARCFACE_TEMPLATE, 8, 1.3, (20, 30))
     canvas = np.zeros((260, 260, 3), np.uint8)
     for point in np.rint(landmarks).astype(int):
@@ -56,14 +56,14 @@ def test_the_template_grows_with_the_size(size):
         assert aligned[y, x].min() > 200
 
 
-def test_pixels_outside_of_the_photograph_are_black():
+def test_align_outside_of_the_photograph_is_black():
     aligned = align(np.full((60, 60, 3), 200, np.uint8), ARCFACE_TEMPLATE)
     assert (aligned[:59, :59] == 200).all() and (aligned[61:] == 0).all() and (aligned[:, 61:] == 0).all()
 
 
 @pytest.mark.parametrize("scale", [2.5, 3.7, 8.5])
-def test_large_faces_are_averaged_and_not_sampled(scale):
-    """Of a fine pattern of black and white nothing but its mean, grey, may be left; and smooth shapes stay in place."""
+def test_align_averages_large_faces(scale):
+    """Check that a fine pattern of black and white becomes grey, and that a ramp stays in place."""
     landmarks = moved(ARCFACE_TEMPLATE, 0, scale, (40, 60))
     pattern = (np.indices((1000, 1000)).sum(axis=0) % 2 * 255).astype(np.uint8)
     aligned = align(np.repeat(pattern[:, :, None], 3, axis=2), landmarks)
@@ -75,12 +75,12 @@ def test_large_faces_are_averaged_and_not_sampled(scale):
     np.testing.assert_allclose(align(ramp, landmarks)[50, 10:100, 0], expected, atol=1.5)
 
 
-def test_a_large_face_at_the_edge_is_black_beyond_it():
+def test_align_large_face_at_the_edge_is_black_outside():
     landmarks = moved(ARCFACE_TEMPLATE, 0, 4.0, (-200, -200))
     aligned = align(np.full((300, 300, 3), 200, np.uint8), landmarks)
     assert (aligned[:48] == 0).all() and (aligned[52:100, 52:100] == 200).all()
 
 
-def test_landmarks_on_one_point_are_an_error():
+def test_similarity_refuses_landmarks_on_one_point():
     with pytest.raises(ValueError, match="one point"):
         similarity(np.full((5, 2), 7.0), ARCFACE_TEMPLATE)

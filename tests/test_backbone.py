@@ -1,4 +1,4 @@
-"""Backbones: keys, shapes, gradients and start, and the golden outputs of the public implementations."""
+"""Backbones: keys, shapes, gradients, initial weights, and the golden outputs of the public implementations."""
 
 import json
 import zlib
@@ -17,7 +17,7 @@ BIG = {"IR_101", "IR_152", "IR_SE_101", "IR_SE_152", "iresnet100"}
 ALL = [pytest.param(name, marks=[pytest.mark.slow] if name in BIG else []) for name in BACKBONES]
 ONE_OF_EACH_FAMILY = ["MobileFaceNet", "IR_SE_50", "iresnet18"]
 
-PUBLISHED = [name for name in ALL if "MobileFaceNet_" not in str(name)]  # the narrow ones are in no other project
+PUBLISHED = [name for name in ALL if "MobileFaceNet_" not in str(name)]  # only this project has the fractions
 # Millions of trainable parameters with 512-dimensional embeddings; for iresnet as InsightFace publishes them.
 MILLIONS = {
     "MobileFaceNet": 2.06,
@@ -37,20 +37,20 @@ MILLIONS = {
 
 
 def on_meta(name: str, **settings: int) -> nn.Module:
-    """Shapes without memory."""
+    """Build a backbone that has shapes but no memory."""
     with torch.device("meta"):
         return build_backbone(name, **settings)
 
 
 @pytest.mark.parametrize("name", list(BACKBONES))
-def test_shapes_and_sizes(name: str) -> None:
+def test_backbone_shapes_and_number_of_parameters(name: str) -> None:
     backbone = on_meta(name, embedding_size=256).eval()
     assert backbone(torch.empty(3, 3, 112, 112, device="meta")).shape == (3, 256)
     count = sum(parameter.numel() for parameter in on_meta(name).parameters())
     assert count / 1e6 == pytest.approx(MILLIONS[name], abs=0.005)
 
 
-def test_the_ir_family_takes_224_pixels_and_the_others_say_that_they_do_not() -> None:
+def test_build_backbone_accepts_224_pixels_for_ir_only() -> None:
     assert on_meta("IR_50", input_size=224).eval()(torch.empty(1, 3, 224, 224, device="meta")).shape == (1, 512)
     with pytest.raises(ValueError, match=r"IR_50.*input_size is 128.*112 or 224"):
         build_backbone("IR_50", input_size=128)
@@ -58,21 +58,21 @@ def test_the_ir_family_takes_224_pixels_and_the_others_say_that_they_do_not() ->
         build_backbone("MobileFaceNet", input_size=224)
 
 
-def test_unknown_name_lists_the_known_ones() -> None:
+def test_build_backbone_lists_the_known_names() -> None:
     with pytest.raises(ValueError, match=r"'IR_SE_51'.*IR_SE_50.*MobileFaceNet.*iresnet100"):
         build_backbone("IR_SE_51")
 
 
 @pytest.mark.parametrize("embedding_size", [512, 128])
 @pytest.mark.parametrize("name", list(BACKBONES))
-def test_a_state_dict_tells_its_backbone(name: str, embedding_size: int) -> None:
+def test_identify_backbone_from_a_state_dict(name: str, embedding_size: int) -> None:
     state_dict = on_meta(name, embedding_size=embedding_size).state_dict()
     assert identify_backbone(state_dict) == (name, embedding_size)
     without_counters = {k: v for k, v in state_dict.items() if not k.endswith("num_batches_tracked")}
     assert identify_backbone(without_counters) == (name, embedding_size)
 
 
-def test_a_foreign_state_dict_is_not_guessed_at() -> None:
+def test_identify_backbone_rejects_other_state_dicts() -> None:
     state_dict = on_meta("IR_50").state_dict()
     for foreign in (
         {},
@@ -86,7 +86,7 @@ def test_a_foreign_state_dict_is_not_guessed_at() -> None:
             identify_backbone(foreign)
 
 
-def test_a_data_parallel_state_dict_loads_strictly() -> None:
+def test_data_parallel_state_dict_loads_strictly() -> None:
     source, target = build_backbone("MobileFaceNet"), build_backbone("MobileFaceNet")
     stripped = strip_module_prefix(nn.DataParallel(source).state_dict())
     target.load_state_dict(stripped, strict=True)
@@ -97,7 +97,7 @@ def test_a_data_parallel_state_dict_loads_strictly() -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_trainable_parameter_receives_a_gradient(name: str) -> None:
+def test_backbone_parameters_all_receive_gradients(name: str) -> None:
     torch.manual_seed(0)
     backbone = build_backbone(name, embedding_size=32).train()
     embeddings = backbone(torch.rand(2, 3, 112, 112) * 2 - 1)
@@ -111,7 +111,7 @@ def test_every_trainable_parameter_receives_a_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_FAMILY)
-def test_channels_last_gives_the_same_embeddings(name: str) -> None:
+def test_backbone_works_with_channels_last(name: str) -> None:
     torch.manual_seed(0)
     backbone, images = build_backbone(name).eval(), torch.rand(2, 3, 112, 112) * 2 - 1
     with torch.inference_mode():
@@ -121,7 +121,7 @@ def test_channels_last_gives_the_same_embeddings(name: str) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 
-def test_dropout_of_the_ir_family_acts_in_training_alone() -> None:
+def test_ir_dropout_acts_in_training_only() -> None:
     torch.manual_seed(0)
     backbone, images = build_backbone("IR_50", embedding_size=16), torch.rand(2, 3, 112, 112)
     outputs = []
@@ -143,7 +143,7 @@ def test_squeeze_excitation_equals_its_formula() -> None:
     np.testing.assert_allclose(module(x).detach(), x.numpy() * weights[:, :, None, None], rtol=1e-5, atol=1e-6)
 
 
-def test_weights_start_as_documented() -> None:
+def test_backbone_initial_weights_are_as_documented() -> None:
     torch.manual_seed(0)
     mobile, residual, insight = (build_backbone(name) for name in ("MobileFaceNet", "IR_50", "iresnet18"))
     depthwise, dense = mobile.conv_sep.layers[0].weight, mobile.features.layers[0].layers[0].weight
@@ -157,7 +157,7 @@ def test_weights_start_as_documented() -> None:
             assert (module.weight == 1).all() and not module.bias.any()
 
 
-def test_a_fresh_backbone_learns_to_tell_four_images_apart() -> None:
+def test_backbone_learns_to_separate_four_images() -> None:
     torch.manual_seed(0)
     backbone, images = build_backbone("MobileFaceNet", embedding_size=16), torch.rand(4, 3, 112, 112) * 2 - 1
     optimizer = torch.optim.SGD(backbone.parameters(), lr=0.05, momentum=0.9)
@@ -172,7 +172,7 @@ def test_a_fresh_backbone_learns_to_tell_four_images_apart() -> None:
 
 
 def golden_value(key: str, shape: tuple[int, ...]) -> Tensor:
-    """The filling that the golden numbers were computed with."""
+    """Return the values with which the golden numbers were computed."""
     if key.endswith("num_batches_tracked"):
         return torch.zeros((), dtype=torch.int64)
     n = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32)
@@ -188,7 +188,7 @@ def golden_value(key: str, shape: tuple[int, ...]) -> Tensor:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_golden_keys_and_outputs(golden: Path, name: str) -> None:
+def test_backbone_golden_keys_and_outputs(golden: Path, name: str) -> None:
     family = "backbone" if name.startswith("IR_") else "arcface_torch"
     golden_name = "mbf" if name == "MobileFaceNet" else name
     expected_keys = json.loads((golden / f"{family}_keys.json").read_text())[golden_name]

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from util.checkpoint import io as checkpoint
-from util.checkpoint.io import CHECKPOINT_FILES, Run
+from util.checkpoint import io, run_dir
+from util.checkpoint.io import CHECKPOINT_FILES, RecognitionState
+from util.checkpoint.run_dir import Run
 from util.errors import DataError, RunError
 
 NOW = datetime(2022, 7, 28, 19, 15, 42)
@@ -18,23 +19,22 @@ def network(seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
 
 
-def state(epoch: int, step: int, **more) -> dict:
-    return {
-        "optimizer": {"state": {}, "param_groups": []},
-        "epoch": epoch,
-        "step": step,
-        "best_accuracy": 0.5,
-        "best_epoch": epoch,
-        "random_states": checkpoint.get_rng_state(),
-        "classes": ["Ann", "김연아"],
-        "settings": {"backbone": "IR_50", "stages": (15, 23)},
-        **more,
-    }
+def state(epoch: int, step: int) -> RecognitionState:
+    return RecognitionState(
+        optimizer={"state": {}, "param_groups": []},
+        epoch=epoch,
+        step=step,
+        best=0.5,
+        best_epoch=epoch,
+        rng_state=io.get_rng_state(),
+        classes=["Ann", "김연아"],
+        settings={"backbone": "IR_50", "stages": (15, 23)},
+    )
 
 
 @pytest.fixture
 def run(tmp_path) -> Run:
-    return checkpoint.new_run(*folders(tmp_path), "HRTRAIN", NOW)
+    return run_dir.new_run(*folders(tmp_path), prefix="HRTRAIN", now=NOW)
 
 
 def folders(root: Path) -> tuple[str, str, str]:
@@ -42,7 +42,8 @@ def folders(root: Path) -> tuple[str, str, str]:
 
 
 def save(run: Run, epoch: int, step: int, seed: int = 0) -> Path:
-    return checkpoint.save_epoch(run, network(seed), nn.Linear(4, 2, bias=False), state(epoch, step))
+    networks = {"Backbone": network(seed), "Head": nn.Linear(4, 2, bias=False)}
+    return io.save_checkpoint(run.checkpoints, networks, state(epoch, step))
 
 
 def touch(*paths: Path) -> None:
@@ -55,9 +56,9 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_run_is_named_after_its_minute_and_others_in_it_are_numbered(tmp_path):
+def test_new_run_is_named_by_minute_and_number(tmp_path):
     for expected in ("", "_2", "_3"):
-        run = checkpoint.new_run(*folders(tmp_path), "LRTRAIN_LRx4", NOW)
+        run = run_dir.new_run(*folders(tmp_path), prefix="LRTRAIN_LRx4", now=NOW)
         assert run.name == f"LRTRAIN_LRx4_2022-07-28-19-15{expected}"
         assert run.checkpoints == tmp_path / "checkpoints" / run.name and run.checkpoints.is_dir()
         assert (run.best, run.log) == (tmp_path / "best" / run.name, tmp_path / "log" / run.name)
@@ -66,10 +67,10 @@ def test_a_run_is_named_after_its_minute_and_others_in_it_are_numbered(tmp_path)
 @pytest.mark.parametrize("taken", ["best", "log"])
 def test_a_name_taken_in_another_folder_is_not_used_again(tmp_path, taken):
     (tmp_path / taken / "HRTRAIN_2022-07-28-19-15").mkdir(parents=True)
-    assert checkpoint.new_run(*folders(tmp_path), "HRTRAIN", NOW).name == "HRTRAIN_2022-07-28-19-15_2"
+    assert run_dir.new_run(*folders(tmp_path), prefix="HRTRAIN", now=NOW).name == "HRTRAIN_2022-07-28-19-15_2"
 
 
-def test_the_newest_run_is_the_latest_by_date_whatever_it_begins_with(tmp_path):
+def test_newest_run_has_the_latest_date_in_its_name(tmp_path):
     in_order = [
         "ZTRAIN_2021-12-31-23-59",
         "LRTRAIN_LRx4_2022-01-01-00-00",
@@ -80,21 +81,21 @@ def test_the_newest_run_is_the_latest_by_date_whatever_it_begins_with(tmp_path):
     ]
     for name in in_order:
         touch(tmp_path / name / "Backbone_Best.pth")
-        assert checkpoint.newest_run(tmp_path).name == name
+        assert run_dir.newest_run(tmp_path).name == name
 
 
 def test_folders_without_a_backbone_or_a_date_are_no_runs(tmp_path):
     touch(tmp_path / "HRTRAIN_2021-01-01-00-00" / "Backbone_1_17.pth")
     touch(tmp_path / "HRTRAIN_2022-01-01-00-00" / "Head_Best.pth", tmp_path / "LATEST" / "Backbone_Best.pth")
     touch(tmp_path / "HRTRAIN_2023-01-01-00-00")
-    assert checkpoint.newest_run(tmp_path).name == "HRTRAIN_2021-01-01-00-00"
+    assert run_dir.newest_run(tmp_path).name == "HRTRAIN_2021-01-01-00-00"
 
 
 @pytest.mark.parametrize("exists", [True, False])
 def test_no_run_at_all_is_an_error(tmp_path, exists):
     folder = tmp_path if exists else tmp_path / "none"
     with pytest.raises(DataError, match=r"no run with a Backbone file in it.*--resume_dir"):
-        checkpoint.newest_run(folder)
+        run_dir.newest_run(folder)
 
 
 @pytest.mark.parametrize(
@@ -110,22 +111,22 @@ def test_no_run_at_all_is_an_error(tmp_path, exists):
         ),
     ],
 )
-def test_the_backbone_of_a_folder_is_the_best_or_the_newest_epoch(tmp_path, files, found):
+def test_find_backbone_prefers_best_then_newest_epoch(tmp_path, files, found):
     touch(*(tmp_path / file for file in files))
-    assert checkpoint.find_backbone(tmp_path) == tmp_path / found
+    assert run_dir.find_backbone(tmp_path) == tmp_path / found
     for file in files:
-        assert checkpoint.find_backbone(tmp_path / file) == tmp_path / file
+        assert run_dir.find_backbone(tmp_path / file) == tmp_path / file
 
 
-def test_a_folder_without_a_backbone_and_a_path_that_is_not_there_are_errors(tmp_path):
+def test_find_backbone_rejects_missing_files(tmp_path):
     touch(tmp_path / "Head_1_17.pth", tmp_path / "Backbone_old.pth")
     with pytest.raises(DataError, match=r"no Backbone_Best\.pth or Backbone_EPOCH_BATCH\.pth"):
-        checkpoint.find_backbone(tmp_path)
+        run_dir.find_backbone(tmp_path)
     with pytest.raises(DataError, match="gone: no such file or folder"):
-        checkpoint.find_backbone(tmp_path / "gone")
+        run_dir.find_backbone(tmp_path / "gone")
 
 
-def test_an_epoch_leaves_three_files_that_other_projects_can_load(run):
+def test_save_checkpoint_writes_three_loadable_files(run):
     file = save(run, 3, 51)
     assert file == run.checkpoints / "Backbone_3_51.pth"
     assert names(run.checkpoints) == ["Backbone_3_51.pth", "Head_3_51.pth", "Optimizer_3_51.pth"]
@@ -142,12 +143,12 @@ def test_an_epoch_leaves_three_files_that_other_projects_can_load(run):
 def test_wrapped_networks_leave_no_trace_in_the_files(run):
     backbone = network()
     nn.DataParallel(backbone)  # what a run puts around it
-    content = checkpoint.load(checkpoint.save_epoch(run, backbone, nn.Linear(4, 2), state(1, 2)))
+    content = io.load(io.save_checkpoint(run.checkpoints, {"Backbone": backbone, "Head": nn.Linear(4, 2)}, state(1, 2)))
     assert not any(key.startswith("module.") for key in content)
 
 
-def test_an_epoch_that_cannot_be_written_leaves_the_earlier_ones_whole(run, monkeypatch):
-    before = checkpoint.load(save(run, 1, 10, seed=1))
+def test_failed_save_keeps_earlier_epochs(run, monkeypatch):
+    before = io.load(save(run, 1, 10, seed=1))
     write = torch.save
 
     def failing(content, path):
@@ -165,8 +166,8 @@ def test_an_epoch_that_cannot_be_written_leaves_the_earlier_ones_whole(run, monk
         "Backbone_1_10.pth", "Backbone_2_20.pth", "Head_1_10.pth", "Optimizer_1_10.pth"
     ]  # fmt: skip
     for part in CHECKPOINT_FILES:
-        assert checkpoint.load(run.checkpoints / f"{part}_1_10.pth")
-    assert not torch.equal(checkpoint.load(run.checkpoints / "Backbone_1_10.pth")["0.weight"], before["0.weight"])
+        assert io.load(run.checkpoints / f"{part}_1_10.pth")
+    assert not torch.equal(io.load(run.checkpoints / "Backbone_1_10.pth")["0.weight"], before["0.weight"])
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -174,15 +175,15 @@ def test_the_best_files_are_those_of_one_epoch(run, monkeypatch, links):
     if not links:
         monkeypatch.setattr(os, "link", lambda *names: (_ for _ in ()).throw(OSError("no links here")))
     for epoch in (1, 2):
-        checkpoint.save_best(run, save(run, epoch, epoch * 10, seed=epoch))
+        run_dir.save_best(run, save(run, epoch, epoch * 10, seed=epoch))
         assert names(run.best) == ["Backbone_Best.pth", "Head_Best.pth", "Optimizer_Best.pth"]
         for part in CHECKPOINT_FILES:
             source = run.checkpoints / f"{part}_{epoch}_{epoch * 10}.pth"
             assert (run.best / f"{part}_Best.pth").read_bytes() == source.read_bytes()
     (run.checkpoints / "Backbone_2_20.pth").unlink()
-    resumable = checkpoint.load_resumable(run.best)
-    assert resumable.state["epoch"] == 2
-    assert torch.equal(resumable.backbone["0.weight"], network(2).state_dict()["0.weight"])
+    resumable = run_dir.load_resumable(run.best)
+    assert resumable.state.epoch == 2
+    assert torch.equal(resumable.networks["Backbone"]["0.weight"], network(2).state_dict()["0.weight"])
 
 
 def test_what_a_killed_run_left_of_the_best_files_does_no_harm(run):
@@ -190,20 +191,20 @@ def test_what_a_killed_run_left_of_the_best_files_does_no_harm(run):
     before = first.read_bytes()
     run.best.mkdir(parents=True)
     os.link(first, run.best / ".Backbone_Best.partial.pth")
-    checkpoint.save_best(run, second)
+    run_dir.save_best(run, second)
     assert first.read_bytes() == before
     assert (run.best / "Backbone_Best.pth").read_bytes() == second.read_bytes()
     assert names(run.best) == ["Backbone_Best.pth", "Head_Best.pth", "Optimizer_Best.pth"]
 
 
 def test_best_files_cut_off_midway_are_seen_to_be_incomplete(run, monkeypatch):
-    checkpoint.save_best(run, save(run, 1, 10))
+    run_dir.save_best(run, save(run, 1, 10))
     second = save(run, 2, 20)
     (run.checkpoints / "Head_2_20.pth").unlink()
     with pytest.raises(FileNotFoundError):
-        checkpoint.save_best(run, second)
+        run_dir.save_best(run, second)
     with pytest.raises(DataError, match=r"Optimizer_Best\.pth: missing"):
-        checkpoint.load_resumable(run.best)
+        run_dir.load_resumable(run.best)
 
 
 class Evil:
@@ -216,7 +217,7 @@ def test_files_that_would_run_code_are_refused(tmp_path, monkeypatch, zipped):
     monkeypatch.chdir(tmp_path)
     torch.save({"weight": Evil()}, "Backbone_1_2.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(DataError, match=r"Backbone_1_2\.pth: not a checkpoint that can be loaded safely") as caught:
-        checkpoint.load(Path("Backbone_1_2.pth"))
+        io.load(Path("Backbone_1_2.pth"))
     assert "\n" not in str(caught.value)
     assert not Path("evil").exists()
 
@@ -226,45 +227,53 @@ def test_files_cut_short_are_refused(run, kept):
     file = save(run, 1, 2)
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(DataError, match=r"Backbone_1_2\.pth: not a checkpoint") as caught:
-        checkpoint.load(file)
+        io.load(file)
     assert "\n" not in str(caught.value)
 
 
 def test_files_in_torchs_older_form_are_read_and_lists_refused(tmp_path):
     torch.save(network().state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert torch.equal(checkpoint.load(tmp_path / "old.pth")["0.weight"], network().state_dict()["0.weight"])
+    assert torch.equal(io.load(tmp_path / "old.pth")["0.weight"], network().state_dict()["0.weight"])
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(DataError, match=r"list\.pth: holds a list"):
-        checkpoint.load(tmp_path / "list.pth")
+        io.load(tmp_path / "list.pth")
 
 
 def test_a_run_is_resumed_from_three_files(run):
     file = save(run, 1, 10)
-    resumable = checkpoint.load_resumable(run.checkpoints)
+    resumable = run_dir.load_resumable(run.checkpoints)
     assert resumable.files == {part: run.checkpoints / f"{part}_1_10.pth" for part in CHECKPOINT_FILES}
-    assert resumable.backbone.keys() == network().state_dict().keys() and list(resumable.head) == ["weight"]
-    assert resumable.state["step"] == 10
+    assert resumable.networks["Backbone"].keys() == network().state_dict().keys() and list(
+        resumable.networks["Head"]
+    ) == ["weight"]
+    assert resumable.state.step == 10
     with pytest.raises(DataError, match="resuming needs a Backbone file"):
-        checkpoint.load_resumable(file.with_name("Head_1_10.pth"))
+        run_dir.load_resumable(file.with_name("Head_1_10.pth"))
     file.with_name("Head_1_10.pth").unlink()
     with pytest.raises(DataError, match=r"Head_1_10\.pth: missing"):
-        checkpoint.load_resumable(file)
+        run_dir.load_resumable(file)
 
 
 def test_another_projects_optimizer_file_is_told_apart(run):
     file = save(run, 1, 10)
     torch.save({"state": {}, "param_groups": [], "epoch": 1}, run.checkpoints / "Optimizer_1_10.pth")
-    with pytest.raises(DataError, match=r"Optimizer_1_10\.pth: lacks best_accuracy, best_epoch, .*start a new run"):
-        checkpoint.load_resumable(file)
+    with pytest.raises(DataError, match=r"Optimizer_1_10\.pth: lacks best_accuracy, best_epoch, .*Start a new run"):
+        run_dir.load_resumable(file)
 
 
-def test_a_resumed_run_goes_on_in_its_folder_and_sets_later_epochs_aside(run, tmp_path):
+def test_states_of_earlier_versions_are_read(tmp_path):
+    content = state(1, 10).to_dict()
+    assert {"best_accuracy", "random_states", "ranks", "scaler"} <= content.keys()
+    del content["ranks"], content["scaler"]
+    read = RecognitionState.from_dict(content, tmp_path)
+    assert (read.world_size, read.scaler, read.best, read.step) == (1, {}, 0.5, 10)
+
+
+def test_resumed_run_keeps_its_folder_and_moves_later_epochs(run, tmp_path):
     for epoch in (1, 2, 10):
         save(run, epoch, epoch * 10)
     touch(run.checkpoints / "Evaluation.txt")
-    resumed = checkpoint.resumed_run(
-        checkpoint.load_resumable(run.checkpoints / "Backbone_2_20.pth"), *folders(tmp_path)
-    )
+    resumed = run_dir.resumed_run(run_dir.load_resumable(run.checkpoints / "Backbone_2_20.pth"), *folders(tmp_path))
     assert resumed == run
     kept = [f"{part}_{epoch}_{epoch}0.pth" for part in CHECKPOINT_FILES for epoch in (1, 2)]
     assert names(run.checkpoints) == sorted([*kept, "Evaluation.txt", "superseded"])
@@ -274,35 +283,35 @@ def test_a_resumed_run_goes_on_in_its_folder_and_sets_later_epochs_aside(run, tm
 def test_a_state_that_does_not_fit_names_a_key_and_the_remedy():
     good, file = network().state_dict(), Path("Backbone_1_2.pth")
     other = network(1)
-    checkpoint.load_state_dict_strict(other, good, file, "start anew")
+    io.load_state_dict_strict(other, good, file)
     assert all(torch.equal(value, good[key]) for key, value in other.state_dict().items())
     for wrong, message in (
         ({**good, "0.weight": torch.zeros(4, 5)}, r"0\.weight is \(4, 5\) in the file and \(4, 3\) in the network"),
         ({**good, "extra": torch.zeros(1)}, r"extra is \(1,\) in the file and absent in the network"),
         ({key: value for key, value in good.items() if key != "0.bias"}, r"0\.bias is absent in the file and \(4,\)"),
     ):
-        with pytest.raises(DataError, match=rf"Backbone_1_2\.pth: {message}.*start anew"):
-            checkpoint.load_state_dict_strict(other, wrong, file, "start anew")
+        with pytest.raises(DataError, match=rf"Backbone_1_2\.pth: {message}.*start a new run"):
+            io.load_state_dict_strict(other, wrong, file)
 
 
 @pytest.mark.parametrize("key", ["0.weight", "1.running_var"])
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_weights_that_are_not_finite_are_named(key, value):
     module = network()
-    checkpoint.check_finite(module, "backbone")
+    io.check_finite(module, "backbone")
     module.state_dict()[key].view(-1)[2] = value
     with pytest.raises(RunError, match=rf"the backbone's {key} is no longer finite.*--lr"):
-        checkpoint.check_finite(module, "backbone")
+        io.check_finite(module, "backbone")
 
 
 def test_random_states_make_the_same_numbers_again(run):
     torch.manual_seed(3)
     torch.rand(5)
     file = save(run, 1, 2)  # draws numbers of its own, before the state is taken
-    saved = checkpoint.load_resumable(file).state["random_states"]
+    saved = run_dir.load_resumable(file).state.rng_state
     expected = None
     for _ in range(2):
-        checkpoint.set_rng_state(saved)
+        io.set_rng_state(saved)
         drawn = nn.functional.dropout(torch.ones(100))
         assert expected is None or torch.equal(drawn, expected)
         expected = drawn
@@ -312,12 +321,12 @@ def test_random_states_make_the_same_numbers_again(run):
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        (["Ann"], "trained on 2 people, and imgs has 1"),
-        (["Ann", "Bob"], "trained on '김연아', where imgs has 'Bob'"),
+        (["Ann"], "trained on 2 identities, but imgs has 1"),
+        (["Ann", "Bob"], "trained on '김연아', but imgs has 'Bob' in its place"),
     ],
 )
 def test_other_people_than_a_run_was_trained_on_are_an_error(run, found, message):
-    resumable = checkpoint.load_resumable(save(run, 1, 2))
-    checkpoint.check_classes(resumable, ["Ann", "김연아"], Path("imgs"))
-    with pytest.raises(DataError, match=rf"Optimizer_1_2\.pth: {message}; resume with the same data"):
-        checkpoint.check_classes(resumable, found, Path("imgs"))
+    resumable = run_dir.load_resumable(save(run, 1, 2))
+    run_dir.check_classes(resumable, ["Ann", "김연아"], Path("imgs"))
+    with pytest.raises(DataError, match=rf"Optimizer_1_2\.pth: {message}. Resume with the same data"):
+        run_dir.check_classes(resumable, found, Path("imgs"))

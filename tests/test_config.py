@@ -9,6 +9,7 @@ import pytest
 
 import config
 from config import parse_train, parse_validation
+from model import names
 from tests.test_flags import error_of, write_settings
 from util.errors import UsageError
 
@@ -122,7 +123,7 @@ def test_values_at_the_end_of_their_range_are_good(argument):
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    assert all(name in error_of(parse_train, ["--backbone", "R50"]) for name in config.BACKBONE_NAMES)
+    assert all(name in error_of(parse_train, ["--backbone", "R50"]) for name in names.BACKBONE_NAMES)
 
 
 @pytest.mark.parametrize(
@@ -220,9 +221,9 @@ def test_names_are_those_of_the_registries():
     from model.head import HEADS
     from model.loss import LOSSES
 
-    assert set(config.BACKBONE_NAMES) == set(BACKBONES)
-    assert set(config.HEAD_NAMES) == set(HEADS)
-    assert set(config.LOSS_NAMES) == set(LOSSES)
+    assert set(names.BACKBONE_NAMES) == set(BACKBONES)
+    assert set(names.HEAD_NAMES) == set(HEADS)
+    assert set(names.LOSS_NAMES) == set(LOSSES)
 
 
 def test_a_resumed_run_keeps_its_settings_but_for_what_is_given(tmp_path):
@@ -333,7 +334,9 @@ def test_a_batch_is_cut_into_equal_parts():
 
 def test_each_part_of_a_batch_has_two_images_for_each_gpu():
     assert parse_train(["--batch_size=16", "--accumulate=4", "--gpu_num=0,1"]).batch_size == 16
-    with pytest.raises(UsageError, match=r"^--batch_size: 8 in 4 parts leaves one of 2 GPUs .* multiple of 8, 16 or"):
+    with pytest.raises(
+        UsageError, match=r"^--batch_size: 8 in 4 micro-batches leaves one of 2 GPUs .* multiple of 8, 16 or"
+    ):
         parse_train(["--batch_size=8", "--accumulate=4", "--gpu_num=0,1"])
 
 

@@ -1,4 +1,4 @@
-"""The demo set: reproducible, balanced, aligned, with nobody in two sets, and never written over other content."""
+"""Test that the demo set is reproducible, balanced and aligned, and never overwrites other content."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def faces(kind: str, people: int, images: int) -> tuple[np.ndarray, np.ndarray]:
-    """(people, images, 112, 112, 3) faces and (people, images, 5, 2) landmarks."""
+    """Return (people, images, 112, 112, 3) faces and (people, images, 5, 2) landmarks."""
     drawn = []
     for number in range(people):
         person = demo.sample_person(5, number)
@@ -44,7 +44,7 @@ def faces(kind: str, people: int, images: int) -> tuple[np.ndarray, np.ndarray]:
     return np.reshape(pictures, (people, images, 112, 112, 3)), np.reshape(points, (people, images, 5, 2))
 
 
-def test_two_runs_write_the_same_bytes_whatever_the_number_of_processes(folder: Path, tmp_path: Path) -> None:
+def test_bytes_do_not_depend_on_the_number_of_processes(folder: Path, tmp_path: Path) -> None:
     demo.main(["--out", str(tmp_path / "again"), *TINY[:-1], "2"])
     assert contents(tmp_path / "again") == contents(folder)
 
@@ -61,7 +61,7 @@ def test_training_images_lie_in_a_folder_for_each_person(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", demo.VALIDATION_SETS)
-def test_validation_sets_open_and_hold_the_faces_that_were_drawn(folder: Path, name: str) -> None:
+def test_validation_sets_hold_the_rendered_faces(folder: Path, name: str) -> None:
     pairs = load_pairs(folder / demo.VALIDATION_SETS[name][0])
     expected, issame = demo.validation_faces(demo.Settings(1337, 2, 2, 40), name)
     assert len(pairs) == 40
@@ -69,7 +69,7 @@ def test_validation_sets_open_and_hold_the_faces_that_were_drawn(folder: Path, n
     assert np.array_equal(pairs.images(3, 4)[0], demo.render(expected[3]))
 
 
-def test_unaligned_photographs_show_faces_that_the_detector_finds(folder: Path) -> None:
+def test_photographs_show_faces_that_the_detector_finds(folder: Path) -> None:
     files = sorted((folder / "raw").glob("drawn_*/drawn_*.jpg"))
     assert [file.parent.name for file in files] == ["drawn_0001"] * 4 + ["drawn_0002"] * 4
     photographs = [cv2.imread(str(file), cv2.IMREAD_COLOR_RGB) for file in files]
@@ -78,7 +78,7 @@ def test_unaligned_photographs_show_faces_that_the_detector_finds(folder: Path) 
 
 
 @pytest.mark.parametrize("pairs", [40, 60, 600])
-def test_each_fold_has_as_many_same_as_different_pairs_of_its_own_people(pairs: int) -> None:
+def test_folds_are_balanced_and_share_no_people(pairs: int) -> None:
     images, issame = demo.validation_faces(demo.Settings(1337, 2, 2, pairs), "lfw")
     for first, second, same in zip(images[::2], images[1::2], issame, strict=True):
         assert (first.person == second.person) == same
@@ -104,12 +104,12 @@ def test_nobody_is_in_two_sets(folder: Path) -> None:
     assert len(set(everybody)) == len(everybody)
 
 
-def test_the_set_says_that_it_is_drawn(folder: Path) -> None:
+def test_readme_says_that_the_faces_are_drawn(folder: Path) -> None:
     assert "drawn" in (folder / "README.txt").read_text()
     assert cv2.imread(str(folder / "contact_sheet.png")).shape == (2 * 112, 8 * 112, 3)
 
 
-def test_a_complete_set_is_left_alone_and_another_one_needs_force(
+def test_complete_set_is_kept_and_another_one_needs_force(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "render", lambda face: np.full((112, 112, 3), face.image % 256, np.uint8))
@@ -134,7 +134,7 @@ def test_other_content_is_never_overwritten(tmp_path: Path, force: list[str]) ->
     assert (tmp_path / "photo.jpg").read_bytes() == b"mine"
 
 
-def test_a_run_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
@@ -148,19 +148,35 @@ def test_a_run_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     "flags", [["--people", "1"], ["--images", "0"], ["--pairs", "50"], ["--pairs", "20"], ["--seed", "-1"],
               ["--processes", "0"], ["--sheet", "x.txt"]]
 )  # fmt: skip
-def test_a_bad_flag_is_one_line_that_names_it(tmp_path: Path, flags: list[str]) -> None:
+def test_bad_flag_is_one_line_that_names_it(tmp_path: Path, flags: list[str]) -> None:
     with pytest.raises(UsageError, match=flags[0]):
         demo.main(["--out", str(tmp_path / "set"), *flags])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_runs_as_a_file_and_ends_with_exit_code_2_for_a_bad_flag(tmp_path: Path) -> None:
-    script = str(ROOT / "applications" / "prepare" / "demo.py")
-    run = subprocess.run(
-        [sys.executable, script, "--out", "set", "--pairs", "7"], cwd=tmp_path, capture_output=True, text=True
-    )
+def run_module(name: str, *flags: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", name, *flags], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_module_exits_with_2_for_a_bad_flag(tmp_path: Path) -> None:
+    run = run_module("applications.demo", "--out", str(tmp_path / "set"), "--pairs", "7")
     assert (run.returncode, run.stderr.count("\n")) == (2, 1)
-    assert "--pairs 7" in run.stderr
+    assert "--pairs" in run.stderr and "7" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("applications.prepare.demo", "applications.demo"), ("applications.lr_curve", "applications.resolution_curve")],
+)
+def test_old_program_names_say_where_they_went(old: str, new: str) -> None:
+    run = run_module(old, "--help")
+    assert (run.returncode, run.stderr.count("\n")) == (2, 1)
+    assert run.stderr.startswith("error: ") and f"python -m {new}" in run.stderr
+
+
+def test_make_faces_writes_the_training_images(folder: Path, tmp_path: Path) -> None:
+    demo.make_faces(tmp_path / "imgs", people=2, images=2)
+    assert contents(tmp_path / "imgs") == contents(folder / "imgs")
 
 
 @pytest.mark.parametrize(("kind", "near"), [("frontal", 3.0), ("profile", 9.0)])
@@ -196,7 +212,7 @@ def test_a_profile_moves_the_nose_and_age_brings_grey_hair() -> None:
     assert (turned[2, 0] - turned[0, 0]) / turned_span > (points[2, 0] - points[0, 0]) / span + 0.2
 
 
-def test_images_of_one_person_are_more_alike_than_those_of_two() -> None:
+def test_images_of_one_person_are_more_alike_than_of_two() -> None:
     pictures = faces("frontal", people=12, images=3)[0].astype(np.float32)
     small = np.stack(
         [cv2.resize(image, (28, 28), interpolation=cv2.INTER_AREA) for image in pictures.reshape(-1, 112, 112, 3)]

@@ -1,4 +1,4 @@
-"""Evaluation shared out among processes."""
+"""Evaluation split over several processes."""
 
 from functools import partial
 
@@ -22,15 +22,15 @@ def accuracies(data: str, batch_size: int) -> list[float]:
     return np.ravel(values).tolist()
 
 
-def every_size(data: str, *_: int) -> list[list[float]]:
-    return [accuracies(data, size) for size in (8, 64)]
+def all_batch_sizes(data: str, *_: int) -> list[list[float]]:
+    return [accuracies(data, size) for size in (8, 64)]  # 64 makes fewer batches than processes
 
 
 @pytest.mark.slow
-def test_processes_find_what_one_finds_even_with_fewer_batches_than_processes(made_pairs, tmp_path) -> None:
+def test_evaluate_in_three_processes_equals_one(made_pairs, tmp_path) -> None:
     data = str(made_pairs[0])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    expected = every_size(data)
+    expected = all_batch_sizes(data)
     torch.set_num_threads(threads)
-    assert in_processes(3, tmp_path, partial(every_size, data)) == [expected] * 3
+    assert in_processes(3, tmp_path, partial(all_batch_sizes, data)) == [expected] * 3

@@ -9,14 +9,14 @@ from model.backbone import build_backbone
 from model.head import build_head
 from model.loss import FocalLoss
 from util.errors import RunError
-from util.training.engine import TrainingStep, precision, train_one_epoch
+from util.training.engine import TrainingStep, target_rank, topk_accuracy, train_one_epoch
 from util.training.optim import Schedule, parameter_groups
 
 CPU = torch.device("cpu")
 
 
 class TinyBackbone(nn.Module):
-    """(N, 3, 8, 8) -> (N, 6), with each kind of layer that the real ones have."""
+    """Backbone (N, 3, 8, 8) -> (N, 6), with each kind of layer of the real backbones."""
 
     def __init__(self):
         super().__init__()
@@ -54,21 +54,21 @@ class Setup:
         )
 
 
-class Noting(nn.Module):
-    """A criterion that calls `note(logits)` and may spoil the loss of one step."""
+class RecordingLoss(nn.Module):
+    """Cross entropy that calls `note(logits)` and can multiply the loss of one step by `factor`."""
 
-    def __init__(self, note=lambda logits: None, spoilt_step: int | None = None, by: float = math.nan):
+    def __init__(self, note=lambda logits: None, bad_step: int | None = None, factor: float = math.nan):
         super().__init__()
-        self.calls, self._note, self._spoilt_step, self._by = 0, note, spoilt_step, by
+        self.calls, self._note, self._bad_step, self._factor = 0, note, bad_step, factor
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         self._note(logits)
         loss = nn.functional.cross_entropy(logits, labels)
-        return loss * self._by if self.calls == self._spoilt_step else loss
+        return loss * self._factor if self.calls == self._bad_step else loss
 
 
-def test_every_trainable_parameter_of_backbone_and_head_moves_in_one_step():
+def test_step_moves_every_trainable_parameter():
     setup = Setup(steps=1)
     named = {**dict(setup.backbone.named_parameters()), "head": setup.head.weight}
     before = {name: parameter.detach().clone() for name, parameter in named.items()}
@@ -79,7 +79,7 @@ def test_every_trainable_parameter_of_backbone_and_head_moves_in_one_step():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["MobileFaceNet", "IR_SE_50", "iresnet18"])
-def test_every_trainable_parameter_of_the_real_networks_moves_in_one_step(name):
+def test_step_moves_every_parameter_of_real_networks(name):
     torch.manual_seed(0)
     backbone, head = build_backbone(name), build_head("ArcFace", 512, 9)
     modules = {"backbone": backbone, "head": head}
@@ -96,56 +96,57 @@ def test_every_trainable_parameter_of_the_real_networks_moves_in_one_step(name):
             assert moved == parameter.requires_grad, parameter_name
 
 
-@pytest.mark.parametrize("parts", [2, 3])
-def test_a_batch_in_parts_gives_the_weights_of_the_whole_batch_where_batch_norm_is_frozen(parts):
-    whole, parted = Setup(), Setup()
-    for setup in (whole, parted):
+@pytest.mark.parametrize("accumulate", [2, 3])
+def test_micro_batches_give_the_weights_of_one_batch(accumulate):
+    full, split = Setup(), Setup()
+    for setup in (full, split):
         setup.backbone.body[1].train = lambda mode=True: None
         setup.backbone.body[1].training = False
-    expected, averages = whole.train(), parted.train(accumulate=parts)
+    expected, averages = full.train(), split.train(accumulate=accumulate)
     assert averages == pytest.approx(expected, rel=1e-5)
-    for key, value in whole.backbone.state_dict().items():
-        torch.testing.assert_close(parted.backbone.state_dict()[key], value, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(parted.head.weight, whole.head.weight, rtol=1e-5, atol=1e-5)
+    for key, value in full.backbone.state_dict().items():
+        torch.testing.assert_close(split.backbone.state_dict()[key], value, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(split.head.weight, full.head.weight, rtol=1e-5, atol=1e-5)
 
 
-def test_a_batch_in_parts_normalizes_each_part_by_itself():
-    whole, parted = Setup(steps=1), Setup(steps=1)
-    whole.train()
-    parted.train(accumulate=3)
-    assert whole.backbone.body[1].num_batches_tracked == 1
-    assert parted.backbone.body[1].num_batches_tracked == 3
+def test_batch_norm_sees_each_micro_batch_separately():
+    full, split = Setup(steps=1), Setup(steps=1)
+    full.train()
+    split.train(accumulate=3)
+    assert full.backbone.body[1].num_batches_tracked == 1
+    assert split.backbone.body[1].num_batches_tracked == 3
 
 
-def test_no_more_than_a_part_passes_through_the_network_at_once():
+def test_backbone_gets_one_micro_batch_at_a_time():
     setup, sizes = Setup(steps=1), []
     setup.backbone.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
     setup.train(accumulate=2)
     assert sizes == [3, 3]
 
 
-def test_an_epoch_equals_a_slow_one():
+def test_train_one_epoch_equals_a_slow_epoch():
     setup, slow = Setup(), Setup()
     images = [(pixels.double() - 127.5) / 127.5 for pixels, _ in slow.batches]
-    losses, topk_accuracy = [], {1: [], 5: []}
+    losses = []
+    topk_correct = {1: [], 5: []}
     slow.backbone.train()
     optimizer = torch.optim.SGD([*slow.backbone.parameters(), *slow.head.parameters()], lr=0.05, momentum=0.9)
     for step, (batch, (_, labels)) in enumerate(zip(images, slow.batches, strict=True)):
         optimizer.param_groups[0]["lr"] = 0.05 * (step + 1) / 7
-        slow.head.m = 0.3 * (step + 1) / 14
-        logits = slow.head(slow.backbone(batch.permute(0, 3, 1, 2).float()), labels)
+        margin = 0.3 * (step + 1) / 14
+        logits = slow.head(slow.backbone(batch.permute(0, 3, 1, 2).float()), labels, margin=margin)
         chances = logits.softmax(1)[range(6), labels]
         loss = -((1 - chances) ** 2 * chances.log()).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        for k, found in topk_accuracy.items():
+        for k, found in topk_correct.items():
             found += [label in row.argsort(descending=True)[:k] for row, label in zip(logits, labels, strict=True)]
     averages = setup.train()
     assert averages["loss"] == pytest.approx(sum(losses) / 7, rel=1e-5)
-    assert averages["prec1"] == pytest.approx(100 * sum(topk_accuracy[1]) / 42)
-    assert averages["prec5"] == pytest.approx(100 * sum(topk_accuracy[5]) / 42)
+    assert averages["prec1"] == pytest.approx(100 * sum(topk_correct[1]) / 42)
+    assert averages["prec5"] == pytest.approx(100 * sum(topk_correct[5]) / 42)
     assert 0 < averages["prec5"] < 100
     assert averages["lr"] == pytest.approx(0.05)
     for ours, theirs in zip(setup.backbone.parameters(), slow.backbone.parameters(), strict=True):
@@ -162,25 +163,25 @@ def test_reports_come_at_the_interval_and_at_the_end(every, expected):
     assert set(averages) == {"loss", "prec1", "prec5", "lr"}
 
 
-def test_reports_are_averages_from_the_start_of_the_epoch():
+def test_reports_average_from_the_start_of_the_epoch():
     losses = []
 
     def note(logits: torch.Tensor) -> None:
         losses.append(nn.functional.cross_entropy(logits.detach(), setup.batches[len(losses)][1]).item())
 
     setup = Setup()
-    setup.criterion = Noting(note)
+    setup.criterion = RecordingLoss(note)
     setup.train(every=3)
     for done, averages in setup.reports:
         assert averages["loss"] == pytest.approx(sum(losses[:done]) / done, rel=1e-5)
 
 
-@pytest.mark.parametrize("by", [math.nan, math.inf])
-@pytest.mark.parametrize(("spoilt_step", "seen_at"), [(1, 3), (4, 6), (7, 7)])
-def test_a_loss_that_is_not_finite_stops_the_run_at_the_next_interval(by, spoilt_step, seen_at):
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+@pytest.mark.parametrize(("bad_step", "seen_at"), [(1, 3), (4, 6), (7, 7)])
+def test_train_one_epoch_stops_if_the_loss_is_not_finite(factor, bad_step, seen_at):
     setup = Setup()
-    setup.criterion = criterion = Noting(spoilt_step=spoilt_step, by=by)
-    with pytest.raises(RunError, match=rf"the loss became (nan|inf) in epoch 3, between steps .* and {seen_at};"):
+    setup.criterion = criterion = RecordingLoss(bad_step=bad_step, factor=factor)
+    with pytest.raises(RunError, match=rf"the loss became (nan|inf) in epoch 3, between steps .* and {seen_at}\."):
         setup.train(epoch=2, every=3)
     assert criterion.calls == seen_at
     assert all(done < seen_at for done, _ in setup.reports)
@@ -188,17 +189,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_the_next_interval(by, spoilt
 
 def test_learning_rate_and_margin_follow_the_schedule():
     seen = []
+
+    def note(head: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen.append((setup.optimizer.param_groups[1]["lr"], kwargs["margin"]))
+
     setup = Setup()
-    setup.criterion = Noting(lambda logits: seen.append((setup.optimizer.param_groups[1]["lr"], setup.head.m)))
+    setup.head.register_forward_pre_hook(note, with_kwargs=True)
     setup.train(epoch=1)
     setup.train(epoch=2)
     schedule = setup.schedule
     assert seen == [(schedule.lr_at(step), schedule.margin_at(step)) for step in range(7, 21)]
+    assert setup.head.m == 0.3
     assert seen[0] == pytest.approx((0.05, 0.3 * 8 / 14))
     assert seen[-1] == pytest.approx((0.005, 0.3))
 
 
-def test_the_networks_train_even_after_an_evaluation():
+def test_train_one_epoch_sets_training_mode():
     setup = Setup()
     setup.backbone.eval()
     setup.head.eval()
@@ -208,13 +214,14 @@ def test_the_networks_train_even_after_an_evaluation():
     assert not torch.equal(setup.backbone.body[1].running_mean, running)
 
 
-def test_precision_counts_the_label_among_the_highest():
+def test_topk_accuracy_counts_labels_among_the_highest():
     logits = torch.tensor([[9.0, 8, 7, 6, 5, 4, 3]]).repeat(4, 1)
-    first, five = precision(logits, torch.tensor([0, 4, 5, 0])).tolist()
-    assert (first, five) == (50, 75)
+    top1, top5 = topk_accuracy(target_rank(logits, torch.tensor([0, 4, 5, 0]))).tolist()
+    assert (top1, top5) == (50, 75)
 
 
-def test_precision_among_fewer_than_five_classes_is_full():
-    first, five = precision(torch.tensor([[3.0, 1.0], [3.0, 1.0]]), torch.tensor([0, 1])).tolist()
-    assert (first, five) == (50, 100)
+def test_topk_accuracy_of_two_classes_is_full():
+    ranks = target_rank(torch.tensor([[3.0, 1.0], [3.0, 1.0]]), torch.tensor([0, 1]))
+    top1, top5 = topk_accuracy(ranks).tolist()
+    assert (top1, top5) == (50, 100)
     assert Setup(classes=2).train()["prec5"] == 100

@@ -1,12 +1,14 @@
+"""How programs end: messages, exit codes and signals."""
+
 import os
 import signal
 import sys
-from pathlib import Path
 
 import pytest
 
+from util.console import logger
 from util.errors import DataError, RunError, UsageError, run_script
-from util.files import atomic_write, path_inside
+from util.files import atomic_write
 
 
 @pytest.fixture(autouse=True)
@@ -43,23 +45,23 @@ def ending(monkeypatch, error: BaseException | None, *arguments: str) -> int:
         (None, 0, ""),
     ],
 )
-def test_every_failure_ends_in_one_line_and_its_code(monkeypatch, capsys, error, code, line):
+def test_run_script_prints_one_line_and_sets_the_exit_code(monkeypatch, capsys, error, code, line):
     assert ending(monkeypatch, error, "--lr", "x") == code
     out, err = capsys.readouterr()
     assert (out, err) == ("", line)
 
 
-def test_a_traceback_comes_with_debug_only(monkeypatch):
+def test_run_script_raises_with_debug(monkeypatch):
     with pytest.raises(DataError, match="broken"):
         ending(monkeypatch, DataError("broken"), "--debug")
 
 
-def test_an_interrupt_ends_with_130(monkeypatch, capsys):
+def test_run_script_ends_an_interrupt_with_130(monkeypatch, capsys):
     assert ending(monkeypatch, KeyboardInterrupt()) == 130
     assert capsys.readouterr().err == "\nInterrupted.\n"
 
 
-def test_sigterm_ends_with_143_after_cleaning_up(monkeypatch, tmp_path):
+def test_run_script_ends_sigterm_with_143_after_cleanup(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["script.py"])
 
     def main(arguments: list[str]) -> None:
@@ -75,73 +77,47 @@ def test_sigterm_ends_with_143_after_cleaning_up(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("error", "code"), [(RunError("lost"), 1), (KeyboardInterrupt(), 130)])
-def test_sigterm_does_not_come_between_a_failure_and_its_line(monkeypatch, capsys, error, code):
-    monkeypatch.setattr(sys, "argv", ["script.py"])
-
-    def main(arguments: list[str]) -> None:
-        raise error
-
-    def say(line: str) -> bool:
+def test_run_script_reports_an_error_in_spite_of_sigterm(monkeypatch, capsys, error, code):
+    def terminate(record: object) -> bool:
         os.kill(os.getpid(), signal.SIGTERM)
         return True
 
-    with pytest.raises(SystemExit) as end:
-        run_script(main, say)
-    assert end.value.code == code
+    logger.addFilter(terminate)
+    try:
+        assert ending(monkeypatch, error) == code
+    finally:
+        logger.removeFilter(terminate)
     assert capsys.readouterr().err == ("error: lost\n" if code == 1 else "\nInterrupted.\n")
 
 
-def test_an_exit_of_the_command_lines_parser_is_kept(monkeypatch):
+def test_run_script_prints_the_rank_under_torchrun(monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("RANK", "2")
+    assert ending(monkeypatch, DataError("a.jpg: broken")) == 3
+    assert capsys.readouterr().err == "[rank 2] error: a.jpg: broken\n"
+
+
+@pytest.mark.parametrize(
+    ("environment", "out", "err"),
+    [
+        ({}, "info\nwarning\n", "error\n"),
+        ({"RANK": "1"}, "info\nwarning\n", "error\n"),  # of a launcher other than torchrun
+        ({"LOCAL_RANK": "0", "RANK": "0"}, "info\nwarning\n", "error\n"),
+        ({"LOCAL_RANK": "1", "RANK": "9"}, "[rank 9] warning\n", "[rank 9] error\n"),
+    ],
+)
+def test_console_prints_info_on_rank_0_only(monkeypatch, capsys, environment, out, err):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    logger.info("info")
+    logger.warning("warning")
+    logger.error("error")
+    assert capsys.readouterr() == (out, err)
+
+
+def test_run_script_keeps_the_exit_code_of_the_parser(monkeypatch):
     assert ending(monkeypatch, SystemExit(2)) == 2
 
 
-def test_users_mistakes_are_value_errors():
+def test_errors_of_users_are_value_errors():
     assert issubclass(UsageError, ValueError) and issubclass(DataError, ValueError)
-
-
-def test_a_file_appears_whole(tmp_path):
-    path = tmp_path / "results.json"
-    path.write_text("old")
-    with atomic_write(path) as partial:
-        partial.write_text("new")
-        assert path.read_text() == "old"
-        assert (partial.parent, partial.suffix) == (tmp_path, ".json")
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_file_that_fails_midway_leaves_the_old_one(tmp_path):
-    path = tmp_path / "results.json"
-    path.write_text("old")
-    with pytest.raises(OSError, match="disk"), atomic_write(path) as partial:
-        partial.write_text("ne")
-        raise OSError("disk full")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_path_inside_takes_names_that_stay_in_the_folder(tmp_path):
-    (tmp_path / "real" / "inner").mkdir(parents=True)
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    (tmp_path / "real" / "within").symlink_to(tmp_path / "real" / "inner")
-    for name in ("1.png", "a/b/1.png", "a/../b/1.png", "..1.png", "...", "within/1.png", "한 글.png", "\udcff.png"):
-        assert path_inside(tmp_path / "link", name) == tmp_path / "link" / os.path.normpath(name)
-    assert path_inside(Path(), "a.png") == Path("a.png")
-
-
-@pytest.mark.parametrize("name", ["..", "../1.png", "a/../../1.png", "/etc/1.png", "//1.png", "out/1.png", "file.png"])
-def test_path_inside_refuses_names_that_lead_out(tmp_path, name):
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "out").symlink_to(tmp_path)
-    (folder / "file.png").symlink_to(tmp_path / "photo.png")
-    with pytest.raises(
-        DataError, match=f"^pairs.txt: {os.path.normpath(name)}: would be written into {folder}, but"
-    ) as raised:
-        path_inside(folder, name, named_in="pairs.txt")
-    assert "\n" not in str(raised.value)
-
-
-def test_path_inside_ends_on_links_in_a_circle(tmp_path):
-    (tmp_path / "circle").symlink_to(tmp_path / "circle")
-    path_inside(tmp_path, "circle/1.png")  # writing fails later, and nothing is outside

@@ -14,7 +14,7 @@ from util.verification import verify
 
 
 class Projection(nn.Module):
-    """(N, 3, 112, 112) -> (N, 8), a fixed projection of a coarse view, and notes what it has been given."""
+    """A fixed projection of a coarse view, (N, 3, 112, 112) -> (N, 8), that records its inputs."""
 
     def __init__(self):
         super().__init__()
@@ -44,11 +44,11 @@ class MadePairs:
 
 
 def as_input(images: np.ndarray) -> torch.Tensor:
-    """(n, 112, 112, 3) uint8 -> what the network is to get, the slow way."""
+    """Turn (n, 112, 112, 3) uint8 into the network's input, the slow way."""
     return torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float64) / 127.5 - 1).float()
 
 
-def test_the_batch_size_makes_no_difference_and_the_last_partial_batch_counts(made_pairs):
+def test_evaluate_is_independent_of_the_batch_size(made_pairs):
     path, images, issame = made_pairs
     pairs = load_pairs(path)
     assert len(images) % 64 and len(images) % 7
@@ -69,7 +69,7 @@ def test_the_batch_size_makes_no_difference_and_the_last_partial_batch_counts(ma
     assert len(expected.distances) == 23
 
 
-def test_embeddings_are_the_normalized_sum_of_image_and_mirror_image():
+def test_embed_normalizes_the_sum_of_image_and_mirror_image():
     images = np.random.default_rng(0).integers(0, 256, (5, 112, 112, 3), dtype=np.uint8)
     backbone = Projection()
     vectors = embed(backbone, images)
@@ -81,7 +81,7 @@ def test_embeddings_are_the_normalized_sum_of_image_and_mirror_image():
     assert (vectors - straight / straight.norm(dim=1, keepdim=True)).abs().max() > 1e-2
 
 
-def test_the_network_sees_rgb_whatever_the_disk_holds(tmp_path):
+def test_network_sees_rgb_whatever_the_disk_holds(tmp_path):
     red = np.zeros((40, 112, 112, 3), np.uint8)
     red[..., 0] = 255
     write_carray(tmp_path / "red", red, np.arange(20) % 2 == 0)
@@ -92,7 +92,7 @@ def test_the_network_sees_rgb_whatever_the_disk_holds(tmp_path):
         assert (seen[:, 0] == 1).all() and (seen[:, 1:] == -1).all()
 
 
-def test_views_differ_by_what_is_done_to_the_crop(made_pairs):
+def test_views_show_the_crop_and_the_degraded_crop(made_pairs):
     path, images, _ = made_pairs
     backbone = Projection()
     results = evaluate(backbone, [load_pairs(path)], batch_size=20, views=("HR", "LR"), lr_scale=8)
@@ -106,11 +106,11 @@ def test_views_differ_by_what_is_done_to_the_crop(made_pairs):
     assert np.abs(distances[0] - distances[1]).max() > 1e-4
 
 
-def test_each_set_has_its_result_and_the_average_is_theirs(made_pairs):
+def test_evaluate_returns_each_set_and_average_is_their_mean(made_pairs):
     _, images, issame = made_pairs
     easy = images.copy()
     easy[1::2][~issame] = 255 - easy[0::2][~issame]
-    swapped = MadePairs(easy, ~issame, "swapped")  # what is the same is called different
+    swapped = MadePairs(easy, ~issame, "swapped")  # same pairs are called different
     results = evaluate(Projection(), [MadePairs(easy, issame), swapped])["HR"]
     assert list(results) == ["made", "swapped"]
     assert results["made"].accuracy == 1.0
@@ -119,7 +119,7 @@ def test_each_set_has_its_result_and_the_average_is_theirs(made_pairs):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_networks_mode_comes_back(made_pairs, training):
+def test_evaluate_restores_the_mode_of_the_network(made_pairs, training):
     _, images, issame = made_pairs
     backbone = Projection().train(training)
     evaluate(backbone, [MadePairs(images, issame)])
@@ -130,7 +130,7 @@ def test_the_networks_mode_comes_back(made_pairs, training):
     assert backbone.training is training
 
 
-def test_an_error_of_the_reader_is_raised(made_pairs):
+def test_evaluate_raises_an_error_of_the_reader(made_pairs):
     _, images, issame = made_pairs
 
     class Broken(MadePairs):
@@ -141,18 +141,18 @@ def test_an_error_of_the_reader_is_raised(made_pairs):
         evaluate(Projection(), [Broken(images, issame)])
 
 
-def test_no_gradients_are_kept(made_pairs):
+def test_embed_keeps_no_gradients(made_pairs):
     backbone = Projection()
     assert not embed(backbone, made_pairs[1][:2]).requires_grad
 
 
-def test_an_unknown_view_is_a_usage_error():
-    with pytest.raises(UsageError, match=r"view 'XR': unknown; known are HR, LR, SR"):
+def test_unknown_view_is_a_usage_error():
+    with pytest.raises(UsageError, match=r"view 'XR': unknown. Known are HR, LR, SR"):
         evaluate(Projection(), [], views=("HR", "XR"))
 
 
 class Nearest(nn.Module):
-    """Enlarges by repeating pixels, and overshoots, as networks do: above 1 where the image is bright."""
+    """Enlarges by repeating pixels, and overshoots like networks do: above 1 where the image is bright."""
 
     def __init__(self, scale: int):
         super().__init__()
@@ -164,7 +164,7 @@ class Nearest(nn.Module):
         return images.repeat_interleave(self.scale, 2).repeat_interleave(self.scale, 3) * 4 - 1.5
 
 
-def test_super_resolution_enlarges_the_small_image_in_batches_and_is_clipped(made_pairs):
+def test_sr_view_enlarges_batches_and_is_clipped(made_pairs):
     path, images, _ = made_pairs
     backbone, network = Projection(), Nearest(4)
     views = {"views": ("HR", "LR", "SR"), "lr_scale": 4, "super_resolution": {4: network}}
@@ -178,7 +178,7 @@ def test_super_resolution_enlarges_the_small_image_in_batches_and_is_clipped(mad
     np.testing.assert_allclose(found.permute(0, 2, 3, 1), expected, atol=1 / 127)
 
 
-def test_several_scales_are_views_of_their_own_and_full_resolution_is_embedded_once(made_pairs):
+def test_each_scale_is_a_view_and_hr_is_embedded_once(made_pairs):
     path, images, issame = made_pairs
     backbone = Projection()
     networks = {scale: Nearest(scale) for scale in (2, 8)}
@@ -193,7 +193,7 @@ def test_several_scales_are_views_of_their_own_and_full_resolution_is_embedded_o
 
 
 @pytest.mark.parametrize("batch_size", [64, 7, 1])
-def test_one_side_in_low_resolution_leaves_the_other_as_it_is(made_pairs, batch_size):
+def test_first_image_only_leaves_the_second_at_full_resolution(made_pairs, batch_size):
     _, images, issame = made_pairs
     views = {"views": ("HR", "LR"), "lr_scale": 8, "batch_size": batch_size}
     result = evaluate(Projection(), [MadePairs(images, issame)], first_image_only=True, **views)
@@ -208,12 +208,12 @@ def test_one_side_in_low_resolution_leaves_the_other_as_it_is(made_pairs, batch_
     assert np.abs(result["LR"]["made"].distances - both["LR"]["made"].distances).max() > 1e-4
 
 
-def test_one_side_needs_the_other():
-    with pytest.raises(UsageError, match="the view HR; add it"):
+def test_first_image_only_needs_the_view_hr():
+    with pytest.raises(UsageError, match=r"the view HR\. Add this view"):
         evaluate(Projection(), [], views=("LR",), first_image_only=True)
 
 
-def test_what_is_won_back_is_a_share_of_a_loss_that_is_no_noise():
+def test_recovered_fraction_is_none_for_a_loss_within_noise():
     high, low, enlarged = (SimpleNamespace(accuracy=accuracy, pairs=600) for accuracy in (0.90, 0.80, 0.85))
     assert recovered_fraction(high, low, enlarged) == pytest.approx(0.5)
     assert recovered_fraction(high, low, low) == 0
@@ -224,26 +224,26 @@ def test_what_is_won_back_is_a_share_of_a_loss_that_is_no_noise():
 
 
 @pytest.mark.parametrize("readers", [1, 3, 9])
-def test_threads_that_read_ahead_keep_the_order(made_pairs, readers):
+def test_read_ahead_keeps_the_order(made_pairs, readers):
     pairs = load_pairs(made_pairs[0])
     batches = list(_read_ahead(pairs, 7, readers))
     assert [len(batch) for batch in batches] == [7] * 6 + [4]
     np.testing.assert_array_equal(np.concatenate(batches), eval_crop(made_pairs[1]))
 
 
-def test_what_a_reading_thread_cannot_read_is_said_in_its_place(made_pairs):
+def test_read_ahead_raises_an_error_in_its_place(made_pairs):
     pairs = load_pairs(made_pairs[0])
-    whole, asked = pairs.images, []
+    read, asked = pairs.images, []
 
     def images(start: int, stop: int) -> np.ndarray:
         asked.append(start)
         if start == 14:
             raise DataError("image 14: broken")
-        return whole(start, stop)
+        return read(start, stop)
 
     pairs.images = images
     batches = _read_ahead(pairs, 7, readers=2)
     assert [len(next(batches)) for _ in range(2)] == [7, 7]
     with pytest.raises(DataError, match="image 14: broken"):
         next(batches)
-    assert len(asked) <= 5  # of 7: the others are not read in vain
+    assert len(asked) <= 5  # of 7: the other batches are not read in vain

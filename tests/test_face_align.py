@@ -1,4 +1,4 @@
-"""The command that aligns a folder, as a user types it."""
+"""Run the alignment command as a user types it."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two people with two drawn photographs each, one of them with nobody in it, and a flat one of two people."""
+    """Draw two photographs each of two people. One of the four shows no face."""
     root = tmp_path_factory.mktemp("photos") / "raw"
     for person in (1, 2):
         for image in range(2):
@@ -40,7 +40,7 @@ def run(*arguments: object, module: bool = False) -> subprocess.CompletedProcess
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", [False, True])
-def test_the_older_toolkits_command_aligns_a_folder(raw, tmp_path, module):
+def test_face_align_command_of_the_older_toolkit(raw, tmp_path, module):
     dest = tmp_path / "aligned"
     done = run("-source_root", raw, "-dest_root", dest, "-crop_size", 112, module=module)
     assert done.returncode == 0, done.stderr
@@ -59,12 +59,12 @@ def test_the_older_toolkits_command_aligns_a_folder(raw, tmp_path, module):
         ("-source_root={raw}", "--dest_root", "{dest}", "--gpu_num=cpu", "--processes", "0"),
     ],
 )
-def test_one_dash_or_two_and_with_or_without_equals(raw, tmp_path, capsys, arguments):
+def test_face_align_accepts_dashes_and_equals(raw, tmp_path, capsys, arguments):
     face_align.main([part.format(raw=raw, dest=tmp_path / "out") for part in arguments])
     assert "3 aligned, 1 no face" in capsys.readouterr().out
 
 
-def test_the_contact_sheet_shows_photographs_and_faces(raw, tmp_path, capsys):
+def test_contact_sheet_shows_photographs_and_faces(raw, tmp_path, capsys):
     sheet = tmp_path / "sheets" / "page.png"
     face_align.main(["-source_root", str(raw), "-dest_root", str(tmp_path / "out"), "--contact_sheet", str(sheet)])
     page = cv2.imread(str(sheet), cv2.IMREAD_COLOR_RGB)
@@ -76,14 +76,14 @@ def test_the_contact_sheet_shows_photographs_and_faces(raw, tmp_path, capsys):
     assert np.abs(shown.astype(int) - aligned).mean() < 6
 
 
-def test_a_sheet_is_drawn_from_an_earlier_run_too(raw, tmp_path):
+def test_contact_sheet_of_an_earlier_run(raw, tmp_path):
     arguments = ["-source_root", str(raw), "-dest_root", str(tmp_path / "out")]
     face_align.main(arguments)
     face_align.main([*arguments, "--contact_sheet", str(tmp_path / "page.png")])
     assert cv2.imread(str(tmp_path / "page.png")) is not None
 
 
-def test_a_photograph_gone_since_does_not_stop_the_sheet(raw, tmp_path):
+def test_contact_sheet_with_a_removed_photograph(raw, tmp_path):
     copy = tmp_path / "raw"
     for file in raw.rglob("*.png"):
         (copy / file.parent.name).mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def test_a_photograph_gone_since_does_not_stop_the_sheet(raw, tmp_path):
     assert cv2.imread(str(tmp_path / "page.png")) is not None
 
 
-def test_settings_reach_the_detector_and_the_manifest(raw, tmp_path):
+def test_face_align_settings_reach_the_detector(raw, tmp_path):
     arguments = ["-source_root", str(raw), "-dest_root", str(tmp_path / "out"), "--format", "png", "-crop_size", "64"]
     face_align.main(
         [*arguments, "--select", "central", "--keep_all", "--min_face", "40", "--thresholds", "0.7", "0.8", "0.9"]
@@ -105,10 +105,10 @@ def test_settings_reach_the_detector_and_the_manifest(raw, tmp_path):
     assert cv2.imread(str(tmp_path / "out" / row.output)).shape == (64, 64, 3)
 
 
-def test_no_face_at_all_is_bad_data(tmp_path):
+def test_face_align_without_faces_is_bad_data(tmp_path):
     (tmp_path / "raw").mkdir()
     cv2.imwrite(str(tmp_path / "raw" / "grey.png"), np.full((100, 100, 3), 90, np.uint8))
-    with pytest.raises(DataError, match="no face was aligned; the manifest has the reasons"):
+    with pytest.raises(DataError, match=r"no face was aligned\. The manifest has the reasons\."):
         face_align.main(["-source_root", str(tmp_path / "raw"), "-dest_root", str(tmp_path / "out")])
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no face was aligned"):
@@ -120,23 +120,23 @@ def test_no_face_at_all_is_bad_data(tmp_path):
     [
         (
             ["--gpu_num", "none"],
-            "--gpu_num none: is not a list of different GPU numbers, like 0 .* the word cpu or auto$",
+            "--gpu_num: 'none' is not a list of different GPU numbers, like 0 .* the word cpu or auto;",
         ),
-        (["--gpu_num", "1,1"], "--gpu_num 1,1: is not a list of different GPU numbers"),
-        (["--gpu_num", "0]1["], r"--gpu_num 0\]1\[: is not a list"),
-        (["--processes", "-1"], "--processes -1: must lie between 0 and 256"),
-        (["--contact_sheet", "sheet.jpg"], r"--contact_sheet sheet\.jpg: .*\.png"),
+        (["--gpu_num", "1,1"], "--gpu_num: '1,1' is not a list of different GPU numbers"),
+        (["--gpu_num", "0]1["], r"--gpu_num: '0\]1\[' is not a list"),
+        (["--processes", "-1"], "--processes: '-1' is not a whole number from 0 to 256"),
+        (["--contact_sheet", "sheet.jpg"], r"--contact_sheet: 'sheet\.jpg' is not a PNG file, .*\.png"),
         (
             ["--contact_sheet", "/proc/none/sheet.png"],
             "--contact_sheet=/proc/none/sheet.png: cannot be written|--contact_sheet=/proc/none",
         ),
-        (["--crop_size", "two"], "invalid int value"),
-        (["--thresholds", "0.5"], "expected 3 arguments"),
+        (["--crop_size", "two"], "--crop_size: 'two' is not a whole number from 16 to 4096"),
+        (["--thresholds", "0.5"], "--thresholds: '0.5' is not three numbers"),
         (["--min_face", "2"], "min_face 2: must be 12 pixels or more"),
-        (["--selekt", "best"], "unrecognized arguments"),
+        (["--selekt", "best"], "--selekt: unknown flag; the nearest one is --select "),
     ],
 )
-def test_a_mistake_in_the_command_line_is_one_line(raw, tmp_path, extra, rule):
+def test_face_align_mistakes_are_one_line(raw, tmp_path, extra, rule):
     with pytest.raises(UsageError, match=rule) as caught:
         face_align.main(["-source_root", str(raw), "-dest_root", str(tmp_path / "out"), *extra])
     assert "\n" not in str(caught.value)
@@ -145,15 +145,18 @@ def test_a_mistake_in_the_command_line_is_one_line(raw, tmp_path, extra, rule):
 @pytest.mark.parametrize(
     ("text", "numbers"), [("cpu", ()), ("0", (0,)), ("0,1", (0, 1)), ("[0, 1]", (0, 1)), ("[2]", (2,)), ("[]", ())]
 )
-def test_gpus_are_named_as_in_training(text, numbers):
-    assert face_align._gpus(text) == numbers
+def test_face_align_gpu_num_is_read_as_in_training(text, numbers):
+    flags = face_align.parse_flags(["--source_root=raw", "--dest_root=out", f"--gpu_num={text}"])
+    assert flags.gpu_num == numbers
     assert parse_train([f"--gpu_num={text}"]).gpu_num == numbers
 
 
 @pytest.mark.parametrize(("there_is_one", "numbers"), [(True, (0,)), (False, ())])
-def test_auto_is_the_first_gpu_if_there_is_one(monkeypatch, there_is_one, numbers):
+def test_face_align_auto_is_the_first_gpu(monkeypatch, there_is_one, numbers):
     monkeypatch.setattr("torch.cuda.is_available", lambda: there_is_one)
-    assert face_align._gpus("auto") == face_align._gpus("Auto") == numbers
+    assert face_align.available_gpus() == numbers
+    for text in ("auto", "Auto"):
+        assert face_align.parse_flags(["--source_root=raw", "--dest_root=out", f"--gpu_num={text}"]).gpu_num is None
 
 
 @pytest.mark.parametrize("portrait", [False, True])

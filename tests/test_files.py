@@ -1,12 +1,14 @@
-"""Readers, notes of settings and lists of names in util.files."""
+"""Atomic writes, readers, checks of paths and notes of settings in util.files."""
 
 import hashlib
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from util.errors import DataError, UsageError
-from util.files import Provenance, format_names, read_bytes, sha256
+from util.files import Provenance, atomic_write, format_names, path_inside, read_bytes, sha256
 
 
 def test_read_bytes_and_sha256_read_a_file(tmp_path):
@@ -66,3 +68,51 @@ def test_provenance_refuses_a_damaged_file(content, tmp_path):
     assert not Provenance(file, {}).matches()
     with pytest.raises(UsageError, match=r"made.json is missing or damaged\. Add --force\."):
         Provenance(file, {}).check_or_write("--out=x", "Add --force.")
+
+
+def test_atomic_write_replaces_the_file_at_the_end(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("old")
+    with atomic_write(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+        assert (partial.parent, partial.suffix) == (tmp_path, ".json")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_write_keeps_the_old_file_after_an_error(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("old")
+    with pytest.raises(OSError, match="disk"), atomic_write(path) as partial:
+        partial.write_text("ne")
+        raise OSError("disk full")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_path_inside_accepts_names_that_stay_in_the_folder(tmp_path):
+    (tmp_path / "real" / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "within").symlink_to(tmp_path / "real" / "inner")
+    for name in ("1.png", "a/b/1.png", "a/../b/1.png", "..1.png", "...", "within/1.png", "한 글.png", "\udcff.png"):
+        assert path_inside(tmp_path / "link", name) == tmp_path / "link" / os.path.normpath(name)
+    assert path_inside(Path(), "a.png") == Path("a.png")
+
+
+@pytest.mark.parametrize("name", ["..", "../1.png", "a/../../1.png", "/etc/1.png", "//1.png", "out/1.png", "file.png"])
+def test_path_inside_refuses_names_that_lead_out(tmp_path, name):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "out").symlink_to(tmp_path)
+    (folder / "file.png").symlink_to(tmp_path / "photo.png")
+    with pytest.raises(
+        DataError, match=f"^pairs.txt: {os.path.normpath(name)}: would be written into {folder}, but"
+    ) as raised:
+        path_inside(folder, name, named_in="pairs.txt")
+    assert "\n" not in str(raised.value)
+
+
+def test_path_inside_ends_on_links_in_a_circle(tmp_path):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    path_inside(tmp_path, "circle/1.png")  # writing fails later, and nothing is outside

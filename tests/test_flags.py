@@ -337,16 +337,35 @@ def test_as_dict_holds_nothing_but_plain_values():
 class Drawing(flags.Settings):
     """Settings of another program than those in config.py, which the flags have to know nothing of."""
 
-    size: int = flags.option(112, "Paper", integer(1), "N", "pixels a side, 100% of them", aliases=("side", "width"))
-    mirror: bool = flags.flag("Pen", "flip it")
-    words: tuple[str, ...] = flags.option((), "Pen", tuple, "WORD ...", "what to write", "nothing", apart=True)
-    file: str | None = flags.option(None, "Paper", to_path, "FILE", "where to", "the screen")
-    pen: str = flags.named("thin", "Pen", ("thin", "thick"))
-    gpus: tuple[int, ...] = flags.option((), "Unused", to_gpus, "LIST", "who draws", "cpu")
+    size: int = flags.option(
+        default=112,
+        type=integer(1),
+        metavar="N",
+        help="pixels a side, 100% of them",
+        group="Paper",
+        aliases=("side", "width"),
+    )
+    mirror: bool = flags.flag(help="flip it", group="Pen")
+    words: tuple[str, ...] = flags.option(
+        default=(),
+        type=tuple,
+        metavar="WORD ...",
+        help="what to write",
+        group="Pen",
+        default_help="nothing",
+        split_words=True,
+    )
+    file: str | None = flags.option(
+        type=to_path, metavar="FILE", help="where to", group="Paper", default_help="the screen"
+    )
+    pen: str = flags.choice(("thin", "thick"), default="thin", group="Pen")
+    gpus: tuple[int, ...] = flags.option(
+        default=(), type=to_gpus, metavar="LIST", help="who draws", group="Unused", default_help="cpu"
+    )
 
 
 def draw(argv: list[str], **more: object) -> Drawing:
-    return flags.parse(Drawing, "draw.py", ("Pen", "Nothing", "Paper", "Unused"), argv, **more)
+    return flags.parse(Drawing, "draw.py", argv, groups=("Pen", "Nothing", "Paper", "Unused"), **more)
 
 
 def test_another_program_may_have_settings_too(tmp_path):

@@ -1,4 +1,4 @@
-"""Folded batch norms: the same embeddings, from fewer operations, and the network itself untouched."""
+"""Folded batch norms: the same embeddings from fewer operations, and the original network unchanged."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ ALL = [pytest.param(name, marks=[pytest.mark.slow] if name in BIG else []) for n
 
 
 def filled(name: str, **settings: int) -> nn.Module:
-    """With a short embedding, and scales, shifts and statistics unlike those of a batch norm that does nothing."""
+    """Return a backbone whose batch norms have random scales, shifts and statistics."""
     with torch.device("meta"):
         backbone = build_backbone(name, embedding_size=16, **settings).eval()
     shapes = {key: value.shape for key, value in backbone.state_dict().items()}
@@ -39,29 +39,29 @@ def random_images(count: int, size: int = 112) -> torch.Tensor:
 
 @torch.inference_mode()
 def difference(backbone: nn.Module, folded: nn.Module, images: torch.Tensor) -> float:
-    """The largest, relative to the largest number of the embeddings."""
+    """Return the largest difference, relative to the largest element of the embeddings."""
     expected = backbone(images)
     return ((folded(images) - expected).abs().max() / expected.abs().max()).item()
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_folded_backbone_gives_the_same_embeddings(name):
+def test_fold_keeps_the_embeddings(name):
     backbone = filled(name)
     assert difference(backbone, fold_batch_norm(backbone), random_images(1)) < 1e-5
 
 
-def test_the_larger_input_of_the_ir_family_too():
+def test_fold_keeps_the_embeddings_of_224_pixels():
     backbone = filled("IR_50", input_size=224)
     assert difference(backbone, fold_batch_norm(backbone), random_images(1, 224)) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["IR_SE_50", "iresnet18", "MobileFaceNet"])
-def test_no_batch_norm_is_left_beside_a_convolution(name):
+def test_fold_leaves_no_batch_norm_next_to_a_convolution(name):
     left = [module for module in fold_batch_norm(build_backbone(name)).modules() if isinstance(module, nn.BatchNorm2d)]
     assert len(left) == (0 if name == "MobileFaceNet" else 1)  # the one before the linear layer, of 7x7 pixels
 
 
-def test_a_channel_that_training_has_silenced_stays_silent():
+def test_fold_handles_channels_with_scale_zero():
     backbone = filled("iresnet18")
     with torch.no_grad():
         backbone.layer2[0].bn1.weight[::2] = 0
@@ -69,7 +69,7 @@ def test_a_channel_that_training_has_silenced_stays_silent():
     assert difference(backbone, fold_batch_norm(backbone), random_images(1)) < 1e-5
 
 
-def test_the_backbone_itself_is_left_as_it_was_and_shares_nothing():
+def test_fold_leaves_the_backbone_unchanged():
     backbone = build_backbone("IR_SE_50", embedding_size=16).train()
     before = copy.deepcopy(backbone.state_dict())
     folded = fold_batch_norm(backbone)
@@ -83,7 +83,7 @@ def test_the_backbone_itself_is_left_as_it_was_and_shares_nothing():
     assert list(after) == list(before) and all(torch.equal(after[key], before[key]) for key in before)
 
 
-def test_channels_last_changes_nothing():
+def test_fold_works_with_channels_last():
     backbone = filled("IR_SE_50")
     folded = fold_batch_norm(backbone).to(memory_format=torch.channels_last)
     assert difference(backbone, folded, random_images(2).to(memory_format=torch.channels_last)) < 1e-5

@@ -1,4 +1,4 @@
-"""The list of a large set is kept, and never says anything but what lies in the folder now."""
+"""The index of a large set is kept, and always agrees with what is in the folder now."""
 
 import os
 import shutil
@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from util.data import folder_index as listing
-from util.data.folder_index import KEPT, Names, list_images
+from util.data import folder_index
+from util.data.folder_index import INDEX_FILE, list_images, pack_names, unpack_name
 from util.data.image_folder import ImageFolder
 from util.errors import DataError
 
@@ -20,29 +20,31 @@ DAY = 86400
 
 @pytest.fixture
 def root(tmp_path, monkeypatch) -> Path:
-    """Four people of yesterday, of whom one has no image; sets of 5 images are large."""
-    monkeypatch.setattr(listing, "KEPT_FROM", 5)
+    """Write four people of yesterday, one of them without an image; sets of 5 images are large."""
+    monkeypatch.setattr(folder_index, "MIN_INDEXED", 5)
     root = tmp_path / "set"
     for person, names in {"Ann": "ab", "Bob": "cde", "Cid": "", "Dan": "f"}.items():
         (root / person).mkdir(parents=True)
         for name in names:
             (root / person / f"{name}.jpg").touch()
-    monkeypatch.setattr(listing, "_TICK", -DAY * 10**9)  # what was just made counts as old
+    monkeypatch.setattr(folder_index, "_CLOCK_TICK", -DAY * 10**9)  # new folders count as old
     return root
 
 
 @pytest.fixture
 def opened(monkeypatch) -> list[str]:
-    """The people whose folders were opened."""
-    names, names_in = [], listing._names_in
-    monkeypatch.setattr(listing, "_names_in", lambda folder: names.append(Path(folder).name) or names_in(folder))
+    """Return the people whose folders were opened, as a list that grows."""
+    names, list_folder = [], folder_index._list_folder
+    monkeypatch.setattr(
+        folder_index, "_list_folder", lambda folder: names.append(Path(folder).name) or list_folder(folder)
+    )
     return names
 
 
 def content(root: Path) -> dict[str, list[str]]:
-    """What list_images says, as {person: names}."""
+    """Return what list_images finds, as {person: names}."""
     found = list_images(root)
-    names = iter([os.fsdecode(found.images[index]) for index in range(len(found.images))])
+    names = map(unpack_name, found.images)
     people = zip(found.people, found.counts, strict=True)
     return {person: [next(names) for _ in range(count)] for person, count in people}
 
@@ -52,7 +54,7 @@ def truth(root: Path) -> dict[str, list[str]]:
     return {path.name: sorted(image.name for image in path.iterdir()) for path in folders}
 
 
-def test_a_large_set_is_listed_once(root, opened):
+def test_index_of_a_large_set_is_made_once(root, opened):
     first = content(root)
     assert (
         first
@@ -63,15 +65,15 @@ def test_a_large_set_is_listed_once(root, opened):
     opened.clear()
     assert content(root) == first
     assert opened == []
-    assert [path.name for path in root.iterdir() if path.name[0] == "."] == [KEPT]
+    assert [path.name for path in root.iterdir() if path.name[0] == "."] == [INDEX_FILE]
 
 
-def test_a_small_set_keeps_nothing(root, opened):
+def test_index_of_a_small_set_is_not_kept(root, opened):
     (root / "Ann" / "a.jpg").unlink()
     (root / "Ann" / "b.jpg").unlink()
     assert content(root) == content(root)
     assert len(opened) == 8
-    assert not (root / KEPT).exists()
+    assert not (root / INDEX_FILE).exists()
 
 
 def add_image(root: Path) -> None:
@@ -109,7 +111,7 @@ def swap_people(root: Path) -> None:
 
 
 def replace_person(root: Path) -> None:
-    """Another folder with the times of the old one, as rsync or tar leave it."""
+    """Put another folder with the times of the old one in its place, as rsync or tar do."""
     times = (root / "Bob").stat()
     (root / "Bob").rename(root.parent / "old")
     (root / "Bob").mkdir()
@@ -131,7 +133,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("change", "affected"), CHANGES)
-def test_a_change_is_noticed_and_only_its_folders_are_opened(root, opened, change, affected):
+def test_change_opens_only_its_folders(root, opened, change, affected):
     before = content(root)
     time.sleep(0.02)  # more than a tick of the file system's clock
     change(root)
@@ -140,13 +142,13 @@ def test_a_change_is_noticed_and_only_its_folders_are_opened(root, opened, chang
     assert set(opened) == affected
     opened.clear()
     assert content(root) == truth(root)
-    if len(list_images(root).images) >= listing.KEPT_FROM:
+    if len(list_images(root).images) >= folder_index.MIN_INDEXED:
         assert opened == []
 
 
-def test_what_changed_just_now_is_listed_again(root, opened, monkeypatch):
+def test_recent_change_is_listed_again(root, opened, monkeypatch):
     """A second change in the same tick of the clock would leave the same times."""
-    monkeypatch.setattr(listing, "_TICK", 2 * 10**9)
+    monkeypatch.setattr(folder_index, "_CLOCK_TICK", 2 * 10**9)
     os.utime(root / "Ann", (time.time() - DAY, time.time() - DAY))  # ctime is still now
     for _ in range(2):
         assert content(root) == truth(root)
@@ -154,7 +156,7 @@ def test_what_changed_just_now_is_listed_again(root, opened, monkeypatch):
         opened.clear()
 
 
-def test_a_moved_set_keeps_its_list_and_a_copy_makes_its_own(root, opened, tmp_path):
+def test_moved_set_keeps_its_index_and_a_copy_makes_its_own(root, opened, tmp_path):
     before = content(root)
     moved = root.rename(tmp_path / "moved")
     copy = Path(shutil.copytree(moved, tmp_path / "copy"))
@@ -164,7 +166,7 @@ def test_a_moved_set_keeps_its_list_and_a_copy_makes_its_own(root, opened, tmp_p
     assert content(copy) == truth(copy) and opened == ["Ann", "Cid", "Dan"]
 
 
-def test_a_linked_folder_counts_by_what_it_points_to(root, tmp_path):
+def test_linked_folder_is_listed_by_its_target(root, tmp_path):
     (root / "Bob").rename(tmp_path / "elsewhere")
     (root / "Bob").symlink_to(tmp_path / "elsewhere")
     assert content(root) == truth(root)
@@ -173,24 +175,28 @@ def test_a_linked_folder_counts_by_what_it_points_to(root, tmp_path):
     assert content(root)["Bob"] == ["c.jpg", "d.jpg", "e.jpg", "new.jpg"]
 
 
-def test_a_damaged_list_is_made_anew(root, opened):
+def test_damaged_index_is_rebuilt(root, opened):
     before = content(root)
-    whole = (root / KEPT).read_bytes()
+    content_before = (root / INDEX_FILE).read_bytes()
     rng = np.random.default_rng(0)
-    spoilt = [whole[:length] for length in (0, 1, 10, len(whole) // 2, len(whole) - 1)]
-    for place in rng.integers(len(whole), size=150).tolist():
-        spoilt.append(whole[:place] + bytes([whole[place] ^ int(rng.integers(1, 256))]) + whole[place + 1 :])
+    spoilt = [content_before[:length] for length in (0, 1, 10, len(content_before) // 2, len(content_before) - 1)]
+    for place in rng.integers(len(content_before), size=150).tolist():
+        spoilt.append(
+            content_before[:place]
+            + bytes([content_before[place] ^ int(rng.integers(1, 256))])
+            + content_before[place + 1 :]
+        )
     spoilt += [b"PK\x03\x04", b"\x93NUMPY", b"text", rng.bytes(500)]
     for data in spoilt:
-        (root / KEPT).write_bytes(data)
+        (root / INDEX_FILE).write_bytes(data)
         assert content(root) == before
-    (root / KEPT).unlink()
-    (root / KEPT).mkdir()
+    (root / INDEX_FILE).unlink()
+    (root / INDEX_FILE).mkdir()
     assert content(root) == before
 
 
 def arrays(root: Path) -> dict[str, np.ndarray]:
-    with np.load(root / KEPT) as kept:
+    with np.load(root / INDEX_FILE) as kept:
         return dict(kept)
 
 
@@ -212,46 +218,46 @@ def arrays(root: Path) -> dict[str, np.ndarray]:
         {"images": np.array([None] * 6, object)},
     ],
 )
-def test_a_list_that_does_not_hold_together_is_made_anew(root, lie):
+def test_inconsistent_index_is_rebuilt(root, lie):
     before = content(root)
-    np.savez(root / KEPT, **(arrays(root) | lie))
+    np.savez(root / INDEX_FILE, **(arrays(root) | lie))
     assert content(root) == before
     assert all(np.array_equal(value, arrays(root)[key]) for key, value in arrays(root).items())
     missing = arrays(root)
     del missing[next(iter(lie))]
-    np.savez(root / KEPT, **missing)
+    np.savez(root / INDEX_FILE, **missing)
     assert content(root) == before
 
 
-def test_a_list_of_another_version_is_made_anew(root, opened):
-    """One that knew fewer suffixes, say."""
+def test_index_of_another_version_is_rebuilt(root, opened):
+    """For example a version that knew fewer suffixes."""
     content(root)
     lacking = {
         "counts": np.array([2, 2, 0, 1]),
         "images": np.frombuffer(b"a.jpg\0b.jpg\0c.jpg\0d.jpg\0f.jpg\0", np.uint8),
     }
-    np.savez(root / KEPT, **(arrays(root) | lacking))
+    np.savez(root / INDEX_FILE, **(arrays(root) | lacking))
     opened.clear()
     assert len(content(root)["Bob"]) == 2 and opened == []  # it is believed, for its version
-    np.savez(root / KEPT, **(arrays(root) | {"format": np.array("1 .jpg")}))
+    np.savez(root / INDEX_FILE, **(arrays(root) | {"format": np.array("1 .jpg")}))
     assert content(root) == truth(root)
 
 
-def test_a_folder_that_cannot_be_written_to_is_noted_only_if_listing_took_long(root, monkeypatch, capsys):
+def test_unwritable_folder_is_noted_only_after_a_slow_listing(root, monkeypatch, capsys):
     def refuse(self, *args):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
     assert content(root) == truth(root)
     assert capsys.readouterr().out == ""
-    monkeypatch.setattr(listing, "_LONG", -1)
+    monkeypatch.setattr(folder_index, "_SLOW", -1)
     assert content(root) == truth(root)
-    assert f"{KEPT} could be kept there (Permission denied)" in capsys.readouterr().out
+    assert f"{INDEX_FILE} could be kept there (Permission denied)" in capsys.readouterr().out
 
 
-def test_a_list_that_cannot_be_finished_leaves_the_old_one(root, monkeypatch):
+def test_unfinished_index_leaves_the_old_one(root, monkeypatch):
     content(root)
-    before = (root / KEPT).read_bytes()
+    before = (root / INDEX_FILE).read_bytes()
     (root / "Ann" / "new.jpg").touch()
 
     def fill_disk(file, **arrays):
@@ -260,26 +266,26 @@ def test_a_list_that_cannot_be_finished_leaves_the_old_one(root, monkeypatch):
 
     monkeypatch.setattr(np, "savez", fill_disk)
     assert content(root) == truth(root)
-    assert (root / KEPT).read_bytes() == before
+    assert (root / INDEX_FILE).read_bytes() == before
     assert not [path for path in root.iterdir() if "partial" in path.name]
 
 
-def test_processes_that_open_a_set_at_once_do_not_disturb_each_other(root):
+def test_processes_that_open_a_set_at_once_do_not_collide(root):
     program = (
-        "import sys\nfrom pathlib import Path\nfrom util import listing\n"
-        "listing.KEPT_FROM, listing._LONG = 5, -1\n"  # so that a list that cannot be kept is noted
-        "for _ in range(200):\n    assert len(listing.list_images(Path(sys.argv[1])).images) == 6\n"
+        "import sys\nfrom pathlib import Path\nfrom util.data import folder_index\n"
+        "folder_index.MIN_INDEXED, folder_index._SLOW = 5, -1\n"  # so that an index that cannot be kept is noted
+        "for _ in range(200):\n    assert len(folder_index.list_images(Path(sys.argv[1])).images) == 6\n"
     )
-    command = [sys.executable, "-c", program, str(root)]  # made just now, so each writes the list each time
+    command = [sys.executable, "-c", program, str(root)]  # made just now, so each process writes the index each time
     started = [
         subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for _ in range(3)
     ]
     assert [(process.communicate()[0], process.returncode) for process in started] == [(b"", 0)] * 3
-    assert sorted(path.name for path in root.iterdir()) == [KEPT, "Ann", "Bob", "Cid", "Dan"]
+    assert sorted(path.name for path in root.iterdir()) == [INDEX_FILE, "Ann", "Bob", "Cid", "Dan"]
 
 
-def test_training_sees_the_same_set_from_the_list(root, opened):
+def test_training_sees_the_same_set_from_the_index(root, opened):
     first, again = ImageFolder(root), ImageFolder(root)
     assert len(opened) == 4
     assert first.classes == again.classes == ["Ann", "Bob", "Dan"]
@@ -289,18 +295,18 @@ def test_training_sees_the_same_set_from_the_list(root, opened):
 
 
 @pytest.mark.parametrize("folder", ["", "Bob"])
-def test_a_folder_that_cannot_be_read_is_named(root, folder, monkeypatch):
+def test_unreadable_folder_is_named(root, folder, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "listdir" if folder else "scandir", refuse)
-    with pytest.raises(DataError, match=r"set(/Ann)?: cannot be read \(Permission denied\); ") as caught:
+    with pytest.raises(DataError, match=r"set(/Ann)?: cannot be read \(Permission denied\)\. ") as caught:
         list_images(root)
     assert "\n" not in str(caught.value)
 
 
-def test_names_are_kept_as_the_file_system_has_them():
-    names = Names.of(["a.jpg", "사진 é.jpg", os.fsdecode(b"\xff.jpg"), ""])
-    assert len(names) == 4
-    assert [names[index] for index in range(4)] == [b"a.jpg", "사진 é.jpg".encode(), b"\xff.jpg", b""]
-    assert len(Names(b"")) == 0
+def test_pack_names_keeps_every_file_name():
+    packed = pack_names(["a.jpg", "사진 é.jpg", os.fsdecode(b"\xff.jpg"), ""])
+    names = [os.fsencode(unpack_name(name)) for name in packed]
+    assert names == [b"a.jpg", "사진 é.jpg".encode(), b"\xff.jpg", b""]
+    assert len(pack_names([])) == 0

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.head import HEADS, ArcFace, CosFace, MarginHead, build_head
-from model.head.cosines import _AT_ONCE, cosines
+from model.head.cosines import _BLOCK_SIZE, cosines
 from model.loss import build_loss
 
 DIM, CLASSES = 8, 5
 
 
-def slow_logits(head: MarginHead, embeddings: Tensor, labels: Tensor) -> np.ndarray:
-    """One number at a time, in Python floats, through the angle itself."""
+def slow_logits(head: MarginHead, embeddings: Tensor, labels: Tensor, m: float | None = None) -> np.ndarray:
+    """Compute one number at a time, in Python floats, through the angle itself."""
     rows = [[float(v) for v in row] for row in embeddings.detach()]
     centers = [[float(v) for v in row] for row in head.weight.detach()]
     logits = np.empty((len(rows), len(centers)))
@@ -25,22 +25,22 @@ def slow_logits(head: MarginHead, embeddings: Tensor, labels: Tensor) -> np.ndar
         for j, center in enumerate(centers):
             cosine = sum(a * b for a, b in zip(row, center, strict=True)) / (math.hypot(*row) * math.hypot(*center))
             if j == int(labels[i]):
-                cosine = slow_target(head, cosine)
+                cosine = slow_target(head, cosine, head.m if m is None else m)
             logits[i, j] = head.s * cosine
     return logits
 
 
-def slow_target(head: MarginHead, cosine: float) -> float:
+def slow_target(head: MarginHead, cosine: float, m: float) -> float:
     if isinstance(head, CosFace):
-        return cosine - head.m
+        return cosine - m
     theta = math.acos(max(-1.0, min(1.0, cosine)))
     if head.easy_margin:
-        return math.cos(theta + head.m) if theta < math.pi / 2 else cosine
-    return math.cos(theta + head.m) if theta + head.m < math.pi else cosine - head.m * math.sin(math.pi - head.m)
+        return math.cos(theta + m) if theta < math.pi / 2 else cosine
+    return math.cos(theta + m) if theta + m < math.pi else cosine - m * math.sin(math.pi - m)
 
 
 def at_angles(head: MarginHead, angles: list[float]) -> tuple[Tensor, Tensor]:
-    """Embeddings of several lengths at these angles (radians) from the centres of classes 0, 1, 2 ..., and labels."""
+    """Return embeddings at these angles (radians) from the centers of classes 0, 1, 2 ..., and their labels."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(len(angles)) % head.out_features
     centers = F.normalize(head.weight.detach().double())[labels]
@@ -62,7 +62,7 @@ ANGLES = [1e-3, 0.3, 1.0, 1.5, 1.6, 2.0, 2.6, 2.7, 2.9, 3.0, 3.14]
 
 
 @pytest.mark.parametrize(("name", "settings"), VARIANTS)
-def test_logits_equal_the_angles_worked_out_one_by_one(name: str, settings: dict) -> None:
+def test_head_logits_equal_slow_logits(name: str, settings: dict) -> None:
     head = make(name, **settings)
     embeddings, labels = at_angles(head, ANGLES)
     logits = head(embeddings.float(), labels)
@@ -71,7 +71,7 @@ def test_logits_equal_the_angles_worked_out_one_by_one(name: str, settings: dict
 
 
 @pytest.mark.parametrize(("name", "settings"), VARIANTS)
-def test_gradients_equal_finite_differences(name: str, settings: dict) -> None:
+def test_head_gradients_equal_finite_differences(name: str, settings: dict) -> None:
     head = make(name, torch.float64, **settings)
     embeddings, labels = at_angles(head, ANGLES[1:-1])
 
@@ -83,10 +83,10 @@ def test_gradients_equal_finite_differences(name: str, settings: dict) -> None:
 
 @pytest.mark.parametrize("easy_margin", [False, True])
 @pytest.mark.parametrize("one_minus_cos", [2e-6, 1e-5, 1e-3])
-def test_arcface_gradients_hold_at_the_smallest_angles_in_float32(one_minus_cos: float, easy_margin: bool) -> None:
+def test_arcface_gradients_are_exact_at_small_angles(one_minus_cos: float, easy_margin: bool) -> None:
     head = make("ArcFace", easy_margin=easy_margin)
     embeddings, labels = at_angles(head, [math.acos(1 - one_minus_cos)] * CLASSES)
-    # Only float32 numbers go in: the angle is that of the rounded vectors, on both sides of the comparison.
+    # Only float32 numbers go in: both sides of the comparison use the angle between the rounded vectors.
     inputs = embeddings.float().requires_grad_()
     target = head(inputs, labels)[torch.arange(CLASSES), labels]
     target.sum().backward()
@@ -103,7 +103,7 @@ def test_arcface_gradients_hold_at_the_smallest_angles_in_float32(one_minus_cos:
 
 @pytest.mark.parametrize(("name", "settings"), VARIANTS)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_everything_is_finite_on_a_center_and_opposite_to_it(name: str, settings: dict, sign: float) -> None:
+def test_head_is_finite_at_cosine_one_and_minus_one(name: str, settings: dict, sign: float) -> None:
     head = make(name, **settings)
     with torch.no_grad():
         head.weight.copy_(torch.eye(CLASSES, DIM) * 3)  # exactly representable: the cosine is exactly +-1
@@ -118,21 +118,19 @@ def test_everything_is_finite_on_a_center_and_opposite_to_it(name: str, settings
 
 
 @pytest.mark.parametrize("name", list(HEADS))
-def test_the_margin_may_change_between_steps(name: str) -> None:
+def test_head_margin_argument_replaces_m(name: str) -> None:
     head = make(name)
     embeddings, labels = at_angles(head, ANGLES)
     for m in (0.0, 0.1, 0.5):
-        head.m = m
-        np.testing.assert_allclose(
-            head(embeddings.float(), labels).detach(), slow_logits(head, embeddings, labels), atol=2e-4
-        )
-    head.m = 0.0
+        logits = head(embeddings.float(), labels, margin=m)
+        np.testing.assert_allclose(logits.detach(), slow_logits(head, embeddings, labels, m), atol=2e-4)
     plain = head.s * F.normalize(embeddings.float()) @ F.normalize(head.weight).T
-    torch.testing.assert_close(head(embeddings.float(), labels), plain)
+    torch.testing.assert_close(head(embeddings.float(), labels, margin=0.0), plain)
+    torch.testing.assert_close(head(embeddings.float(), labels), head(embeddings.float(), labels, margin=head.m))
 
 
 @pytest.mark.parametrize("name", list(HEADS))
-def test_autocast_and_half_precision_embeddings_still_compute_in_float32(name: str) -> None:
+def test_head_computes_in_float32_under_autocast(name: str) -> None:
     head = make(name)
     embeddings, labels = at_angles(head, ANGLES)
     half = embeddings.bfloat16()
@@ -143,7 +141,7 @@ def test_autocast_and_half_precision_embeddings_still_compute_in_float32(name: s
 
 
 class _Storages(TorchDispatchMode):
-    """Remembers every tensor of one shape that an operation gives out, kept alive so that no address comes twice."""
+    """Collect every result of one shape, kept alive so that no address occurs twice."""
 
     def __init__(self, shape: tuple[int, ...]):
         super().__init__()
@@ -161,8 +159,8 @@ class _Storages(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", list(HEADS))
-def test_one_buffer_of_logits_and_none_beside_their_gradient(name: str, monkeypatch) -> None:
-    monkeypatch.setitem(_AT_ONCE, "cpu", 100 * DIM)  # so many numbers of the gradient at once
+def test_head_makes_one_logit_buffer(name: str, monkeypatch) -> None:
+    monkeypatch.setitem(_BLOCK_SIZE, "cpu", 100 * DIM)  # 100 rows in a block
     head, embeddings, labels = build_head(name, DIM, 1000), torch.randn(4, DIM, requires_grad=True), torch.arange(4)
     with _Storages((4, 1000)) as forward:
         logits = head(embeddings, labels)
@@ -174,30 +172,30 @@ def test_one_buffer_of_logits_and_none_beside_their_gradient(name: str, monkeypa
 
 
 @pytest.mark.parametrize("name", ["ArcFace", "CosFace"])
-def test_nothing_as_large_as_the_centers_is_made_but_their_gradient(name: str, monkeypatch) -> None:
-    monkeypatch.setitem(_AT_ONCE, "cpu", 100 * DIM)
+def test_head_makes_no_copy_of_the_centers(name: str, monkeypatch) -> None:
+    monkeypatch.setitem(_BLOCK_SIZE, "cpu", 100 * DIM)
     head, embeddings, labels = build_head(name, DIM, 1000), torch.randn(4, DIM, requires_grad=True), torch.arange(4)
     with _Storages((1000, DIM)) as forward:
         logits = head(embeddings, labels)
     with _Storages((1000, DIM)) as backward:
-        (of_weight,) = torch.autograd.grad(logits, head.weight, torch.ones_like(logits))
-    weight, gradient = (tensor.untyped_storage().data_ptr() for tensor in (head.weight, of_weight))
+        (grad_weight,) = torch.autograd.grad(logits, head.weight, torch.ones_like(logits))
+    weight, gradient = (tensor.untyped_storage().data_ptr() for tensor in (head.weight, grad_weight))
     assert {t.untyped_storage().data_ptr() for t in forward.kept} <= {weight}
     assert {t.untyped_storage().data_ptr() for t in backward.kept} <= {weight, gradient}
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])
-def test_the_gradients_of_the_cosines_are_those_of_finite_differences(rows: int, monkeypatch) -> None:
-    monkeypatch.setitem(_AT_ONCE, "cpu", 5 * rows)
+def test_cosines_gradients_equal_finite_differences(rows: int, monkeypatch) -> None:
+    monkeypatch.setitem(_BLOCK_SIZE, "cpu", 5 * rows)
     embeddings, weight = torch.randn(4, 5, dtype=torch.float64), torch.randn(7, 5, dtype=torch.float64)
     inputs = (embeddings.requires_grad_(), weight.requires_grad_(), torch.tensor([0, 6, 6, 2]))
-    products, named = cosines(*inputs)
+    products, selected = cosines(*inputs)
     torch.testing.assert_close(products, embeddings @ torch.nn.functional.normalize(weight).T)
-    assert torch.equal(named, weight[[0, 6, 6, 2]])
+    assert torch.equal(selected, weight[[0, 6, 6, 2]])
     assert torch.autograd.gradcheck(cosines, inputs)
 
 
-def test_weights_start_glorot_uniform_and_learn() -> None:
+def test_head_weight_is_glorot_uniform_and_learns() -> None:
     head = build_head("ArcFace", 512, 300)
     bound = (6 / (512 + 300)) ** 0.5
     assert head.weight.shape == (300, 512) and 0.99 * bound < head.weight.abs().max() <= bound
@@ -206,7 +204,7 @@ def test_weights_start_glorot_uniform_and_learn() -> None:
     assert (head.weight.grad.abs().sum(1) > 0).all()
 
 
-def test_bad_settings_are_named() -> None:
+def test_head_rejects_bad_settings() -> None:
     with pytest.raises(ValueError, match=r"'Arcface'.*ArcFace, CosFace"):
         build_head("Arcface", DIM, CLASSES)
     with pytest.raises(ValueError, match="s is 0"):
@@ -226,7 +224,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize(("loss", "prefix"), [("focal", "grad"), ("cross_entropy", "ce_grad")])
 @pytest.mark.parametrize("name", list(GOLDEN))
-def test_golden_logits_losses_and_gradients(golden, name: str, loss: str, prefix: str) -> None:
+def test_head_golden_logits_losses_and_gradients(golden, name: str, loss: str, prefix: str) -> None:
     numbers = np.load(golden / "heads.npz")
     head = GOLDEN[name]()
     head.weight.data = torch.from_numpy(numbers["weight"])
@@ -239,6 +237,6 @@ def test_golden_logits_losses_and_gradients(golden, name: str, loss: str, prefix
     np.testing.assert_allclose(value.item(), numbers[f"{name}.{loss}"], rtol=1e-6)
     for gradient, key in ((embeddings.grad, "embeddings"), (head.weight.grad, "weight")):
         expected = numbers[f"{name}.{prefix}_{key}"]
-        # Rows below 1e-15 belong to samples with 1 - p < 1e-15: digits that float64 has not got either.
+        # Rows below 1e-15 belong to samples with 1 - p < 1e-15, which float64 cannot resolve either.
         largest = np.maximum(np.abs(expected).max(1), 1e-15)
         assert (np.abs(gradient.numpy() - expected).max(1) < 1e-3 * largest).all()

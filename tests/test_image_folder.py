@@ -8,8 +8,8 @@ from util.data.image_folder import ImageFolder
 from util.errors import DataError
 
 
-def test_classes_and_images_are_in_alphabetical_order(write_identities):
-    root = write_identities(Cid=1, Ann=2, Bob=3)
+def test_image_folder_is_in_alphabetical_order(write_image_folder):
+    root = write_image_folder(Cid=1, Ann=2, Bob=3)
     images = ImageFolder(root)
     assert images.classes == ["Ann", "Bob", "Cid"]
     assert images.labels.tolist() == [0, 0, 1, 1, 1, 2]
@@ -17,7 +17,7 @@ def test_classes_and_images_are_in_alphabetical_order(write_identities):
     assert [images.path(index) for index in range(len(images))] == [root / f"{name}.jpg" for name in names]
 
 
-def test_other_files_and_people_without_images_are_ignored(people_folder):
+def test_image_folder_ignores_other_files_and_empty_folders(people_folder):
     (people_folder / "Bea").mkdir()
     (people_folder / "Bea" / "notes.txt").write_text("nobody")
     (people_folder / "Ann" / "Thumbs.db").write_text("no image")
@@ -28,15 +28,15 @@ def test_other_files_and_people_without_images_are_ignored(people_folder):
     assert images.labels.tolist() == [0, 0, 1, 1, 1, 1, 2]
 
 
-def test_fewer_than_two_people_are_an_error(write_identities):
-    root = write_identities(Ann=3)
+def test_image_folder_refuses_fewer_than_two_people(write_image_folder):
+    root = write_image_folder(Ann=3)
     (root / "empty").mkdir()
     with pytest.raises(DataError, match=r"people: found images in 1 folders.*two people"):
         ImageFolder(root)
 
 
-def test_names_outside_ascii_are_read(write_identities):
-    root = write_identities(Ann=1, Bob=1)
+def test_image_folder_reads_names_outside_ascii(write_image_folder):
+    root = write_image_folder(Ann=1, Bob=1)
     (root / "Ann").rename(root / "김연아")
     (root / "김연아" / "Ann_0000.jpg").rename(root / "김연아" / "사진 é.jpg")
     images = ImageFolder(root)
@@ -45,17 +45,17 @@ def test_names_outside_ascii_are_read(write_identities):
     assert images.image(1).shape == (112, 112, 3)
 
 
-def test_images_are_rgb_whatever_the_file_holds(write_identities):
-    root = write_identities(Ann=1, Bob=1)
+def test_images_are_rgb_for_every_file_format(write_image_folder):
+    root = write_image_folder(Ann=1, Bob=1)
     blue = np.zeros((112, 112, 4), np.uint8)
     blue[:, :, [0, 3]] = 255  # BGRA
     cv2.imwrite(str(root / "Ann" / "a_rgba.png"), blue)
     cv2.imwrite(str(root / "Ann" / "b_rgb.png"), blue[:, :, :3])
-    cv2.imwrite(str(root / "Ann" / "c_grey.png"), np.full((112, 112), 77, np.uint8))
+    cv2.imwrite(str(root / "Ann" / "c_gray.png"), np.full((112, 112), 77, np.uint8))
     images = ImageFolder(root)
     by_name = {images.path(index).name: images.image(index) for index in range(len(images))}
     assert all(image.shape == (112, 112, 3) and image.dtype == np.uint8 for image in by_name.values())
-    for name, color in {"a_rgba.png": (0, 0, 255), "b_rgb.png": (0, 0, 255), "c_grey.png": (77, 77, 77)}.items():
+    for name, color in {"a_rgba.png": (0, 0, 255), "b_rgb.png": (0, 0, 255), "c_gray.png": (77, 77, 77)}.items():
         assert (by_name[name] == color).all()
 
 
@@ -84,7 +84,7 @@ def spoil_missing(file):
         (spoil_missing, "cannot be read"),
     ],
 )
-def test_an_image_that_cannot_be_used_is_named_in_one_line(people_folder, spoil, rule):
+def test_image_error_names_the_file_in_one_line(people_folder, spoil, rule):
     images = ImageFolder(people_folder)
     spoil(images.path(3))
     with pytest.raises(DataError, match=rf"Bob/Bob_0001\.jpg: .*{rule}") as caught:
@@ -93,7 +93,7 @@ def test_an_image_that_cannot_be_used_is_named_in_one_line(people_folder, spoil,
     assert images.image(2).shape == (112, 112, 3)
 
 
-def test_a_file_of_any_length_is_read_whole(people_folder):
+def test_encoded_reads_files_of_any_length(people_folder):
     images = ImageFolder(people_folder)
     for length in (1, 16383, 16384, 16385, 100_000):
         content = np.random.default_rng(length).bytes(length)
@@ -101,16 +101,16 @@ def test_a_file_of_any_length_is_read_whole(people_folder):
         assert images.encoded(2) == content
 
 
-def test_a_folder_with_the_name_of_an_image_is_named(people_folder):
+def test_image_error_names_a_folder_called_like_an_image(people_folder):
     images = ImageFolder(people_folder)
     images.path(2).unlink()
     images.path(2).mkdir()
-    with pytest.raises(DataError, match=r"Bob_0000\.jpg: cannot be read \(Is a directory\); restore it or remove it"):
+    with pytest.raises(DataError, match=r"Bob_0000\.jpg: cannot be read \(Is a directory\)\. Restore it or remove it"):
         images.image(2)
 
 
-def test_no_python_object_for_each_image_is_kept(people_folder):
-    """Worker processes would copy them, one by one, as they count references to them."""
+def test_image_folder_keeps_no_python_object_per_image(people_folder):
+    """Worker processes would copy Python objects, because reading one writes its reference count."""
     images = ImageFolder(people_folder)
     kept = [value for name, value in vars(images).items() if name != "classes"]
     assert not any(isinstance(value, list | tuple | dict) for value in kept)

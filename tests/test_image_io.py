@@ -1,4 +1,4 @@
-"""Photographs of every kind that people have are read alike, or refused in one line."""
+"""Read photographs of every common kind, or refuse them in one line."""
 
 from pathlib import Path
 
@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from util.image_io import NotAnImage, UnreadableImage, read_photo
+from util.image_io import NotAnImage, UnreadableImage, read_photo, write_image
 
 
 @pytest.fixture
 def picture() -> np.ndarray:
-    """(40, 60, 3) smooth colours that differ from corner to corner."""
+    """Return (40, 60, 3) smooth colors that differ from corner to corner."""
     corners = np.array([[[250, 10, 10], [10, 250, 10]], [[10, 10, 250], [240, 240, 20]]], np.uint8)
     return cv2.resize(corners, (60, 40), interpolation=cv2.INTER_LINEAR)
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "ppm", "webp", "jp2"])
-def test_lossless_files_are_read_exactly(tmp_path, picture, suffix):
+def test_read_photo_lossless_formats_exactly(tmp_path, picture, suffix):
     file = tmp_path / f"a.{suffix}"
     Image.fromarray(picture).save(file, **({"lossless": True} if suffix == "webp" else {}))
     read = read_photo(file)
@@ -26,13 +26,13 @@ def test_lossless_files_are_read_exactly(tmp_path, picture, suffix):
     np.testing.assert_array_equal(read, picture)
 
 
-def test_jpegs_are_those_of_the_other_decoder(tmp_path, picture):
+def test_read_photo_jpeg_equals_opencv(tmp_path, picture):
     Image.fromarray(picture).save(tmp_path / "a.jpg", quality=90)
     np.testing.assert_array_equal(read_photo(tmp_path / "a.jpg"), cv2.imread(str(tmp_path / "a.jpg"))[:, :, ::-1])
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "PA", "CMYK", "YCbCr"])
-def test_other_colors_become_rgb(tmp_path, picture, mode):
+def test_read_photo_converts_color_modes(tmp_path, picture, mode):
     image = Image.fromarray(picture).convert(mode)
     file = tmp_path / {"CMYK": "a.jpg", "YCbCr": "a.jpg", "PA": "a.tiff"}.get(mode, "a.png")
     image.save(file)
@@ -41,7 +41,7 @@ def test_other_colors_become_rgb(tmp_path, picture, mode):
     assert np.abs(read.astype(int) - np.asarray(image.convert("RGB"))).mean() < 4
 
 
-def test_sixteen_bits_become_eight(tmp_path, picture):
+def test_read_photo_converts_16_bits_to_8(tmp_path, picture):
     wide = picture.astype(np.uint16) * 257
     cv2.imwrite(str(tmp_path / "rgb.png"), wide[:, :, ::-1])
     cv2.imwrite(str(tmp_path / "grey.png"), wide[:, :, 0])
@@ -49,7 +49,7 @@ def test_sixteen_bits_become_eight(tmp_path, picture):
     np.testing.assert_array_equal(read_photo(tmp_path / "grey.png"), np.repeat(picture[:, :, :1], 3, axis=2))
 
 
-def test_what_is_transparent_becomes_white(tmp_path):
+def test_read_photo_transparent_becomes_white(tmp_path):
     pixels = np.zeros((8, 8, 4), np.uint8)
     pixels[:, :4] = [10, 20, 30, 255]
     pixels[:, 4:] = [200, 0, 0, 0]  # hidden red
@@ -60,8 +60,11 @@ def test_what_is_transparent_becomes_white(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_photographs_are_upright_as_their_exif_says(tmp_path, picture, orientation, suffix):
-    back = [None, *(Image.Transpose(value) for value in (0, 3, 1, 5, 2, 6, 4))]  # what each orientation undoes
+def test_read_photo_applies_exif_orientation(tmp_path, picture, orientation, suffix):
+    back = [
+        None,
+        *(Image.Transpose(value) for value in (0, 3, 1, 5, 2, 6, 4)),
+    ]  # reverted by each orientation
     image, how = Image.fromarray(picture), back[orientation - 1]
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -71,7 +74,7 @@ def test_photographs_are_upright_as_their_exif_says(tmp_path, picture, orientati
     assert np.abs(read.astype(int) - picture).mean() < 4
 
 
-def test_of_several_images_in_a_file_the_first_is_read(tmp_path, picture):
+def test_read_photo_first_image_of_a_file(tmp_path, picture):
     first, second = Image.fromarray(picture).quantize(16), Image.new("P", (60, 40))
     first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
     assert np.abs(read_photo(tmp_path / "a.gif").astype(int) - picture).mean() < 40
@@ -84,7 +87,7 @@ def broken(tmp_path: Path, name: str, content: bytes) -> Path:
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "bmp"])
 @pytest.mark.parametrize("share", [0.3, 0.6])
-def test_files_cut_short_are_refused(tmp_path, picture, suffix, share):
+def test_read_photo_refuses_truncated_files(tmp_path, picture, suffix, share):
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / f"whole.{suffix}")
     content = (tmp_path / f"whole.{suffix}").read_bytes()
@@ -93,7 +96,7 @@ def test_files_cut_short_are_refused(tmp_path, picture, suffix, share):
     assert "\n" not in str(caught.value)
 
 
-def test_damaged_bytes_in_the_middle_are_refused(tmp_path, picture):
+def test_read_photo_refuses_damaged_bytes(tmp_path, picture):
     Image.fromarray(cv2.resize(picture, (600, 400))).save(tmp_path / "whole.png")
     content = bytearray((tmp_path / "whole.png").read_bytes())
     middle = len(content) // 2
@@ -116,29 +119,29 @@ def test_damaged_bytes_in_the_middle_are_refused(tmp_path, picture):
         ),  # Pillow would start Ghostscript
     ],
 )
-def test_what_has_an_images_name_and_is_none_says_why(tmp_path, name, content, reason):
+def test_read_photo_gives_reason_for_unreadable_files(tmp_path, name, content, reason):
     with pytest.raises(UnreadableImage, match=reason):
         read_photo(broken(tmp_path, name, content))
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "Thumbs.db", "noextension", "a.eps", "film.mp4"])
-def test_other_files_are_not_images(tmp_path, name):
+def test_read_photo_other_files_are_not_images(tmp_path, name):
     with pytest.raises(NotAnImage):
         read_photo(broken(tmp_path, name, b"%!PS-Adobe-3.0 EPSF-3.0\n" if name == "a.eps" else b"something else"))
 
 
-def test_an_image_without_an_images_name_is_read(tmp_path, picture):
+def test_read_photo_ignores_missing_suffix(tmp_path, picture):
     Image.fromarray(picture).save(tmp_path / "a.png")
     (tmp_path / "a.png").rename(tmp_path / "a")
     np.testing.assert_array_equal(read_photo(tmp_path / "a"), picture)
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path):
+def test_read_photo_missing_file_is_unreadable(tmp_path):
     with pytest.raises(UnreadableImage, match="No such file"):
         read_photo(tmp_path / "a.jpg")
 
 
-def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+def test_read_photo_refuses_decompression_bomb(tmp_path, monkeypatch):
     Image.new("1", (20000, 10000)).save(tmp_path / "bomb.png")
     assert (tmp_path / "bomb.png").stat().st_size < 50_000
     monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
@@ -146,7 +149,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypa
         read_photo(tmp_path / "bomb.png")
 
 
-def test_names_that_are_not_utf8_are_read(tmp_path, picture):
+def test_read_photo_names_not_utf8(tmp_path, picture):
     name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
     Image.fromarray(picture).save(tmp_path / "a.png")
     try:
@@ -154,3 +157,10 @@ def test_names_that_are_not_utf8_are_read(tmp_path, picture):
     except OSError:
         pytest.skip("this file system takes UTF-8 names alone")
     np.testing.assert_array_equal(read_photo(tmp_path / name), picture)
+
+
+@pytest.mark.parametrize(("suffix", "difference"), [("png", 0), ("jpg", 3)])
+def test_write_image_is_read_back(tmp_path, picture, suffix, difference):
+    write_image(tmp_path / "new" / f"a.{suffix}", picture)
+    assert np.abs(read_photo(tmp_path / "new" / f"a.{suffix}").astype(int) - picture).mean() <= difference
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [f"a.{suffix}"]

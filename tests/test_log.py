@@ -6,8 +6,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from util.checkpoint.io import Run
-from util.training.log import Progress, RunLog, evaluation_lines, flatten_results
+from util.checkpoint.run_dir import Run
+from util.training.log import Progress, RunLog, image_grid
+from util.training.report import evaluation_lines, flatten_results
 from util.verification import VerificationResult, verify
 
 AVERAGES = {"loss": 1.23456, "prec1": 12.345, "prec5": 50.0, "lr": 0.025}
@@ -36,7 +37,7 @@ def record(epoch: int, **more) -> dict:
 
 
 @pytest.mark.parametrize(("steps", "lines"), [(25, 10), (1000, 10), (10, 10), (4, 4), (1, 1)])
-def test_a_plain_line_comes_every_tenth_where_there_is_no_terminal(capsys, steps, lines):
+def test_progress_prints_a_line_every_tenth(capsys, steps, lines):
     with Progress("epoch 2/50", steps, 64) as progress:
         for done in range(1, steps + 1):
             if done % progress.report_every == 0 or done == steps:
@@ -129,7 +130,19 @@ def test_samples_keep_their_colors(run):
     assert picture[10, 10].tolist() == [255, 0, 0]
 
 
-def test_what_was_logged_beyond_the_resumed_epoch_is_cut(run):
+@pytest.mark.parametrize("number", [2, 8, 9, 32])
+def test_image_grid_has_gaps_and_fills_the_last_row(number):
+    images = np.random.default_rng(0).integers(0, 256, (number, 5, 4, 3)).astype(np.uint8)
+    grid = image_grid(images, columns=8, gap=2, color=7)
+    rows, columns = -(-number // 8), min(number, 8)
+    expected = np.full((rows * 7 - 2, columns * 6 - 2, 3), 7, np.uint8)
+    for index, image in enumerate(images):
+        top, left = index // 8 * 7, index % 8 * 6
+        expected[top : top + 5, left : left + 4] = image
+    assert np.array_equal(grid, expected)
+
+
+def test_log_cuts_lines_after_the_resumed_epoch(run):
     log = RunLog(run)
     for epoch in (1, 2, 10):
         log.epoch(10, record(epoch), {"HR": {"LFW": result(0)}, "LR": {"LFW": result(1)}})

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from util.training.optim import Schedule, build_sgd, lr_at, parameter_groups, ramp_at
+from util.training.optim import Schedule, build_sgd, parameter_groups, ramp_at
 
 
 def networks() -> tuple[nn.Module, nn.Module]:
@@ -15,7 +15,7 @@ def networks() -> tuple[nn.Module, nn.Module]:
     return backbone, nn.Linear(6, 5, bias=False)
 
 
-def test_batch_norm_alone_is_spared_weight_decay_and_nothing_is_lost():
+def test_parameter_groups_spare_batch_norm_weight_decay():
     backbone, head = networks()
     decayed, spared = parameter_groups([backbone, head], 5e-4)
     assert (decayed["weight_decay"], spared["weight_decay"]) == (5e-4, 0.0)
@@ -26,15 +26,15 @@ def test_batch_norm_alone_is_spared_weight_decay_and_nothing_is_lost():
     assert len(decayed["params"]) == len(everything) - len(norms)
 
 
-def test_frozen_parameters_are_left_out():
+def test_parameter_groups_skip_frozen_parameters():
     backbone, head = networks()
     backbone[0].weight.requires_grad_(False)
     backbone[1].bias.requires_grad_(False)
-    given = {id(p) for group in parameter_groups([backbone, head], 0.1) for p in group["params"]}
-    assert given == {id(p) for p in [*backbone.parameters(), *head.parameters()] if p.requires_grad}
+    found = {id(p) for group in parameter_groups([backbone, head], 0.1) for p in group["params"]}
+    assert found == {id(p) for p in [*backbone.parameters(), *head.parameters()] if p.requires_grad}
 
 
-def test_weight_decay_shrinks_what_it_should_and_nothing_else():
+def test_weight_decay_shrinks_all_but_batch_norm():
     backbone, head = networks()
     optimizer = torch.optim.SGD(parameter_groups([backbone, head], 0.5), lr=0.1)
     before = {name: p.detach().clone() for name, p in backbone.named_parameters()}
@@ -47,12 +47,12 @@ def test_weight_decay_shrinks_what_it_should_and_nothing_else():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_step_is_fused_except_beside_a_loss_scaler(dtype):
+def test_sgd_is_fused_except_for_fp16(dtype):
     optimizer = build_sgd(networks(), 0.1, 0.9, 5e-4, dtype)
     assert {group["fused"] for group in optimizer.param_groups} == {dtype != torch.float16}
 
 
-def test_a_first_step_that_overflows_leaves_no_momentum_behind():
+def test_sgd_overflow_in_the_first_step_leaves_no_momentum():
     torch.manual_seed(0)
     layer = nn.Linear(4, 2)
     spared = copy.deepcopy(layer)
@@ -68,7 +68,7 @@ def test_a_first_step_that_overflows_leaves_no_momentum_behind():
         torch.testing.assert_close(moved, expected)
 
 
-def test_the_learning_rate_equals_a_slow_count():
+def test_learning_rate_equals_a_slow_count():
     steps_per_epoch, epochs, warmup, stages = 7, 12, 2, (4, 6, 11)
     expected, step = [], 0
     for epoch in range(epochs):
@@ -81,7 +81,8 @@ def test_the_learning_rate_equals_a_slow_count():
                 if epoch >= stage:
                     rate /= 10
             expected.append(rate)
-    ours = [lr_at(step, steps_per_epoch, 0.4, warmup, stages) for step in range(steps_per_epoch * epochs)]
+    schedule = Schedule(steps_per_epoch, lr=0.4, warmup_epochs=warmup, stages=stages, margin=0, margin_warmup_epochs=0)
+    ours = [schedule.lr_at(step) for step in range(steps_per_epoch * epochs)]
     assert ours == pytest.approx(expected, rel=1e-12)
 
 
@@ -89,11 +90,11 @@ def test_the_learning_rate_equals_a_slow_count():
     ("epochs", "expected"),
     [(0, [1, 1, 1]), (1, [0.25, 0.5, 0.75, 1, 1]), (0.5, [0.5, 1, 1]), (1.5, [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])],
 )
-def test_a_ramp_rises_to_one_and_is_never_zero(epochs, expected):
+def test_ramp_rises_to_one_and_is_never_zero(epochs, expected):
     assert [ramp_at(step, 4, epochs) for step in range(len(expected))] == pytest.approx(expected)
 
 
-def test_a_schedule_has_its_own_ramps_for_rate_and_margin():
+def test_schedule_has_separate_ramps_for_rate_and_margin():
     schedule = Schedule(10, lr=0.2, warmup_epochs=1, stages=(3,), margin=0.5, margin_warmup_epochs=2)
     assert schedule.lr_at(4) == pytest.approx(0.1)
     assert schedule.lr_at(30) == pytest.approx(0.02)

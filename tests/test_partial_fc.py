@@ -1,4 +1,4 @@
-"""The head spread over processes against the whole one, and its sampling of classes."""
+"""PartialFC against a head with all classes, and its sampling of classes."""
 
 import math
 from itertools import product
@@ -9,90 +9,90 @@ import torch
 
 from model.head import HEADS, PartialFC, build_head, shard_range
 from model.loss import build_loss
-from model.loss.log_probability import _AT_ONCE, log_probability
+from model.loss.log_probability import _BLOCK_SIZE, log_probability
 from tests.multiprocess import in_processes
 
-CLASSES, SIZE, EACH = 11, 5, 6  # 11 classes divide by neither 2 nor 3; 6 samples a process
+CLASSES, SIZE, EACH = 11, 5, 6  # 11 is divisible by neither 2 nor 3; 6 samples per rank
 CASES = list(product(HEADS, ("focal", "cross_entropy")))
 
 
-def samples(ranks: int) -> tuple[torch.Tensor, torch.Tensor]:
+def samples(world_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(4)
-    embeddings = torch.randn(EACH * ranks, SIZE, generator=generator)
+    embeddings = torch.randn(EACH * world_size, SIZE, generator=generator)
     return embeddings, torch.randint(CLASSES, (len(embeddings),), generator=generator)
 
 
-def whole_head(name: str) -> torch.nn.Module:
+def full_head(name: str) -> torch.nn.Module:
     torch.manual_seed(8)
     return build_head(name, SIZE, CLASSES, s=16.0, m=0.3)
 
 
-def every_case(rank: int, ranks: int) -> dict[str, dict[str, torch.Tensor]]:
+def every_case(rank: int, world_size: int) -> dict[str, dict[str, torch.Tensor]]:
     found = {}
     for name, loss in CASES:
         torch.manual_seed(8)
-        head = build_head(name, SIZE, CLASSES, s=16.0, m=0.3, rows=shard_range(CLASSES, rank, ranks))
-        embeddings, labels = (values.chunk(ranks)[rank].clone() for values in samples(ranks))
-        drawn = head.weight.detach().clone()
-        value, places = PartialFC(head, build_loss(loss))(embeddings.requires_grad_(), labels)
+        head = build_head(name, SIZE, CLASSES, s=16.0, m=0.3, rows=shard_range(CLASSES, rank, world_size))
+        embeddings, labels = (values.chunk(world_size)[rank].clone() for values in samples(world_size))
+        initial = head.weight.detach().clone()
+        value, target_rank = PartialFC(head, build_loss(loss))(embeddings.requires_grad_(), labels)
         value.backward()
         found[f"{name} {loss}"] = {
-            "drawn": drawn,
+            "initial": initial,
             "loss": value.detach(),
-            "ranks": places,
+            "target_rank": target_rank,
             "weight": head.weight.grad,
-            "embeddings": embeddings.grad / ranks,  # as DistributedDataParallel's mean will
+            "embeddings": embeddings.grad / world_size,  # as DistributedDataParallel's mean will
         }
     return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_a_head_over_processes_equals_the_whole_one(ranks: int, tmp_path: Path) -> None:
-    found = in_processes(ranks, tmp_path, every_case)
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_partial_fc_over_ranks_equals_a_full_head(world_size: int, tmp_path: Path) -> None:
+    found = in_processes(world_size, tmp_path, every_case)
     for name, loss in CASES:
-        head = whole_head(name)
-        embeddings, labels = samples(ranks)
+        head = full_head(name)
+        embeddings, labels = samples(world_size)
         logits = head(embeddings.requires_grad_(), labels)
         value = build_loss(loss)(logits, labels)
         value.backward()
-        parts = [part[f"{name} {loss}"] for part in found]
-        together = {key: torch.cat([part[key] for part in parts]) for key in ("drawn", "weight", "embeddings")}
-        assert torch.equal(together["drawn"], head.weight)
-        torch.testing.assert_close(together["weight"], head.weight.grad, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(together["embeddings"], embeddings.grad, rtol=1e-5, atol=1e-6)
+        shards = [results[f"{name} {loss}"] for results in found]
+        full = {key: torch.cat([shard[key] for shard in shards]) for key in ("initial", "weight", "embeddings")}
+        assert torch.equal(full["initial"], head.weight)
+        torch.testing.assert_close(full["weight"], head.weight.grad, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(full["embeddings"], embeddings.grad, rtol=1e-5, atol=1e-6)
         above = (logits > logits.gather(1, labels[:, None])).sum(1)
-        for part in parts:
-            torch.testing.assert_close(part["loss"], value.detach(), rtol=1e-5, atol=0)
-            assert part["ranks"].tolist() == above.tolist()
+        for shard in shards:
+            torch.testing.assert_close(shard["loss"], value.detach(), rtol=1e-5, atol=0)
+            assert shard["target_rank"].tolist() == above.tolist()
 
 
 @pytest.mark.parametrize(("name", "loss"), CASES)
-def test_one_process_is_a_whole_head(name: str, loss: str) -> None:
+def test_partial_fc_of_one_rank_equals_a_full_head(name: str, loss: str) -> None:
     embeddings, labels = samples(2)
-    head = whole_head(name)
+    head = full_head(name)
     value, _ = PartialFC(head, build_loss(loss))(embeddings, labels)
     torch.testing.assert_close(value, build_loss(loss)(head(embeddings, labels), labels))
 
 
-@pytest.mark.parametrize(("classes", "ranks"), [(11, 2), (11, 3), (3, 3), (8, 4), (2, 1)])
-def test_shards_hold_each_class_once_and_differ_by_one_at_most(classes: int, ranks: int) -> None:
-    shards = [shard_range(classes, rank, ranks) for rank in range(ranks)]
+@pytest.mark.parametrize(("classes", "world_size"), [(11, 2), (11, 3), (3, 3), (8, 4), (2, 1)])
+def test_shard_range_holds_each_class_once(classes: int, world_size: int) -> None:
+    shards = [shard_range(classes, rank, world_size) for rank in range(world_size)]
     assert [row for shard in shards for row in shard] == list(range(classes))
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
-def test_shards_begin_as_the_whole_head_also_across_the_rows_drawn_together(monkeypatch) -> None:
-    for at_once in (65536, 4, 3):
-        monkeypatch.setattr("model.head.margin._ROWS_AT_ONCE", at_once)
+def test_shards_start_with_the_weights_of_a_full_head(monkeypatch) -> None:
+    for block_size in (65536, 4, 3):
+        monkeypatch.setattr("model.head.margin._INIT_ROWS", block_size)
         weights = []
         for rank in range(3):
             torch.manual_seed(8)
             weights.append(build_head("ArcFace", SIZE, CLASSES, rows=shard_range(CLASSES, rank, 3)).weight)
-        assert torch.equal(torch.cat(weights), whole_head("ArcFace").weight)
+        assert torch.equal(torch.cat(weights), full_head("ArcFace").weight)
     torch.manual_seed(8)
     glorot = torch.nn.init.xavier_uniform_(torch.empty(CLASSES, SIZE))
-    assert torch.equal(glorot, whole_head("ArcFace").weight)
+    assert torch.equal(glorot, full_head("ArcFace").weight)
 
 
 def sampling_head(rate: float, classes: int = 400, seed: int = 1) -> PartialFC:
@@ -101,53 +101,51 @@ def sampling_head(rate: float, classes: int = 400, seed: int = 1) -> PartialFC:
     return PartialFC(head, build_loss("cross_entropy"), rate, seed)
 
 
-def test_sampling_keeps_the_classes_of_the_batch_and_fills_up_with_others_that_change() -> None:
-    columns = torch.tensor([7, 399, -1, 0, 7])
+def test_sample_classes_keeps_targets_and_varies_by_step() -> None:
+    target = torch.tensor([7, 399, -1, 0, 7])
     chosen = {}
     for seed, step in product((1, 2), (0, 1, 2)):
-        sharded = sampling_head(0.1, seed=seed)
-        sharded.head.step = step
-        found = sharded.sampled(columns).tolist()
+        partial_fc = sampling_head(0.1, seed=seed)
+        found = partial_fc.sample_classes(target, step).tolist()
         assert {0, 7, 399} <= set(found) and len(set(found)) == len(found) == 40 and found == sorted(found)
-        assert sharded.sampled(columns).tolist() == found
+        assert partial_fc.sample_classes(target, step).tolist() == found
         chosen[seed, step] = tuple(found)
     assert len(set(chosen.values())) == 6
     times = torch.zeros(400)
-    sharded = sampling_head(0.1)
+    partial_fc = sampling_head(0.1)
     for step in range(400):
-        sharded.head.step = step
-        times[sharded.sampled(torch.tensor([-1]))] += 1
+        times[partial_fc.sample_classes(torch.tensor([-1]), step)] += 1
     assert times.min() > 15 and times.max() < 75  # 40 each, plus or minus 6
 
 
-def test_few_classes_leave_room_for_each_sample() -> None:
-    assert len(sampling_head(0.001).sampled(torch.arange(30))) == 30
-    assert len(sampling_head(0.001, classes=9).sampled(torch.arange(9).repeat(3))) == 9
+def test_sample_classes_has_room_for_each_sample() -> None:
+    assert len(sampling_head(0.001).sample_classes(torch.arange(30), 0)) == 30
+    assert len(sampling_head(0.001, classes=9).sample_classes(torch.arange(9).repeat(3), 0)) == 9
 
 
-def test_a_sampled_loss_is_that_of_the_sampled_classes() -> None:
-    sharded = sampling_head(0.1)
+def test_partial_fc_loss_uses_the_sampled_classes() -> None:
+    partial_fc = sampling_head(0.1)
     embeddings, labels = samples(2)
-    value, places = sharded(embeddings, labels)
-    chosen = sharded.sampled(labels)
-    logits = sharded.head(embeddings, labels)[:, chosen]
-    columns = torch.searchsorted(chosen, labels)
-    torch.testing.assert_close(value, torch.nn.functional.cross_entropy(logits, columns))
-    assert places.tolist() == (logits > logits.gather(1, columns[:, None])).sum(1).tolist()
+    value, target_rank = partial_fc(embeddings, labels)
+    sampled = partial_fc.sample_classes(labels, 0)
+    logits = partial_fc.head(embeddings, labels)[:, sampled]
+    target = torch.searchsorted(sampled, labels)
+    torch.testing.assert_close(value, torch.nn.functional.cross_entropy(logits, target))
+    assert target_rank.tolist() == (logits > logits.gather(1, target[:, None])).sum(1).tolist()
     value.backward()
-    touched = sharded.head.weight.grad.abs().sum(1).nonzero()[:, 0]
-    assert set(touched.tolist()) <= set(chosen.tolist())
+    touched = partial_fc.head.weight.grad.abs().sum(1).nonzero()[:, 0]
+    assert set(touched.tolist()) <= set(sampled.tolist())
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, 1.1, math.nan])
-def test_a_sample_rate_that_is_none_is_named(rate: float) -> None:
+def test_partial_fc_rejects_bad_sample_rates(rate: float) -> None:
     with pytest.raises(ValueError, match="sample_rate is"):
         sampling_head(rate)
 
 
-@pytest.mark.parametrize("at_once", [1, 7, 2**22])
-def test_log_probabilities_and_gradients_are_those_of_log_softmax(monkeypatch, at_once: int) -> None:
-    monkeypatch.setitem(_AT_ONCE, "cpu", at_once)
+@pytest.mark.parametrize("block_size", [1, 7, 2**22])
+def test_log_probability_equals_log_softmax(monkeypatch, block_size: int) -> None:
+    monkeypatch.setitem(_BLOCK_SIZE, "cpu", block_size)
     generator = torch.Generator().manual_seed(3)
     logits = (3 * torch.randn(6, 4, generator=generator, dtype=torch.float64)).requires_grad_()
     labels = torch.randint(4, (6,), generator=generator)

@@ -43,7 +43,7 @@ def test_roc_figure_has_a_curve_and_a_legend_row_for_each_set(count):
         assert row == [name, accuracy, f"{result.auc:.4f}"]
 
 
-def test_curves_are_told_apart_by_color_and_views_of_a_set_by_dash():
+def test_roc_figure_has_a_color_per_set_and_a_dash_per_view():
     names = ["LFW", "AgeDB", "LFW LR x4", "AgeDB LR x4", "LFW SR x4", "LFWX"]
     figure = roc_figure(dict.fromkeys(names, made_result()))
     lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
@@ -52,12 +52,12 @@ def test_curves_are_told_apart_by_color_and_views_of_a_set_by_dash():
     assert len({(line.get_color(), str(line._dash_pattern)) for line in lines.values()}) == len(names)
 
 
-def test_eight_sets_have_eight_colors():
+def test_roc_figure_has_eight_colors_for_eight_sets():
     figure = roc_figure({f"set{index}": made_result() for index in range(8)})
     assert len({line.get_color() for line in figure.axes[0].get_lines()}) == 8
 
 
-def test_a_curve_shows_the_largest_tar_at_each_far():
+def test_roc_curve_shows_the_largest_tar_at_each_far():
     result = made_result()
     (line,) = roc_figure({"LFW": result}).axes[0].get_lines()
     far, tar = line.get_data()
@@ -67,7 +67,7 @@ def test_a_curve_shows_the_largest_tar_at_each_far():
     assert tar.tolist() == [result.tar_at_far(rate) for rate in far]
 
 
-def test_far_axis_is_logarithmic_and_begins_at_the_smallest_rate_of_any_set():
+def test_far_axis_is_logarithmic_from_the_smallest_rate():
     few, many = made_result(pairs=40), made_result(pairs=400)
     (axes,) = roc_figure({"few": few, "many": many}).axes
     assert axes.get_xscale() == "log"
@@ -75,7 +75,7 @@ def test_far_axis_is_logarithmic_and_begins_at_the_smallest_rate_of_any_set():
     assert [line.get_xdata()[0] for line in axes.get_lines()] == [1 / 20, 1 / 200]
 
 
-def test_far_axis_goes_no_lower_than_one_in_ten_thousand():
+def test_far_axis_goes_no_lower_than_1e_4():
     (axes,) = roc_figure({"LFW": made_result(pairs=30_000)}).axes
     assert axes.get_xlim() == (1e-4, 1)
     (line,) = axes.get_lines()
@@ -91,19 +91,19 @@ def test_tar_axis_holds_all_curves(noise):
     assert 0 <= bottom <= values.min() and values.max() < top < 1.03
 
 
-def test_perfect_sets_are_drawn_on_a_narrow_axis():
+def test_tar_axis_is_narrow_for_perfect_sets():
     (axes,) = roc_figure({"LFW": made_result(noise=0.01)}).axes
     assert axes.get_ylim()[0] == pytest.approx(0.95)
 
 
-def test_a_figure_of_nothing_is_an_error():
+def test_figures_refuse_empty_input():
     with pytest.raises(ValueError, match="one result"):
         roc_figure({})
     with pytest.raises(ValueError, match="one epoch"):
         training_curves([])
 
 
-def test_score_histogram_shows_shares_of_both_kinds_and_the_threshold():
+def test_score_histogram_shows_both_kinds_and_the_threshold():
     result = made_result()
     figure = score_histogram(result)
     (axes,) = figure.axes
@@ -118,18 +118,18 @@ def test_score_histogram_shows_shares_of_both_kinds_and_the_threshold():
     assert left == 0 and right > result.distances.max()
     for patch, same in zip(axes.patches, (True, False), strict=True):
         corners = patch.get_xy()
-        shares, edges = np.histogram(result.distances[result.issame == same], 60, (0, right))
-        assert corners[:, 1].max() == pytest.approx(shares.max() / 200)
-        assert edges[np.argmax(shares)] == pytest.approx(corners[np.argmax(corners[:, 1]), 0], abs=edges[1] * 1.01)
+        counts, edges = np.histogram(result.distances[result.issame == same], 60, (0, right))
+        assert corners[:, 1].max() == pytest.approx(counts.max() / 200)
+        assert edges[np.argmax(counts)] == pytest.approx(corners[np.argmax(corners[:, 1]), 0], abs=edges[1] * 1.01)
 
 
-def test_score_histogram_of_equal_embeddings_is_drawn():
+def test_score_histogram_draws_equal_embeddings():
     issame = np.arange(20) % 2 == 0
     (axes,) = score_histogram(verify(np.ones((40, 1)), issame)).axes
     assert [patch.get_xy()[:, 1].max() for patch in axes.patches] == [pytest.approx(1)] * 2
 
 
-def test_training_curves_show_loss_precision_and_accuracy_over_epochs():
+def test_training_curves_show_loss_precision_and_accuracy():
     figure = training_curves(RECORDS)
     loss, precision, accuracy = figure.axes
     assert loss.get_title() == "Training loss"
@@ -137,11 +137,11 @@ def test_training_curves_show_loss_precision_and_accuracy_over_epochs():
     assert np.array_equal(precision.get_lines()[0].get_xydata(), [[1, 1], [2, 11], [3, 21]])
     curves = {line.get_label(): line.get_xydata() for line in accuracy.get_lines()}
     np.testing.assert_allclose(curves["LFW"], [[1, 70], [2, 90], [3, 80]])
-    np.testing.assert_allclose(curves["LFW LR"], [[2, 60], [3, 65]])  # a set that came later
+    np.testing.assert_allclose(curves["LFW LR"], [[2, 60], [3, 65]])  # a set that was added later
     assert legend_texts(figure) == ["", "LFW", "LFW LR", "last (%)", "80.00", "65.00", "best (%)", "90.00", "65.00"]
 
 
-def test_training_curves_mark_where_the_learning_rate_fell():
+def test_training_curves_mark_falls_of_the_learning_rate():
     for axes in training_curves(RECORDS).axes:
         (mark,) = [line for line in axes.get_lines() if line.get_label().startswith("_child") and is_vertical(line)]
         assert list(mark.get_xdata()) == [2.5, 2.5]
@@ -151,7 +151,7 @@ def is_vertical(line) -> bool:
     return len(line.get_xdata()) == 2 and line.get_xdata()[0] == line.get_xdata()[1]
 
 
-def test_epoch_ticks_are_whole_numbers_even_for_one_epoch():
+def test_epoch_ticks_are_integers_even_for_one_epoch():
     for records in (RECORDS[:1], RECORDS):
         figure = training_curves(records)
         figure.draw_without_rendering()
@@ -161,21 +161,21 @@ def test_epoch_ticks_are_whole_numbers_even_for_one_epoch():
             assert ticks == [record["epoch"] for record in records]
 
 
-def test_training_curves_without_validation_sets_have_no_accuracy_panel():
+def test_training_curves_without_sets_have_no_accuracy_panel():
     figure = training_curves([{**record, "accuracy": {}} for record in RECORDS])
     assert [axes.get_title() for axes in figure.axes] == ["Training loss", "Training Prec@1 (%)"]
     assert not figure.legends
 
 
 @pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("b.PDF", b"%PDF"), ("c.svg", b"<?xml")])
-def test_save_figure_writes_what_the_suffix_says_and_nothing_else(tmp_path, name, start):
+def test_save_figure_writes_the_format_of_the_suffix(tmp_path, name, start):
     path = tmp_path / "new" / "folder" / name
     save_figure(training_curves(RECORDS), path)
     assert path.read_bytes().startswith(start)
     assert [file.name for file in path.parent.iterdir()] == [name]
 
 
-def test_a_save_that_fails_leaves_the_earlier_file_and_no_partial_one(tmp_path, monkeypatch):
+def test_save_figure_leaves_the_earlier_file_after_an_error(tmp_path, monkeypatch):
     path = tmp_path / "roc.png"
     path.write_bytes(b"earlier")
 
@@ -192,20 +192,20 @@ def test_a_save_that_fails_leaves_the_earlier_file_and_no_partial_one(tmp_path, 
 
 
 @pytest.mark.parametrize("name", ["roc.docx", "roc"])
-def test_an_unknown_suffix_is_an_error_that_names_the_file(tmp_path, name):
-    with pytest.raises(UsageError, match=rf"{name}: .*use \.png"):
+def test_save_figure_refuses_an_unknown_suffix(tmp_path, name):
+    with pytest.raises(UsageError, match=rf"{name}: .*Use \.png"):
         save_figure(training_curves(RECORDS), tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
-def test_legend_lies_beside_the_axes_and_inside_the_picture():
+def test_legend_is_next_to_the_axes_and_inside_the_picture():
     figure = roc_figure({f"CFP_FP LR x{index}": made_result(seed=index) for index in range(8)})
     figure.draw_without_rendering()
     box, inside = figure.legends[0].get_window_extent(), figure.axes[0].get_window_extent()
     assert box.x0 > inside.x1 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
 
 
-def test_importing_plot_does_not_import_matplotlib_and_drawing_does_not_import_pyplot():
+def test_plot_imports_matplotlib_late_and_never_pyplot():
     program = """
 import io, sys
 import util.plot

@@ -1,7 +1,7 @@
-"""From photographs to verification sets: LFW, CFP and lists of one's own. Faces are found by a stand-in.
+"""Make verification sets from photographs: LFW, CFP and other lists, with a detector that reads the color.
 
-The stand-in goes by the colour of a photograph: it finds a face in red ones, in green ones with low thresholds only, in
-blue ones never, and in yellow ones someone in a corner.
+It finds a face in red photographs, in green ones only with low thresholds, and in blue ones never. In yellow ones it
+finds a face in a corner.
 """
 
 import json
@@ -13,8 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from applications.align import Face
-from applications.align import batch as tree
+from applications.align import Face, batch
 from applications.prepare import cfp, lfw, pairs
 from applications.prepare.align_pairs import align_all
 from util.errors import DataError, UsageError
@@ -26,7 +25,7 @@ MEAN_FACE = np.array(lfw.LANDMARKS)
 
 
 class ColorDetector:
-    """Takes the place of applications.align.Detector. `seen`: how many images were looked at, by all of them."""
+    """Replaces applications.align.Detector. `seen`: number of images given to all instances."""
 
     seen = 0
 
@@ -48,13 +47,13 @@ class ColorDetector:
 
 @pytest.fixture(autouse=True)
 def detector(monkeypatch: pytest.MonkeyPatch) -> type[ColorDetector]:
-    monkeypatch.setattr(tree, "Detector", ColorDetector)
+    monkeypatch.setattr(batch, "Detector", ColorDetector)
     monkeypatch.setattr(ColorDetector, "seen", 0)
     return ColorDetector
 
 
 def write_photo(path: Path, color: Sequence[int], size: int = 250) -> None:
-    """A photograph of one colour, with a white square in the middle of LFW's mean face."""
+    """Write a photograph of one color, with a white square at the nose of LFW's mean face."""
     image = np.full((size, size, 3), color, np.uint8)
     x, y = (MEAN_FACE[2] * size / 250).astype(int)
     image[y - 10 : y + 10, x - 10 : x + 10] = 255
@@ -89,7 +88,7 @@ def run_lfw(source: Path, data: Path, *flags: str) -> Path:
 # --- LFW.
 
 
-def test_lfw_becomes_a_set_whose_tenths_have_both_kinds_and_whose_list_says_which_images_are_where(write_lfw, tmp_path):
+def test_lfw_set_folds_have_both_kinds_and_match_the_list(write_lfw, tmp_path):
     out = run_lfw(write_lfw(), tmp_path / "data")
     made = load_pairs(out)
     assert len(made) == 24 and int(made.issame.sum()) == 12
@@ -103,13 +102,13 @@ def test_lfw_becomes_a_set_whose_tenths_have_both_kinds_and_whose_list_says_whic
         np.testing.assert_array_equal(made.images(index, index + 1)[0], cv2.imread(str(file))[:, :, ::-1])
 
 
-def test_the_same_set_can_be_opened_from_its_list(write_lfw, tmp_path):
+def test_lfw_list_opens_as_the_same_set(write_lfw, tmp_path):
     out = run_lfw(write_lfw(), tmp_path / "data")
     listed = load_pairs(out.parent / "lfw_pairs.txt", out.parent / "aligned")
     np.testing.assert_array_equal(listed.images(0, 48), load_pairs(out).images(0, 48))
 
 
-def test_official_folds_stay_in_their_order(write_lfw, tmp_path):
+def test_lfw_keeps_order_of_official_folds(write_lfw, tmp_path):
     source = write_lfw()
     one = (source / "pairs.txt").read_text().splitlines()
     same, different = one[1:13], one[13:]
@@ -121,13 +120,13 @@ def test_official_folds_stay_in_their_order(write_lfw, tmp_path):
     assert first == "found/p00/p00_0001.png\tfound/p00/p00_0002.png\t1"
 
 
-def test_no_pair_is_lost_when_a_face_is_not_found_and_it_is_said_which(write_lfw, tmp_path, capsys):
+def test_lfw_keeps_pairs_of_faces_not_found(write_lfw, tmp_path, capsys):
     source = write_lfw({("p03", 1): GREEN, ("p04", 2): BLUE, ("p05", 1): YELLOW})
     out = run_lfw(source, tmp_path / "data")
     assert len(load_pairs(out)) == 24
     text = capsys.readouterr().out
     assert "lower thresholds (0.4 0.5 0.5) in 1 photograph: p03/p03_0001.jpg" in text
-    assert "cut out where LFW's faces are, in 2 photographs: p04/p04_0002.jpg, p05/p05_0001.jpg" in text
+    assert "used the average face region of 2 photographs: p04/p04_0002.jpg, p05/p05_0001.jpg" in text
     note = json.loads((out.parent / "lfw.json").read_text())
     assert note["found at lower thresholds"] == ["p03/p03_0001.jpg"]
     assert note["not found"] == ["p04/p04_0002.jpg", "p05/p05_0001.jpg"]
@@ -136,16 +135,16 @@ def test_no_pair_is_lost_when_a_face_is_not_found_and_it_is_said_which(write_lfw
 
 
 @pytest.mark.parametrize("size", [250, 500])
-def test_the_last_resort_puts_the_mean_face_where_aligned_faces_are(tmp_path, size):
+def test_fallback_crop_puts_mean_face_on_the_template(tmp_path, size):
     write_photo(tmp_path / "a.png", BLUE, size)
-    face = lfw.cut_out(cv2.imread(str(tmp_path / "a.png"))[:, :, ::-1])
+    face = lfw.fallback_crop(cv2.imread(str(tmp_path / "a.png"))[:, :, ::-1])
     assert face.shape == (112, 112, 3)
-    rows, columns = np.nonzero(face[:, :, 0] > 128)  # the white square, whose centre is the nose
+    rows, columns = np.nonzero(face[:, :, 0] > 128)  # the white square, whose center is the nose
     nose = ARCFACE_TEMPLATE[2]
     assert abs(columns.mean() - nose[0]) < 2.5 and abs(rows.mean() - nose[1]) < 2.5
 
 
-def test_only_photographs_of_the_list_are_read(write_lfw, tmp_path, detector):
+def test_lfw_reads_photographs_of_the_list_only(write_lfw, tmp_path, detector):
     source = write_lfw()
     (source / "lfw" / "p00" / "p00_0003.jpg").write_bytes(b"broken")
     run_lfw(source, tmp_path / "data")
@@ -153,25 +152,25 @@ def test_only_photographs_of_the_list_are_read(write_lfw, tmp_path, detector):
 
 
 @pytest.mark.parametrize("folder", [".", "lfw", "lfw-deepfunneled/lfw-deepfunneled", "images"])
-def test_the_photographs_are_found_in_the_usual_folders(write_lfw, tmp_path, folder):
+def test_lfw_finds_photographs_in_usual_folders(write_lfw, tmp_path, folder):
     assert load_pairs(run_lfw(write_lfw(folder=folder), tmp_path / "data"))
 
 
-def test_photographs_that_are_nowhere_and_a_list_that_is_missing_are_errors(write_lfw, tmp_path):
+def test_lfw_missing_photographs_or_list_is_an_error(write_lfw, tmp_path):
     source = write_lfw(folder="elsewhere")
     with pytest.raises(DataError, match=r"none of the 12 people in the list has a folder .*--source"):
         run_lfw(source, tmp_path / "data")
     (source / "pairs.txt").unlink()
-    with pytest.raises(DataError, match=r"no pairs\.txt in it or beside it; name the list with --pairs"):
+    with pytest.raises(DataError, match=r"no pairs\.txt in it or next to it\. Name the list with --pairs"):
         run_lfw(source, tmp_path / "data")
 
 
-def test_a_source_that_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere: no such folder; .*--source"):
+def test_lfw_missing_source_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: no such folder\. .*--source"):
         run_lfw(tmp_path / "nowhere", tmp_path / "data")
 
 
-def test_missing_and_broken_photographs_are_counted_and_named_and_nothing_is_left_half_made(write_lfw, tmp_path):
+def test_lfw_lists_broken_photographs_and_leaves_no_set(write_lfw, tmp_path):
     source = write_lfw()
     for name in ("p01", "p02"):
         (source / "lfw" / name / f"{name}_0002.jpg").write_bytes(b"\xff\xd8\xff broken")
@@ -186,26 +185,26 @@ def test_missing_and_broken_photographs_are_counted_and_named_and_nothing_is_lef
     assert len(load_pairs(run_lfw(source, tmp_path / "data"))) == 24
 
 
-def test_a_stopped_run_goes_on_where_it_was(write_lfw, tmp_path, detector, monkeypatch):
-    source, write = write_lfw({("p04", 2): BLUE}), tree.write_image
+def test_lfw_continues_a_stopped_run(write_lfw, tmp_path, detector, monkeypatch):
+    source, write = write_lfw({("p04", 2): BLUE}), batch.write_image
 
     def interrupted(path: Path, image: np.ndarray) -> None:
         if path.parent.name == "p11":
             raise KeyboardInterrupt
         write(path, image)
 
-    monkeypatch.setattr(tree, "write_image", interrupted)
-    monkeypatch.setattr(tree, "_FILES_AT_ONCE", 4)
+    monkeypatch.setattr(batch, "write_image", interrupted)
+    monkeypatch.setattr(batch, "_FILES_AT_ONCE", 4)
     with pytest.raises(KeyboardInterrupt):
         run_lfw(source, tmp_path / "data")
-    monkeypatch.setattr(tree, "write_image", write)
+    monkeypatch.setattr(batch, "write_image", write)
     detector.seen = 0
     out = run_lfw(source, tmp_path / "data")
     assert len(load_pairs(out)) == 24
-    assert 0 < detector.seen < 10  # those of the last chunk, and p04 again
+    assert 0 < detector.seen < 10  # the images of the last chunk, and p04 again
 
 
-def test_a_set_that_is_made_is_left_and_another_one_is_never_replaced_unasked(write_lfw, tmp_path, detector, capsys):
+def test_lfw_keeps_existing_set_without_force(write_lfw, tmp_path, detector, capsys):
     out = run_lfw(write_lfw(), tmp_path / "data")
     detector.seen = 0
     before = (out / "meta" / "sizes").stat().st_mtime_ns
@@ -214,15 +213,15 @@ def test_a_set_that_is_made_is_left_and_another_one_is_never_replaced_unasked(wr
     assert detector.seen == 0 and (out / "meta" / "sizes").stat().st_mtime_ns == before
     lines = (tmp_path / "source/pairs.txt").read_text().replace("1\t12", "").strip().splitlines()
     (tmp_path / "source/pairs.txt").write_text("\n".join(lines[:-1]))
-    with pytest.raises(UsageError, match=r"lfw: is there already, and was not made from this; .*--force"):
+    with pytest.raises(UsageError, match=r"lfw: exists, and was made from something else\. .*--force"):
         run_lfw(tmp_path / "source", tmp_path / "data")
-    (out.parent / "lfw.json").unlink()  # as a set that was downloaded
-    with pytest.raises(UsageError, match="is there already"):
+    (out.parent / "lfw.json").unlink()  # like a downloaded set
+    with pytest.raises(UsageError, match="made from something else"):
         run_lfw(tmp_path / "source", tmp_path / "data")
     assert len(load_pairs(run_lfw(tmp_path / "source", tmp_path / "data", "--force"))) == 23
 
 
-def test_lfw_of_real_photographs_agrees_with_a_reference_alignment(shared, tmp_path, monkeypatch):
+def test_lfw_photographs_match_reference_alignment(shared, tmp_path, monkeypatch):
     monkeypatch.undo()  # the real detector
     same = [f"Colin_Powell\t{one}\t{other}" for one in range(1, 6) for other in range(one + 1, 6)]
     different = [f"Colin_Powell\t{one}\tTony_Blair\t{other}" for one in range(1, 6) for other in (1, 2)]
@@ -269,7 +268,7 @@ def run_cfp(source: Path, data: Path, *flags: str) -> Path:
     return data / cfp.OUT
 
 
-def test_cfp_becomes_two_sets_with_the_ten_splits_in_order(small_cfp, tmp_path, capsys):
+def test_cfp_makes_two_sets_with_splits_in_order(small_cfp, tmp_path, capsys):
     folder = run_cfp(small_cfp, tmp_path / "data")
     for name, kind in (("cfp_ff", "frontal"), ("cfp_fp", "profile")):
         made = load_pairs(folder / name)
@@ -279,18 +278,18 @@ def test_cfp_becomes_two_sets_with_the_ten_splits_in_order(small_cfp, tmp_path, 
         assert [one == other for one, other in people] == made.issame.tolist()
         assert {Path(row[0]).parts[2] for row in rows} == {"frontal"}
         assert {Path(row[1]).parts[2] for row in rows} == {kind}
-    assert "taken whole and resized, in 1 photograph: 002/profile/01.jpg" in capsys.readouterr().out
+    assert "used the full image of 1 photograph: 002/profile/01.jpg" in capsys.readouterr().out
     assert json.loads((folder / "cfp_fp.json").read_text())["not found"] == ["002/profile/01.jpg"]
 
 
-def test_a_face_that_is_not_found_in_cfp_is_the_whole_image(small_cfp, tmp_path):
+def test_cfp_uses_full_image_if_no_face_is_found(small_cfp, tmp_path):
     folder = run_cfp(small_cfp, tmp_path / "data")
     face = cv2.imread(str(folder / "aligned/not_found/002/profile/01.jpg.png"))
     image = cv2.imread(str(small_cfp / "Data/Images/002/profile/01.jpg"))
     assert face.shape == (112, 112, 3) and np.abs(face[5, 5].astype(int) - image[4, 4]).max() < 8
 
 
-def test_of_two_cfp_sets_the_missing_one_is_made(small_cfp, tmp_path, capsys):
+def test_cfp_makes_only_the_missing_set(small_cfp, tmp_path, capsys):
     folder = run_cfp(small_cfp, tmp_path / "data")
     shutil.rmtree(folder / "cfp_fp")
     run_cfp(small_cfp.parent, tmp_path / "data")  # the folder around it is found too
@@ -305,7 +304,7 @@ def test_of_two_cfp_sets_the_missing_one_is_made(small_cfp, tmp_path, capsys):
         (lambda root: shutil.rmtree(root / "Protocol"), r"no Protocol/Split"),
         (lambda root: shutil.rmtree(root / "Data/Images/003"), r"5 of 21 images .* are missing, first 003/frontal"),
         (lambda root: (root / "Protocol/Split/FP/07/diff.txt").unlink(), r"07/diff\.txt: cannot be read"),
-        (lambda root: (root / "Protocol/Split/FF/02/same.txt").write_text("1,2\n"), r"1 pairs, and each split has 4"),
+        (lambda root: (root / "Protocol/Split/FF/02/same.txt").write_text("1,2\n"), r"1 pairs, but each split has 4"),
         (
             lambda root: (root / "Protocol/Split/FF/02/same.txt").write_text("1,2\n1;2\n"),
             r"line 2: must be two numbers",
@@ -323,14 +322,14 @@ def test_of_two_cfp_sets_the_missing_one_is_made(small_cfp, tmp_path, capsys):
         ),
     ],
 )
-def test_what_is_not_cfp_is_an_error_before_any_work(small_cfp, tmp_path, detector, spoil, rule):
+def test_cfp_damaged_source_is_an_error_before_detection(small_cfp, tmp_path, detector, spoil, rule):
     spoil(small_cfp)
     with pytest.raises(DataError, match=rule):
         run_cfp(small_cfp, tmp_path / "data")
     assert detector.seen == 0 and not list((tmp_path / "data").glob("*/cfp*"))
 
 
-def test_the_published_protocol_has_seven_thousand_pairs_of_the_right_people(shared):
+def test_cfp_published_protocol_has_7000_pairs(shared):
     protocol = shared / "cfp_protocol"
     for name, (split, first, second) in cfp.SETS.items():
         listed = cfp.read_protocol(protocol, split, first, second)
@@ -344,17 +343,17 @@ def test_the_published_protocol_has_seven_thousand_pairs_of_the_right_people(sha
     assert listed[0] == ("001/frontal/05.jpg", "001/profile/01.jpg", True)
 
 
-def test_the_order_of_people_is_what_the_published_lists_say(shared, tmp_path):
+def test_cfp_order_of_people_matches_published_lists(shared, tmp_path):
     for kind in cfp.LISTS:
         assert cfp.read_images(shared / "cfp_protocol", kind) == cfp.read_images(tmp_path, kind)
 
 
-# --- Lists of one's own.
+# --- Other lists.
 
 
 @pytest.fixture
 def own_list(tmp_path: Path) -> Path:
-    """20 pairs: 10 same ones, then 10 different ones, of photographs whose names leave out the suffix."""
+    """Write a list of 10 same and then 10 different pairs, with names without suffix."""
     lines = []
     for person in range(10):
         for number in (1, 2):
@@ -370,22 +369,22 @@ def run_pairs(listed: Path, images: Path, out: Path, *flags: str) -> Path:
     return out
 
 
-def test_photographs_of_a_list_are_aligned_and_balanced(own_list, tmp_path):
+def test_pairs_align_photographs_and_balance_folds(own_list, tmp_path):
     made = load_pairs(run_pairs(own_list, tmp_path / "photos", tmp_path / "own" / "own", "--align"))
     assert [int(part.sum()) for part in np.array_split(made.issame, 10)] == [1] * 10
     assert len(list((tmp_path / "own/own_aligned/found").rglob("*.png"))) == 20
 
 
-def test_a_face_that_is_not_found_is_an_error_unless_the_whole_image_is_wanted(own_list, tmp_path, capsys):
+def test_pairs_face_not_found_is_an_error_or_full_image(own_list, tmp_path, capsys):
     write_photo(tmp_path / "photos/p3/2.jpg", BLUE)
-    with pytest.raises(DataError, match=r"no face found in 1 photograph: p3/2\.jpg; .*--whole_image"):
+    with pytest.raises(DataError, match=r"no face found in 1 photograph: p3/2\.jpg\. .*--whole_image"):
         run_pairs(own_list, tmp_path / "photos", tmp_path / "own", "--align")
     assert not (tmp_path / "own").exists() and not (tmp_path / "own_pairs.txt").exists()
     assert len(load_pairs(run_pairs(own_list, tmp_path / "photos", tmp_path / "own", "--align", "--whole_image"))) == 20
-    assert "taken whole and resized, in 1 photograph: p3/2.jpg" in capsys.readouterr().out
+    assert "used the full image of 1 photograph: p3/2.jpg" in capsys.readouterr().out
 
 
-def test_names_that_lead_out_of_the_folder_are_refused(own_list, tmp_path):
+def test_pairs_refuses_names_that_lead_outside(own_list, tmp_path):
     write_photo(tmp_path / "outside.jpg", RED)
     own_list.write_text(own_list.read_text() + "\n../outside.jpg\tp1/1\t0")
     with pytest.raises(DataError, match=r"own\.txt: \.\./outside\.jpg: .*leads out of that folder\."):
@@ -393,24 +392,24 @@ def test_names_that_lead_out_of_the_folder_are_refused(own_list, tmp_path):
     assert not (tmp_path / "outside.png").exists()
 
 
-def test_flags_of_the_alignment_need_it(own_list, tmp_path):
+def test_pairs_alignment_flags_need_align(own_list, tmp_path):
     with pytest.raises(UsageError, match="are for --align"):
         run_pairs(own_list, tmp_path / "photos", tmp_path / "own", "--whole_image")
-    with pytest.raises(UsageError, match="--processes -1: must lie between"):
+    with pytest.raises(UsageError, match="--processes: '-1' is not a whole number from 0 to 256"):
         run_pairs(own_list, tmp_path / "photos", tmp_path / "own", "--align", "--processes", "-1")
 
 
-def test_photographs_without_align_are_refused_and_nothing_is_left(own_list, tmp_path):
+def test_pairs_refuses_photographs_without_align(own_list, tmp_path):
     with pytest.raises(DataError, match=r"250x250 pixels, and a verification set holds aligned faces of 112x112"):
         run_pairs(own_list, tmp_path / "photos", tmp_path / "sets" / "own")
     assert list((tmp_path / "sets").iterdir()) == []
 
 
-@pytest.mark.parametrize("colour", [RED, BLUE])
+@pytest.mark.parametrize("color", [RED, BLUE])
 @pytest.mark.parametrize("absolute", [False, True])
-def test_lfw_never_writes_over_a_photograph_elsewhere(write_lfw, tmp_path, colour, absolute):
+def test_lfw_never_writes_over_a_photograph_elsewhere(write_lfw, tmp_path, color, absolute):
     source, holiday = write_lfw(), tmp_path / "home" / "holiday.png"
-    write_photo(holiday, colour, size=300)
+    write_photo(holiday, color, size=300)
     before = holiday.read_bytes()
     photographs = sorted((source / "lfw").rglob("*.jpg"))
     names = [str(path.relative_to(source / "lfw")) for path in photographs]
@@ -424,14 +423,18 @@ def test_lfw_never_writes_over_a_photograph_elsewhere(write_lfw, tmp_path, colou
     assert not list(tmp_path.glob("data/**/*.png"))
 
 
-@pytest.mark.parametrize("colour", [RED, BLUE])  # a face that is found, and one that is cut out
-def test_align_all_refuses_names_that_lead_outside(tmp_path, colour):
+@pytest.mark.parametrize("color", [RED, BLUE])  # a face that is found, and a fallback crop
+def test_align_all_refuses_names_that_lead_outside(tmp_path, color):
     write_photo(tmp_path / "source" / "1.jpg", RED)
-    write_photo(tmp_path / "made" / "photo.png", colour)
+    write_photo(tmp_path / "made" / "photo.png", color)
     before = (tmp_path / "made" / "photo.png").read_bytes()
     with pytest.raises(DataError, match=r"\.\./made/photo\.png.*leads out of that folder"):
         align_all(
-            tmp_path / "source", ["1.jpg", "../made/photo.png"], tmp_path / "made" / "aligned", lfw.cut_out, processes=0
+            tmp_path / "source",
+            ["1.jpg", "../made/photo.png"],
+            tmp_path / "made" / "aligned",
+            lfw.fallback_crop,
+            processes=0,
         )
     assert (tmp_path / "made" / "photo.png").read_bytes() == before
     assert {path.suffix for path in tmp_path.rglob("aligned/made/*")} == set()

@@ -12,7 +12,7 @@ import pytest
 from applications.prepare import channel_order as color
 from applications.prepare import check
 from applications.prepare.check_training import groups_of_equals
-from util.data.recordio import write_identities
+from tests.write_records import write_identities
 from util.errors import DataError, RunError, UsageError
 from util.pairs.bcolz import write_carray
 

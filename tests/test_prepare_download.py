@@ -1,4 +1,4 @@
-"""Downloading LFW, from a server in this process: whole and checked, or one clear line."""
+"""Download LFW from a server in this process, complete and checked, or fail in one line."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ from util.errors import DataError, RunError
 
 
 class Server:
-    """`files`: {path: content, or a list with what each request gets: content, a status, or half of a content}."""
+    """A server. `files`: {path: content, or a list with the answer to each request: content, a status, or a part}."""
 
     def __init__(self):
         self.files: dict[str, object] = {}
@@ -65,7 +65,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture
 def remote(server: Server) -> Callable[..., Remote]:
-    """remote(b"content") -> a file on the server, which is promised to have that content."""
+    """Return remote(b"content"), which puts a file with that content on the server."""
 
     def make(content: bytes, name: str = "file.bin") -> Remote:
         server.files[f"/{name}"] = content
@@ -74,21 +74,21 @@ def remote(server: Server) -> Callable[..., Remote]:
     return make
 
 
-def test_a_file_is_fetched_once(server, remote, tmp_path):
+def test_fetch_downloads_once(server, remote, tmp_path):
     file = remote(b"12345" * 1000)
     for _ in range(2):
         assert fetch(file, tmp_path / "raw").read_bytes() == b"12345" * 1000
     assert server.requests == ["/file.bin"]
 
 
-def test_a_file_that_is_damaged_on_the_disk_is_fetched_again_and_leftovers_go(server, remote, tmp_path):
+def test_fetch_replaces_damaged_file_and_leftovers(server, remote, tmp_path):
     (tmp_path / "file.bin").write_bytes(b"123")
     (tmp_path / "file.bin.0a1b.partial").write_bytes(b"1")
     assert fetch(remote(b"whole"), tmp_path).read_bytes() == b"whole"
     assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]
 
 
-def test_a_wrong_checksum_is_tried_again_and_then_an_error_without_a_file(server, remote, tmp_path, capsys):
+def test_fetch_wrong_checksum_is_an_error_after_three_tries(server, remote, tmp_path, capsys):
     file = remote(b"right")
     server.files["/file.bin"] = b"wrong"
     with pytest.raises(RunError, match=rf"{file.url}: cannot be downloaded \(invalid hash .*{file.sha256}.*--source"):
@@ -97,19 +97,19 @@ def test_a_wrong_checksum_is_tried_again_and_then_an_error_without_a_file(server
     assert capsys.readouterr().out.count("trying again") == 2
 
 
-def test_an_interrupted_download_is_tried_again(server, remote, tmp_path):
+def test_fetch_retries_interrupted_download(server, remote, tmp_path):
     file = remote(b"whole content")
     server.files["/file.bin"] = [503, (b"whole content", 5), b"whole content"]
     assert fetch(file, tmp_path).read_bytes() == b"whole content"
 
 
-def test_a_missing_file_is_asked_for_once(server, tmp_path):
+def test_fetch_missing_file_is_not_retried(server, tmp_path):
     with pytest.raises(RunError, match=r"HTTP Error 404.*put gone\.bin \(SHA-256 00\) into"):
         fetch(Remote("gone.bin", f"{server.url}/gone.bin", "00"), tmp_path)
     assert len(server.requests) == 1
 
 
-def test_no_network_is_one_line(server, tmp_path):
+def test_fetch_without_network_is_one_line(server, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     with pytest.raises(RunError, match=r"cannot be downloaded .*refused"):
@@ -120,7 +120,7 @@ def test_no_network_is_one_line(server, tmp_path):
 
 
 def archive(path: Path, members: dict[str, bytes | str]) -> Path:
-    """A .tgz with files, and links where a value is a string."""
+    """Write a .tgz with files, and with links for values that are strings."""
     with tarfile.open(path, "w:gz") as tar:
         for name, content in members.items():
             member = tarfile.TarInfo(name)
@@ -133,7 +133,7 @@ def archive(path: Path, members: dict[str, bytes | str]) -> Path:
     return path
 
 
-def test_an_archive_is_unpacked_once(tmp_path):
+def test_unpack_unpacks_once(tmp_path):
     file = archive(tmp_path / "lfw.tgz", {"lfw/A/A_0001.jpg": b"1", "lfw/B/B_0001.jpg": b"2"})
     assert unpack(file, "lfw", tmp_path) == tmp_path / "lfw"
     assert (tmp_path / "lfw/A/A_0001.jpg").read_bytes() == b"1"
@@ -151,16 +151,16 @@ def test_an_archive_is_unpacked_once(tmp_path):
         {},
     ],
 )
-def test_nothing_is_unpacked_from_an_archive_that_leads_elsewhere_or_is_another_one(tmp_path, members):
+def test_unpack_refuses_files_outside_its_folder(tmp_path, members):
     folder = tmp_path / "raw"
     folder.mkdir()
-    with pytest.raises(DataError, match=r"lfw\.tgz: cannot be unpacked into .* remove it and run the same command"):
+    with pytest.raises(DataError, match=r"lfw\.tgz: cannot be unpacked into .* Remove it and run the same command"):
         unpack(archive(folder / "lfw.tgz", members), "lfw", folder)
     assert [path.name for path in folder.iterdir()] == ["lfw.tgz"]
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
-def test_an_archive_cut_short_is_an_error(tmp_path):
+def test_unpack_truncated_archive_is_an_error(tmp_path):
     file = archive(tmp_path / "lfw.tgz", {f"lfw/{i}": bytes(range(256)) * i for i in range(50)})
     file.write_bytes(file.read_bytes()[:-200])
     with pytest.raises(DataError, match="cannot be unpacked"):
@@ -168,7 +168,7 @@ def test_an_archive_cut_short_is_an_error(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["lfw.tgz"]
 
 
-def test_lfw_is_downloaded_unpacked_and_found(server, remote, tmp_path, monkeypatch):
+def test_lfw_download_and_unpack(server, remote, tmp_path, monkeypatch):
     packed = archive(tmp_path / "packed", {"lfw/A/A_0001.jpg": b"1"}).read_bytes()
     monkeypatch.setattr(lfw, "ARCHIVE", remote(packed, "lfw.tgz"))
     monkeypatch.setattr(lfw, "PAIRS", remote(b"A\t1\t1\n", "pairs.txt"))

@@ -1,4 +1,4 @@
-"""Orders of pairs, and verification sets out of .bin files and of lists of aligned faces."""
+"""Order pairs, and make verification sets from .bin files and lists of aligned faces."""
 
 import pickle
 import shutil
@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from applications.prepare import bin as prepare_bin
-from applications.prepare import pairs
-from applications.prepare import write_set as sets
+from applications.prepare import pairs, write_set
 from util.errors import DataError, UsageError
 from util.pairs import load_pairs
 
 
 def write_bin(path: Path, truth: list[bool]) -> np.ndarray:
-    """A .bin of so many pairs of plain images; their grey levels, (2P,)."""
+    """Write a .bin of P pairs of plain images and return their grey levels, (2P,)."""
     levels = np.arange(2 * len(truth)) * 3 % 256
     encoded = [cv2.imencode(".png", np.full((112, 112, 3), level, np.uint8))[1].tobytes() for level in levels]
     path.write_bytes(pickle.dumps((encoded, truth), protocol=2))
@@ -28,7 +27,7 @@ def levels_of(path: Path) -> np.ndarray:
     return made.images(0, 2 * len(made))[:, 0, 0, 0]
 
 
-def test_a_bin_keeps_its_order_where_ten_folds_can_be_cut_from_it(tmp_path, capsys):
+def test_bin_keeps_order_if_folds_have_both_kinds(tmp_path, capsys):
     truth = [True, True, False] + [True, False] * 10
     levels = write_bin(tmp_path / "own.bin", truth)
     prepare_bin.main([str(tmp_path / "own.bin"), "--out", str(tmp_path / "sets" / "own")])
@@ -37,7 +36,7 @@ def test_a_bin_keeps_its_order_where_ten_folds_can_be_cut_from_it(tmp_path, caps
     assert "12 same and 11 different pairs of" in capsys.readouterr().out
 
 
-def test_a_bin_that_cannot_be_cut_in_ten_is_interleaved_and_that_is_said(tmp_path, capsys):
+def test_bin_is_interleaved_if_folds_have_one_kind(tmp_path, capsys):
     truth = [True] * 10 + [False] * 10
     levels = write_bin(tmp_path / "own.bin", truth)
     prepare_bin.main([str(tmp_path / "own.bin"), "--out", str(tmp_path / "own")])
@@ -49,7 +48,7 @@ def test_a_bin_that_cannot_be_cut_in_ten_is_interleaved_and_that_is_said(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["lfw.bin", "lfw_py2.bin", "lfw_ndarray.bin"])
-def test_published_bins_become_the_same_pixels(shared, tmp_path, name):
+def test_bin_keeps_pixels_of_published_sets(shared, tmp_path, name):
     file = shared / "formats/bin" / name
     prepare_bin.main([str(file), "--out", str(tmp_path / "lfw")])
     before, made = load_pairs(file), load_pairs(tmp_path / "lfw")
@@ -57,7 +56,7 @@ def test_published_bins_become_the_same_pixels(shared, tmp_path, name):
     np.testing.assert_array_equal(made.images(0, 240), before.images(0, 240))
 
 
-def test_another_file_and_another_set_are_refused(tmp_path):
+def test_bin_refuses_other_files_and_other_sets(tmp_path):
     write_bin(tmp_path / "own.bin", [True, False] * 10)
     out = ["--out", str(tmp_path / "own")]
     (tmp_path / "list.txt").write_text("a b 1\n")
@@ -67,13 +66,13 @@ def test_another_file_and_another_set_are_refused(tmp_path):
         prepare_bin.main([str(tmp_path / "list.txt"), *out])
     prepare_bin.main([str(tmp_path / "own.bin"), *out])
     write_bin(tmp_path / "own.bin", [False, True] * 10)
-    with pytest.raises(UsageError, match=r"own: is there already, and was not made from this"):
+    with pytest.raises(UsageError, match=r"own: exists, and was made from something else"):
         prepare_bin.main([str(tmp_path / "own.bin"), *out])
     prepare_bin.main([str(tmp_path / "own.bin"), *out, "--force"])
     assert not load_pairs(tmp_path / "own").issame[0]
 
 
-def test_a_bin_with_a_broken_image_leaves_nothing_behind(tmp_path):
+def test_bin_with_broken_image_leaves_no_set(tmp_path):
     encoded = [cv2.imencode(".png", np.zeros((112, 112, 3), np.uint8))[1].tobytes() for _ in range(40)]
     encoded[30] = encoded[30][:60]
     (tmp_path / "own.bin").write_bytes(pickle.dumps((encoded, [True, False] * 10), protocol=2))
@@ -83,27 +82,27 @@ def test_a_bin_with_a_broken_image_leaves_nothing_behind(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_equal_shares_are_given_to_every_tenth(seed):
+def test_new_order_balances_folds(seed):
     issame = np.random.default_rng(seed).random(137) < 0.3
-    order = sets.new_order(Path("list"), issame, equal_shares=True)
+    order = write_set.new_order(Path("list"), issame, balanced=True)
     assert sorted(order.tolist()) == list(range(137))
     shares = [int(part.sum()) for part in np.array_split(issame[order], 10)]
     assert max(shares) - min(shares) <= 1
     assert not (np.diff(order[issame[order]]) < 0).any() and not (np.diff(order[~issame[order]]) < 0).any()
 
 
-def test_shares_that_are_equal_already_keep_their_order():
+def test_new_order_keeps_balanced_order():
     issame = np.arange(60) % 6 < 3
-    assert not sets.is_reordered(sets.new_order(Path("list"), issame, equal_shares=True))
+    assert not write_set.is_reordered(write_set.new_order(Path("list"), issame, balanced=True))
 
 
-def test_too_few_pairs_of_a_kind_are_an_error_that_names_the_list():
+def test_new_order_too_few_pairs_is_an_error():
     for equal in (True, False):
         with pytest.raises(DataError, match=r"own\.txt: 51 same and 9 different pairs"):
-            sets.new_order(Path("own.txt"), np.arange(60) > 8, equal_shares=equal)
+            write_set.new_order(Path("own.txt"), np.arange(60) > 8, balanced=equal)
 
 
-def test_a_list_of_aligned_faces_becomes_a_set(tmp_path, people_folder, capsys):
+def test_pairs_makes_a_set_of_aligned_faces(tmp_path, people_folder, capsys):
     rows = ["Ann/Ann_0000.jpg Ann/Ann_0001.jpg 1", "Bob/Bob_0000 Cid/Cid_0000 0"] * 10
     (tmp_path / "own.txt").write_text("\n".join(rows))
     pairs.main(["--list", str(tmp_path / "own.txt"), "--images", str(people_folder), "--out", str(tmp_path / "own")])
@@ -115,14 +114,14 @@ def test_a_list_of_aligned_faces_becomes_a_set(tmp_path, people_folder, capsys):
     assert f"--val_data own={tmp_path / 'own'}" in capsys.readouterr().out
 
 
-def test_an_interrupted_set_is_not_there(tmp_path, monkeypatch):
+def test_write_set_interrupted_leaves_no_set(tmp_path, monkeypatch):
     write_bin(tmp_path / "own.bin", [True, False] * 10)
 
     def interrupted(pair_set: object):
         yield np.zeros((112, 112, 3), np.uint8)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sets, "each_image", interrupted)
+    monkeypatch.setattr(write_set, "iter_images", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare_bin.main([str(tmp_path / "own.bin"), "--out", str(tmp_path / "own")])
     assert [path.name for path in tmp_path.iterdir()] == ["own.bin"]

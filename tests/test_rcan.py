@@ -1,4 +1,4 @@
-"""RCAN against the public implementation, and by its own rules."""
+"""RCAN against the public implementation."""
 
 import json
 import zlib
@@ -13,17 +13,17 @@ SMALL = {"num_features": 16, "num_rg": 2, "num_rcab": 2, "reduction": 4}
 
 
 def fill(network: torch.nn.Module) -> None:
-    """Weights without training, as the reference numbers were made: from the keys alone."""
+    """Fill the weights with noise seeded by each key, as for the reference numbers."""
     state = network.state_dict()
     for key, tensor in state.items():
         noise = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(tensor.shape).astype(np.float32)
-        share = 0.1 if tensor.ndim == 1 else 0.5 * np.sqrt(1 / np.prod(tensor.shape[1:]))
-        state[key] = torch.from_numpy(noise * np.float32(share))
+        factor = 0.1 if tensor.ndim == 1 else 0.5 * np.sqrt(1 / np.prod(tensor.shape[1:]))
+        state[key] = torch.from_numpy(noise * np.float32(factor))
     network.load_state_dict(state, strict=True)
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
-def test_keys_and_shapes_are_those_of_the_public_checkpoints(golden, scale):
+def test_rcan_has_the_keys_of_the_public_checkpoints(golden, scale):
     expected = json.loads((golden / "rcan_keys.json").read_text())[f"x{scale}"]
     with torch.device("meta"):
         network = RCAN(scale)
@@ -31,7 +31,7 @@ def test_keys_and_shapes_are_those_of_the_public_checkpoints(golden, scale):
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
-def test_outputs_are_those_of_the_public_implementation(golden, scale):
+def test_rcan_outputs_equal_the_public_implementation(golden, scale):
     expected = np.load(golden / "rcan_outputs.npz")
     network = RCAN(scale, **SMALL).eval()
     fill(network)
@@ -47,17 +47,17 @@ def test_outputs_are_those_of_the_public_implementation(golden, scale):
 
 
 @pytest.mark.parametrize("scale", [0, 1, 3, 6, -2])
-def test_scales_that_are_no_power_of_two_are_refused(scale):
+def test_rcan_rejects_scales_that_are_no_power_of_two(scale):
     with pytest.raises(ValueError, match=rf"power of two.*not by {scale}"):
         RCAN(scale, **SMALL)
 
 
-def test_a_reduction_that_does_not_divide_the_channels_is_refused():
+def test_rcan_rejects_a_reduction_that_does_not_divide():
     with pytest.raises(ValueError, match="16 channels cannot be squeezed by 5"):
         RCAN(2, **{**SMALL, "reduction": 5})
 
 
-def test_gradients_reach_every_weight():
+def test_rcan_gradients_reach_every_weight():
     network = RCAN(4, **SMALL)
     network(torch.rand(2, 3, 9, 7)).square().sum().backward()
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in network.parameters())

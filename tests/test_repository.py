@@ -1,5 +1,6 @@
 """What has to agree across files: versions, and settings with what reads them. Documents: test_documents.py."""
 
+import ast
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -29,18 +30,27 @@ def test_every_required_package_is_pinned():
         assert all(re.match(r"[\w.-]+==[\d.]+", line) for line in lines)
 
 
-@pytest.mark.parametrize(("kind", "script"), [(TrainConfig, "train.py"), (ValidationConfig, "validation.py")])
-def test_every_setting_is_read(kind, script):
-    text = (ROOT / script).read_text()
-    for derived, names in {
+@pytest.mark.parametrize(
+    ("kind", "readers"),
+    [
+        (TrainConfig, ["train.py", "util/training/trainer.py"]),
+        (ValidationConfig, ["validation.py"]),
+    ],
+)
+def test_every_setting_is_read(kind, readers):
+    """Look for `config.NAME` and `self.config.NAME` in the syntax trees of the files that use the settings."""
+    derived = {
         "views": "LR_eval",
         "named_pair_sets": "val_data",
         "sr_scales": "SR_eval",
         "sr_path": "sr_checkpoint_dir",
-    }.items():
-        text = text.replace(f"config.{derived}", f"config.{names}")
-    unread = {field.name for field in fields(kind) if not re.search(rf"config\.{field.name}\b", text)}
-    assert not unread
+    }
+    read = set()
+    for file in readers:
+        for node in ast.walk(ast.parse((ROOT / file).read_text())):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("config", "self.config"):
+                read.add(derived.get(node.attr, node.attr))
+    assert {field.name for field in fields(kind)} <= read
 
 
 @pytest.mark.parametrize("folder", ["data", "checkpoints", "checkpoints_best", "log"])

@@ -1,4 +1,4 @@
-"""Files of super resolution networks: told apart, found, and refused where they do not fit."""
+"""Files of super resolution networks: identified, found, and rejected if they do not fit."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.super_resolution import RCAN, identify_rcan, rcan_from_state_dict
-from util.checkpoint import io as checkpoint
+from util.checkpoint import run_dir
 from util.errors import DataError
 from util.super_resolution import find_super_resolution, load_super_resolution
 
@@ -23,7 +23,7 @@ def save(path: Path, scale: int = 4, **sizes: int) -> Path:
 
 @pytest.mark.parametrize("scale", [2, 4, 8, 16])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_a_state_says_its_scale_and_sizes(scale, prefix):
+def test_identify_rcan_returns_scale_and_sizes(scale, prefix):
     network = RCAN(scale, **SIZES)
     state = {prefix + key: value for key, value in network.state_dict().items()}
     assert identify_rcan(state) == (scale, SIZES)
@@ -34,46 +34,49 @@ def test_a_state_says_its_scale_and_sizes(scale, prefix):
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
-def test_public_checkpoints_are_told_apart(golden, scale):
+def test_identify_rcan_knows_public_checkpoints(golden, scale):
     keys = json.loads((golden / "rcan_keys.json").read_text())[f"x{scale}"]
     state = {key: torch.empty(shape, device="meta") for key, shape in keys}
     assert identify_rcan(state) == (scale, {"num_features": 64, "num_rg": 10, "num_rcab": 20, "reduction": 16})
 
 
-def test_a_state_that_is_not_quite_rcans_names_the_key():
+def test_identify_rcan_names_the_key_that_does_not_fit():
     state = RCAN(4, **SIZES).state_dict()
     for changed, message in (
         ({"rgs.1.module.2.module.2.weight": torch.zeros(12, 12, 1, 1)}, r"rgs\.1\.module\.2\.module\.2\.weight is"),
-        ({"mean": torch.zeros(3)}, r"mean is \(3,\), and absent in the RCAN"),
-        ({"conv2.bias": torch.zeros(4)}, r"conv2\.bias is \(4,\), and \(3,\)"),
-        ({"sf.weight": 7}, "not those of RCAN"),
-        ({"rgs.999999999.module.0.module.0.weight": torch.zeros(1)}, r"rgs\.2\.module\.0\.module\.0\.weight is absent"),
+        ({"mean": torch.zeros(3)}, r"mean is \(3,\), but missing in the RCAN"),
+        ({"conv2.bias": torch.zeros(4)}, r"conv2\.bias is \(4,\), but \(3,\)"),
+        ({"sf.weight": 7}, "do not belong to RCAN"),
+        (
+            {"rgs.999999999.module.0.module.0.weight": torch.zeros(1)},
+            r"rgs\.2\.module\.0\.module\.0\.weight is missing",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             identify_rcan({**state, **changed})
     del state["conv1.weight"]
-    with pytest.raises(ValueError, match=r"conv1\.weight is absent"):
+    with pytest.raises(ValueError, match=r"conv1\.weight is missing"):
         identify_rcan(state)
 
 
 @pytest.mark.parametrize(
     "state", [{}, {"weight": torch.zeros(2)}, {"state_dict": {"sf.weight": torch.zeros(1)}}, {1: 2}]
 )
-def test_other_contents_are_no_rcan(state):
-    with pytest.raises(ValueError, match="not those of RCAN"):
+def test_identify_rcan_rejects_other_contents(state):
+    with pytest.raises(ValueError, match="do not belong to RCAN"):
         identify_rcan(state)
 
 
-def test_sizes_that_cannot_be_built_are_refused():
+def test_identify_rcan_rejects_impossible_sizes():
     state = RCAN(4, **SIZES).state_dict()
     without_doublings = {key: value for key, value in state.items() if not key.startswith("upscale")}
     with pytest.raises(ValueError, match="power of two"):
         identify_rcan(without_doublings)
-    with pytest.raises(ValueError, match="not those of RCAN"):
+    with pytest.raises(ValueError, match="do not belong to RCAN"):
         identify_rcan({**state, "rgs.0.module.0.module.3.module.1.weight": torch.zeros(0, 12, 1, 1)})
 
 
-def test_the_file_meant_is_that_file_a_runs_best_or_newest_or_the_newest_run_for_the_scale(tmp_path):
+def test_find_super_resolution_prefers_best_then_newest(tmp_path):
     older = save(tmp_path / "SR_x4_2022-01-01-00-00" / "SR_Best.pth")
     newer = save(tmp_path / "SR_x4_2022-01-01-00-01_2" / "SR_Best.pth")
     save(tmp_path / "SR_x4_2022-01-01-00-01" / "SR_Best.pth")
@@ -100,7 +103,7 @@ def test_no_network_for_the_scale_says_how_to_train_one(tmp_path, place):
 def test_another_scale_than_the_expected_one_names_both(tmp_path):
     file = save(tmp_path / "SR_Best.pth", scale=2)
     assert load_super_resolution(file, 2).scale == load_super_resolution(file, None).scale == 2
-    with pytest.raises(DataError, match=r"SR_Best\.pth: enlarges 2 times, and scale 4 is wanted; name"):
+    with pytest.raises(DataError, match=r"SR_Best\.pth: enlarges 2 times, but scale 4 is requested. Name"):
         load_super_resolution(file, 4)
 
 
@@ -117,4 +120,4 @@ def test_files_that_hold_no_rcan_are_named(tmp_path):
 def test_runs_of_super_resolution_are_no_runs_of_recognition(tmp_path):
     save(tmp_path / "SR_x4_2022-01-01-00-00" / "SR_Best.pth")
     with pytest.raises(DataError, match="no run with a Backbone file"):
-        checkpoint.newest_run(tmp_path)
+        run_dir.newest_run(tmp_path)

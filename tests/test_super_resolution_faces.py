@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from applications.super_resolution.faces import PairDataset, View, as_face, hold_out, open_faces, some_faces
-from util.data.loader import Batch, TrainLoader, open_training_images
-from util.data.recordio import write_identities
+from applications.super_resolution.faces import PairDataset, PairTransform, as_face, hold_out, open_faces, some_faces
+from tests.write_records import write_identities
+from util.data.loader import TrainLoader, open_training_images
+from util.data.sampler import BatchIndices
 from util.errors import DataError
 from util.transform import degrade, shrink
 
 
-def pairs(images, view: View, batch: Batch, seed: int = 3) -> tuple[np.ndarray, np.ndarray]:
+def pairs(images, view: PairTransform, batch: BatchIndices, seed: int = 3) -> tuple[np.ndarray, np.ndarray]:
     low, high = PairDataset(images, view, seed)[batch]
     return low.numpy(), high.numpy()
 
@@ -23,7 +24,7 @@ def pairs(images, view: View, batch: Batch, seed: int = 3) -> tuple[np.ndarray, 
 @pytest.mark.parametrize("crop_share", [0.0, 1.0])
 def test_small_images_are_what_evaluation_shrinks(people_folder, scale, crop_share):
     images = open_training_images(people_folder)
-    low, high = pairs(images, View(scale, crop_share=crop_share), Batch(2, 0, np.arange(7)))
+    low, high = pairs(images, PairTransform(scale, crop_share=crop_share), BatchIndices(2, 0, np.arange(7)))
     assert low.shape == (7, 112 // scale, 112 // scale, 3) and high.shape == (7, 112, 112, 3)
     for small, large in zip(low, high, strict=True):
         assert np.array_equal(small, shrink(large, 112 // scale))
@@ -32,25 +33,25 @@ def test_small_images_are_what_evaluation_shrinks(people_folder, scale, crop_sha
 
 def test_faces_are_as_they_are_stored_or_mirrored(people_folder):
     images = open_training_images(people_folder)
-    _, high = pairs(images, View(4), Batch(0, 0, np.zeros(40, int)))
+    _, high = pairs(images, PairTransform(4), BatchIndices(0, 0, np.zeros(40, int)))
     stored = images.image(0)
     mirrored = [np.array_equal(face, stored[:, ::-1]) for face in high]
     assert all(flip or np.array_equal(face, stored) for flip, face in zip(mirrored, high, strict=True))
     assert 8 < sum(mirrored) < 32
 
 
-def test_other_sizes_are_resized_first(write_identities):
-    images = open_training_images(write_identities(size=150, Ann=2, Bob=2))
+def test_other_sizes_are_resized_first(write_image_folder):
+    images = open_training_images(write_image_folder(size=150, Ann=2, Bob=2))
     expected = cv2.resize(images.image(1), (112, 112), interpolation=cv2.INTER_LINEAR)
-    _, high = pairs(images, View(4), Batch(0, 0, np.full(6, 1)))
+    _, high = pairs(images, PairTransform(4), BatchIndices(0, 0, np.full(6, 1)))
     assert any(np.array_equal(face, expected) for face in high)
     assert np.array_equal(as_face(images.image(1)), expected)
 
 
 def test_patches_lie_at_the_same_place_in_both_images(people_folder):
-    images, batch = open_training_images(people_folder), Batch(1, 8, np.array([0, 3, 5] * 5))
-    whole_low, whole_high = pairs(images, View(4), batch)
-    low, high = pairs(images, View(4, patch=6), batch)
+    images, batch = open_training_images(people_folder), BatchIndices(1, 8, np.array([0, 3, 5] * 5))
+    whole_low, whole_high = pairs(images, PairTransform(4), batch)
+    low, high = pairs(images, PairTransform(4, patch=6), batch)
     assert low.shape == (15, 6, 6, 3) and high.shape == (15, 24, 24, 3)
     corners = set()
     for index in range(15):
@@ -62,8 +63,8 @@ def test_patches_lie_at_the_same_place_in_both_images(people_folder):
     assert len(corners) > 5
 
 
-@pytest.mark.parametrize("view", [View(4, crop_share=0.5), View(2, patch=9, crop_share=0.5)])
-def test_pairs_of_an_epoch_are_the_same_whatever_the_number_of_workers(people_folder, view):
+@pytest.mark.parametrize("view", [PairTransform(4, crop_share=0.5), PairTransform(2, patch=9, crop_share=0.5)])
+def test_pairs_do_not_depend_on_the_number_of_workers(people_folder, view):
     def epoch(workers: int, number: int) -> list[torch.Tensor]:
         images = open_training_images(people_folder)
         loader = TrainLoader(images, 3, view, seed=5, num_workers=workers, steps=4, dataset=PairDataset)
@@ -76,8 +77,8 @@ def test_pairs_of_an_epoch_are_the_same_whatever_the_number_of_workers(people_fo
     assert not all(torch.equal(one, other) for one, other in zip(first, epoch(0, 2), strict=True))
 
 
-def test_people_held_out_are_not_trained_on(write_identities):
-    images = open_training_images(write_identities(**{f"P{number:02d}": 1 + number % 3 for number in range(20)}))
+def test_people_held_out_are_not_trained_on(write_image_folder):
+    images = open_training_images(write_image_folder(**{f"P{number:02d}": 1 + number % 3 for number in range(20)}))
     kept, held_out = hold_out(images, 0.2, seed=1)
     assert len(held_out.classes) == 4 and not set(kept.classes) & set(held_out.classes)
     assert len(kept) + len(held_out) == len(images)

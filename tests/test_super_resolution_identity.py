@@ -29,7 +29,7 @@ def test_the_crop_is_that_of_evaluation():
     assert (ours - theirs).abs().mean() < 0.3
 
 
-def test_the_term_is_one_minus_the_cosine_of_what_evaluation_embeds(backbone_file):
+def test_identity_loss_is_one_minus_cosine(backbone_file):
     name, identity = load_identity(backbone_file)
     assert name == "MobileFaceNet_025"
     rng = np.random.default_rng(3)
@@ -58,7 +58,7 @@ def test_gradients_reach_the_network_and_not_the_backbone(backbone_file):
     assert all(torch.equal(value, before[key]) for key, value in identity.state_dict().items())
 
 
-def test_gradient_descent_on_the_term_alone_makes_the_cosine_larger(backbone_file):
+def test_identity_loss_gradient_increases_the_cosine(backbone_file):
     identity = IdentityLoss(load_identity(backbone_file)[1]._backbone)
     torch.manual_seed(1)
     images, real = torch.rand(1, 3, 112, 112, requires_grad=True), torch.rand(1, 3, 112, 112)

@@ -66,18 +66,19 @@ def test_levels_are_clipped_and_rounded():
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
-def test_a_network_is_judged_beside_bicubic_interpolation(faces, scale):
+def test_validation_measures_network_and_bicubic(faces, scale):
     validation = Validation(faces, scale, batch_size=2)
     low = shrink(faces, 112 // scale)
     assert validation.bicubic == measure(degrade(faces, 112 // scale), faces)
     network = RCAN(scale, 4, 1, 1, 2)
     init_as_interpolation(network)
     network.train()
-    quality, grid = validation(network, torch.device("cpu"))
+    evaluation = validation(network, torch.device("cpu"))
     assert network.training
     enlarged = enlarge(network.eval(), torch.from_numpy(low)).numpy()
-    assert quality == measure(enlarged, faces)
-    assert grid.shape == (4 * 114 - 2, 5 * 114 - 2, 3)
+    assert evaluation.network == measure(enlarged, faces)
+    assert evaluation.bicubic == validation.bicubic
+    assert evaluation.samples.shape == (4 * 114 - 2, 5 * 114 - 2, 3)
     rows = [
         np.kron(low[1], np.ones((scale, scale, 1), np.uint8)),
         degrade(faces, 112 // scale)[1],
@@ -85,7 +86,7 @@ def test_a_network_is_judged_beside_bicubic_interpolation(faces, scale):
         faces[1],
     ]
     for number, expected in enumerate(rows):
-        assert np.array_equal(grid[114 * number :][:112, 114 : 114 + 112], expected)
+        assert np.array_equal(evaluation.samples[114 * number :][:112, 114 : 114 + 112], expected)
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
@@ -104,6 +105,6 @@ def test_a_new_network_interpolates(faces, scale):
     assert torch.allclose(large[2], 0.6 - 0.01 * places[:, None].expand(-1, 8 * scale), atol=1e-5)
 
 
-def test_fewer_channels_than_colors_cannot_start_as_interpolation():
-    with pytest.raises(ValueError, match="2 channels cannot carry 3 colours"):
+def test_init_as_interpolation_needs_three_channels():
+    with pytest.raises(ValueError, match="2 channels cannot carry 3 colors"):
         init_as_interpolation(RCAN(2, 2, 1, 1, 1))

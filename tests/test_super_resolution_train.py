@@ -18,7 +18,7 @@ from applications.super_resolution.engine import cosine_at
 from applications.super_resolution.settings import TrainSettings
 from model.backbone import build_backbone
 from model.super_resolution import RCAN, identify_rcan
-from util.checkpoint import io as checkpoint
+from util.checkpoint import io, run_dir
 from util.errors import DataError, RunError, UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +33,7 @@ def run_training(tmp_path, tiny_data):
         folders = [f"--checkpoint_dir={tmp_path / name}", f"--best_checkpoint_dir={tmp_path / name}_best"]
         common = [f"--data={data}", f"--log_dir={tmp_path / name}_log", "--gpu_num=cpu", "--num_workers=0"]
         train.main(folders + common + list(sizes) + list(flags))
-        return checkpoint.dated_runs(tmp_path / name, "SR_*.pth")[-1]
+        return run_dir.dated_runs(tmp_path / name, "SR_*.pth")[-1]
 
     return run
 
@@ -63,10 +63,10 @@ def test_a_run_leaves_its_files(run_training, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("flags", [(), ("--patch=9", "--crop_share=0.7", "--scale=2")])
-def test_a_resumed_run_ends_with_the_weights_of_one_that_was_never_interrupted(run_training, flags):
+def test_resume_equals_an_uninterrupted_run(run_training, flags):
     whole = run_training("--epochs=3", "--steps=3", *flags)
     stopped = run_training("--epochs=3", "--steps=3", *flags, name="b")
-    for part in checkpoint.SR_CHECKPOINT_FILES:
+    for part in io.SR_CHECKPOINT_FILES:
         for epoch in ("2_6", "3_9"):
             (stopped / f"{part}_{epoch}.pth").unlink()
     torch.manual_seed(0)  # whatever happened in between
@@ -99,7 +99,7 @@ def write_waves(root: Path) -> Path:
     return root
 
 
-def test_training_beats_interpolation_and_the_network_that_it_starts_from(run_training, tmp_path):
+def test_training_beats_interpolation_and_its_start(run_training, tmp_path):
     data = write_waves(tmp_path / "waves")
     flags = ("--scale=2", "--steps=25", "--patch=24", "--val_share=0.25")
     sizes = ("--num_features=8", "--num_rg=1", "--num_rcab=1", "--reduction=2", "--batch_size=2")
@@ -153,7 +153,7 @@ def test_sizes_follow_the_device_and_flags_of_their_own():
     assert (paper.lr, paper.batch_size) == (0.5, 16)
 
 
-def test_settings_of_a_resumed_run_hold_unless_said_otherwise(run_training, tmp_path, capsys):
+def test_resume_keeps_settings_unless_given(run_training, tmp_path, capsys):
     run = run_training("--epochs=1", "--steps=1")
     run_training("--epochs=2", f"--resume_dir={run / 'SR_1_1.pth'}", sizes=())
     said = capsys.readouterr().out
@@ -166,14 +166,14 @@ def test_settings_of_a_resumed_run_hold_unless_said_otherwise(run_training, tmp_
     assert "all of its 3 epochs are done" in capsys.readouterr().out
 
 
-def test_epochs_that_are_done_again_are_set_aside(run_training, tmp_path):
+def test_resume_moves_later_epochs(run_training, tmp_path):
     run = run_training("--epochs=2", "--steps=1")
     run_training(f"--resume_dir={run / 'SR_1_1.pth'}", sizes=())
     assert {file.name for file in (run / "superseded").iterdir()} == {"SR_2_2.pth", "Optimizer_2_2.pth"}
     assert [record["epoch"] for record in records(tmp_path, run)] == [1, 2]
 
 
-def test_other_validation_images_look_for_the_best_anew(run_training, capsys):
+def test_other_validation_images_reset_the_best_epoch(run_training, capsys):
     run = run_training("--epochs=1", "--steps=1")
     state = load(run, "Optimizer_1_1")
     state["best_psnr"] = 99.0
@@ -181,14 +181,14 @@ def test_other_validation_images_look_for_the_best_anew(run_training, capsys):
     run_training("--epochs=2", f"--resume_dir={run}", sizes=())
     assert load(run, "Optimizer_2_2")["best_psnr"] == 99
     run_training("--epochs=3", f"--resume_dir={run}", "--val_images=2", sizes=())
-    assert "the best epoch is looked for anew" in capsys.readouterr().out
+    assert "the search for the best epoch starts again" in capsys.readouterr().out
     assert load(run, "Optimizer_3_3")["best_epoch"] == 3
 
 
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--scale=2", "--scale=2: the run to resume has 4; leave it"),
+        ("--scale=2", "--scale=2: the run to resume has 4. Leave it"),
         ("--num_rg=2", "--num_rg=2: the run to resume has 1"),
     ],
 )
@@ -207,7 +207,7 @@ def test_another_network_cannot_be_resumed_with(run_training, flag, message):
         (["--identity_weight=1", "--identity_backbone=x", "--patch=8"], "--patch: the identity of a patch is unknown"),
         (["--val_share=0"], "--val_share=0: leaves nothing to validate on"),
         (["--num_features=6", "--reduction=4"], "--num_features and --reduction: 6 channels cannot be squeezed by 4"),
-        (["--num_features=2"], "2 channels cannot carry 3 colours"),
+        (["--num_features=2"], "2 channels cannot carry 3 colors"),
         (["--batch_size=64"], "--batch_size=64: .* has only 8 images"),
         (["--lr=0"], "--lr: '0' is not a number above 0"),
         (["--sizes=small"], "--sizes: unknown flag; the nearest one is --size"),
@@ -223,9 +223,9 @@ def test_data_are_asked_for():
         train.main(["--scale=4"])
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(run_training):
+def test_nan_loss_stops_the_run_and_saves_nothing(run_training):
     run = run_training("--epochs=1", "--steps=2")
-    with pytest.raises(RunError, match=r"(no longer finite|became).*lower --lr.*last good checkpoint is .*SR_1_2\.pth"):
+    with pytest.raises(RunError, match=r"(no longer finite|became).*Lower --lr.*last good checkpoint is .*SR_1_2\.pth"):
         run_training("--epochs=3", "--lr=1e30", f"--resume_dir={run}", sizes=())
     assert {file.name for file in run.glob("*.pth")} == {"SR_1_2.pth", "Optimizer_1_2.pth"}
 
@@ -240,7 +240,7 @@ def test_a_full_disk_names_what_is_whole_and_leaves_no_part(run_training, monkey
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", failing)
-    with pytest.raises(RunError, match=r"cannot be written .*No space.*make room.*last good checkpoint is .*SR_1_1"):
+    with pytest.raises(RunError, match=r"cannot be written .*No space.*Make room.*last good checkpoint is .*SR_1_1"):
         run_training("--epochs=3", f"--resume_dir={run}", sizes=())
     assert not list(run.rglob("*partial*"))
     monkeypatch.undo()

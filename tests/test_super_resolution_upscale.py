@@ -56,7 +56,7 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_every_image_is_enlarged_under_its_name_and_others_are_named(run, source, network_file, capfd):
+def test_upscale_enlarges_all_images_and_lists_the_others(run, source, network_file, capfd):
     out = run()
     assert files(out) == sorted(["Ann/1.png", "Ann/2.png", "Bob/한글.png", "top.png", "upscale.json"])
     network = rcan_from_state_dict(torch.load(network_file, weights_only=True))
@@ -83,7 +83,7 @@ def test_images_made_otherwise_are_not_mixed(run, network_file, change):
     run()
     if change == "network":
         torch.save(RCAN(2, 4, 1, 1, 1).state_dict(), network_file)
-    with pytest.raises(UsageError, match=r"--out=.*holds images that were made otherwise \(upscale\.json: another"):
+    with pytest.raises(UsageError, match=r"--out=.*was made with other settings \(upscale\.json: "):
         run(*([] if change == "network" else [change]))
 
 
@@ -108,7 +108,7 @@ def test_images_that_are_no_faces_are_left_out_of_a_look(run, capfd):
 
 
 def test_large_photographs_are_left_out(run, source, monkeypatch, capfd):
-    monkeypatch.setattr(tree, "_LARGEST", 100)
+    monkeypatch.setattr(tree, "_MAX_PIXELS", 100)
     out = run()
     assert files(out) == ["Ann/2.png", "upscale.json"]
     assert "top.png: 30x20 are too many pixels to enlarge, 100 at most" in capfd.readouterr().err
@@ -125,9 +125,9 @@ def test_batches_are_as_large_as_their_pixels_allow(monkeypatch):
 def test_a_folder_of_runs_gives_the_one_for_the_scale(run, network_file, tmp_path):
     out = run(f"--sr_checkpoint_dir={network_file.parents[1]}", "--scale=2")
     assert read(out / "top.png").shape == (40, 60, 3)
-    with pytest.raises(DataError, match="no super resolution network for scale 4 in it; train one with"):
+    with pytest.raises(DataError, match=r"no super resolution network for scale 4 in it\. Train one with"):
         run(f"--sr_checkpoint_dir={network_file.parents[1]}", out=tmp_path / "other")
-    with pytest.raises(DataError, match="enlarges 2 times, and scale 4 is wanted"):
+    with pytest.raises(DataError, match="enlarges 2 times, but scale 4 is requested"):
         run("--scale=4", out=tmp_path / "other")
 
 
@@ -136,7 +136,7 @@ def test_a_full_disk_ends_the_run_with_what_to_do(run, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tree, "write_image", full)
-    with pytest.raises(RunError, match=r"cannot be written \(No space left on device\); run the same command again"):
+    with pytest.raises(RunError, match=r"cannot be written \(No space left on device\)\. Run the same command again"):
         run()
 
 

@@ -17,13 +17,15 @@ import torch
 from torch import nn
 
 import train
+from config import parse_train
 from model.backbone import BACKBONES
-from util.checkpoint import io as checkpoint
+from tests.write_records import write_identities
+from util.checkpoint import io, run_dir
 from util.data.loader import ImageFolder
-from util.data.recordio import write_identities
 from util.distributed import DistEnv
 from util.errors import DataError, RunError, UsageError
 from util.evaluate import evaluate
+from util.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,7 +61,7 @@ def run_training(tmp_path, tiny_data):
         chosen = [f"--backbone={backbone}"] if backbone else []
         common = [f"--data_dir={data}", f"--log_dir={tmp_path / name}_log", "--gpu_num=cpu", "--num_workers=0"]
         train.main(folders + common + chosen + list(flags))
-        return checkpoint.newest_run(tmp_path / name)
+        return run_dir.newest_run(tmp_path / name)
 
     return run
 
@@ -78,16 +80,14 @@ def assert_equal_states(first: list[dict], second: list[dict]) -> None:
             assert torch.equal(one[key], other[key]), key
 
 
-def test_a_run_leaves_its_files_under_the_names_of_the_older_toolkit(run_training, tmp_path, capsys):
+def test_run_leaves_files_with_the_older_names(run_training, tmp_path, capsys):
     run = run_training("--epochs=2", "--LR_eval", *SMALL)
     printed = capsys.readouterr().out
     assert re.fullmatch(r"HRTRAIN_\d{4}-\d\d-\d\d-\d\d-\d\d", run.name)
     names = {path.name for path in run.iterdir()}
-    assert names == {f"{part}_{e}.pth" for part in checkpoint.CHECKPOINT_FILES for e in ("1_3", "2_6")} | {
-        "Evaluation.txt"
-    }
+    assert names == {f"{part}_{e}.pth" for part in io.CHECKPOINT_FILES for e in ("1_3", "2_6")} | {"Evaluation.txt"}
     best = {path.name for path in (tmp_path / "a_best" / run.name).iterdir()}
-    assert best == {f"{part}_Best.pth" for part in checkpoint.CHECKPOINT_FILES}
+    assert best == {f"{part}_Best.pth" for part in io.CHECKPOINT_FILES}
 
     lines = (run / "Evaluation.txt").read_text().splitlines()
     number = r"[01]\.\d{4}"
@@ -113,10 +113,10 @@ def test_validations_have_a_batch_size_of_their_own(run_training, monkeypatch, f
     sizes = []
 
     def spy(*given, **named):
-        sizes.append(given[3])
+        sizes.append(named["batch_size"])
         return evaluate(*given, **named)
 
-    monkeypatch.setattr("util.evaluate.evaluate", spy)
+    monkeypatch.setattr("util.training.trainer.evaluate", spy)
     run_training("--epochs=1", *SMALL, *flags)
     assert sizes == [size]
 
@@ -144,7 +144,7 @@ def test_low_resolution_training_is_named_after_its_scale(run_training):
     ]
 
 
-def test_a_resumed_run_ends_with_the_weights_of_one_that_was_never_interrupted(run_training, tmp_path):
+def test_resume_equals_an_uninterrupted_run(run_training, tmp_path):
     whole = run_training("--epochs=3", "--stages", "2", "--margin_warmup_epochs=2", *SMALL)
     part = run_training("--epochs=1", "--stages", "2", "--margin_warmup_epochs=2", *SMALL, name="b")
     torch.manual_seed(0)  # whatever happened in between
@@ -182,7 +182,7 @@ def record_data(tiny_data, tmp_path) -> Path:
     return tmp_path / "records"
 
 
-def test_a_run_on_records_resumes_exactly_and_learns_what_the_folder_teaches(run_training, record_data, capsys):
+def test_records_resume_exactly_and_train_like_a_folder(run_training, record_data, capsys):
     whole = run_training("--epochs=2", *SMALL, data=record_data)
     assert "faces_emore/train.rec: 12 images of 3 people" in capsys.readouterr().out
     part = run_training("--epochs=1", *SMALL, data=record_data, name="b")
@@ -218,32 +218,28 @@ def test_resume_reads_what_it_is_given(run_training):
     assert any(not torch.equal(before[0][key], after[0][key]) for key in before[0])
 
 
-def test_resuming_an_earlier_epoch_sets_later_files_aside_and_cuts_the_log(run_training, tmp_path):
+def test_resume_moves_later_files_and_cuts_the_log(run_training, tmp_path):
     run = run_training("--epochs=2", *SMALL)
     run_training("--epochs=1", f"--resume_dir={run / 'Backbone_1_3.pth'}", backbone="")
-    assert sorted(path.name for path in run.glob("*.pth")) == [
-        f"{part}_1_3.pth" for part in checkpoint.CHECKPOINT_FILES
-    ]
-    assert sorted(path.name for path in (run / "superseded").iterdir()) == [
-        f"{p}_2_6.pth" for p in checkpoint.CHECKPOINT_FILES
-    ]
+    assert sorted(path.name for path in run.glob("*.pth")) == [f"{part}_1_3.pth" for part in io.CHECKPOINT_FILES]
+    assert sorted(path.name for path in (run / "superseded").iterdir()) == [f"{p}_2_6.pth" for p in io.CHECKPOINT_FILES]
     assert [line.split(",")[0] for line in (run / "Evaluation.txt").read_text().splitlines()] == ["Epoch 1/2"]
     assert len((tmp_path / "a_log" / run.name / "metrics.jsonl").read_text().splitlines()) == 1
 
 
-def test_resuming_a_finished_run_says_that_nothing_is_left(run_training, capsys):
+def test_resume_of_a_finished_run_trains_nothing(run_training, capsys):
     run = run_training("--epochs=1", *SMALL)
     run_training(f"--resume_dir={run}", backbone="")
-    assert "all of its 1 epochs are done; raise --epochs to go on" in capsys.readouterr().out
+    assert "all of its 1 epochs are done; raise --epochs to continue" in capsys.readouterr().out
 
 
-def test_resuming_the_best_files_goes_on_in_the_runs_own_folder(run_training, tmp_path):
+def test_resume_of_best_files_continues_in_the_run_folder(run_training, tmp_path):
     run = run_training("--epochs=1", *SMALL)
     assert run_training("--epochs=2", f"--resume_dir={tmp_path / 'a_best' / run.name}", backbone="") == run
     assert (run / "Backbone_2_6.pth").is_file()
 
 
-def test_a_run_killed_while_saving_resumes_from_its_last_whole_epoch(run_training, capsys):
+def test_resume_after_a_kill_uses_the_last_complete_epoch(run_training, capsys):
     run = run_training("--epochs=2", *SMALL)
     (run / "Optimizer_2_6.pth").unlink()
     run_training("--epochs=2", f"--resume_dir={run}", backbone="")
@@ -251,7 +247,7 @@ def test_a_run_killed_while_saving_resumes_from_its_last_whole_epoch(run_trainin
     assert (run / "Optimizer_2_6.pth").is_file()
 
 
-def test_settings_of_a_resumed_run_hold_unless_said_otherwise(run_training, capsys):
+def test_resume_keeps_settings_unless_given(run_training, capsys):
     run = run_training("--epochs=1", *SMALL)
     run_training("--epochs=2", "--lr=0.02", f"--resume_dir={run}", backbone="")
     printed = capsys.readouterr().out
@@ -260,7 +256,7 @@ def test_settings_of_a_resumed_run_hold_unless_said_otherwise(run_training, caps
     assert "--s was" not in printed and "--backbone was" not in printed
 
 
-def test_a_setting_younger_than_the_resumed_run_is_a_change_only_if_it_is_given(run_training, capsys):
+def test_resume_compares_new_settings_with_their_defaults(run_training, capsys):
     run = run_training("--epochs=1", *SMALL)
     file = run / "Optimizer_1_3.pth"
     state = torch.load(file, weights_only=True)
@@ -279,36 +275,34 @@ def test_a_setting_younger_than_the_resumed_run_is_a_change_only_if_it_is_given(
 def test_other_people_cannot_be_resumed_with(run_training, make_people, tmp_path):
     run = run_training("--epochs=1", *SMALL)
     make_people(tmp_path / "more" / "imgs", people=4, images=4)
-    with pytest.raises(DataError, match=r"Optimizer_1_3.pth: trained on 3 people, and .*imgs has 4; resume with"):
+    with pytest.raises(DataError, match=r"Optimizer_1_3.pth: trained on 3 identities, but .*imgs has 4. Resume with"):
         run_training("--epochs=2", f"--resume_dir={run}", data=tmp_path / "more", backbone="")
 
 
 def test_another_backbone_cannot_be_resumed_with(run_training):
     run = run_training("--epochs=1", *SMALL)
-    with pytest.raises(UsageError, match="--backbone=iresnet18: the run to resume has MobileFaceNet; leave"):
+    with pytest.raises(UsageError, match=r"--backbone=iresnet18: the run to resume has MobileFaceNet\. Leave"):
         run_training("--epochs=2", f"--resume_dir={run}", backbone="iresnet18")
 
 
 def test_a_run_without_its_optimizer_file_cannot_be_resumed(run_training):
     run = run_training("--epochs=1", *SMALL)
     (run / "Optimizer_1_3.pth").unlink()
-    with pytest.raises(DataError, match=r"Optimizer_1_3.pth: missing; .*without --resume_dir"):
+    with pytest.raises(DataError, match=r"Optimizer_1_3.pth: missing\. .*without --resume_dir"):
         run_training("--epochs=2", f"--resume_dir={run}", backbone="")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(run_training, tmp_path):
+def test_nan_loss_stops_the_run_and_saves_nothing(run_training, tmp_path):
     run = run_training("--epochs=1", *SMALL)
     with pytest.raises(
         RunError, match=rf"(no longer finite|became).*last good checkpoint is .*{run.name}/Backbone_1_3"
     ):
         run_training("--epochs=3", "--lr=1e30", f"--resume_dir={run}", backbone="")
-    assert sorted(path.name for path in run.glob("*.pth")) == [
-        f"{part}_1_3.pth" for part in checkpoint.CHECKPOINT_FILES
-    ]
+    assert sorted(path.name for path in run.glob("*.pth")) == [f"{part}_1_3.pth" for part in io.CHECKPOINT_FILES]
     assert len((run / "Evaluation.txt").read_text().splitlines()) == 1
 
 
-def test_without_verification_sets_the_best_is_the_newest_and_that_is_said(run_training, make_people, tmp_path, capsys):
+def test_best_is_the_newest_without_verification_sets(run_training, make_people, tmp_path, capsys):
     make_people(tmp_path / "data" / "imgs", people=2, images=4)
     run = run_training("--epochs=2", *SMALL, data=tmp_path / "data")
     assert "the best checkpoint is the newest" in capsys.readouterr().out
@@ -318,13 +312,19 @@ def test_without_verification_sets_the_best_is_the_newest_and_that_is_said(run_t
 
 
 @pytest.mark.parametrize(("flags", "processes"), [([], 2), (["--num_workers=0"], 0), (["--num_workers=5"], 5)])
-def test_loader_processes_follow_the_cores_unless_their_number_is_given(tiny_data, monkeypatch, flags, processes):
-    monkeypatch.setattr("util.device.available_cores", lambda: 8)
-    asked = []
-    monkeypatch.setattr("util.data.loader.TrainLoader", lambda *_, num_workers, **__: asked.append(num_workers))
-    images = ImageFolder(tiny_data / "imgs")
-    train.make_loader(train.parse_train(flags), images, [torch.device("cpu")], DistEnv())
-    assert asked == [processes]
+def test_num_workers_follows_the_cores_unless_given(tiny_data, monkeypatch, flags, processes):
+    class Reached(Exception):
+        pass
+
+    def spy(*_, num_workers: int, **__):
+        raise Reached(num_workers)
+
+    monkeypatch.setattr("util.training.trainer.num_cpus", lambda: 8)
+    monkeypatch.setattr("util.training.trainer.TrainLoader", spy)
+    config = parse_train([f"--data_dir={tiny_data}", "--batch_size=4", *flags])
+    with pytest.raises(Reached) as reached:
+        Trainer(config, [torch.device("cpu")], DistEnv())
+    assert reached.value.args == (processes,)
 
 
 def test_fewer_images_than_a_batch_are_a_usage_error(run_training):
@@ -342,16 +342,16 @@ def test_a_broken_image_is_named(run_training, make_people, tmp_path):
 
 def test_all_trainable_parameters_move_in_a_run(run_training, monkeypatch):
     before = []
-    run = train.Training.run
+    train_all = Trainer.train
 
-    def spy(training: train.Training, *arguments: object) -> None:
+    def spy(trainer: Trainer) -> None:
         before.extend(
             [deepcopy(module.state_dict()), dict(module.named_parameters())]
-            for module in (training.backbone, training.head)
+            for module in (trainer.backbone, trainer.head)
         )
-        run(training, *arguments)
+        train_all(trainer)
 
-    monkeypatch.setattr(train.Training, "run", spy)
+    monkeypatch.setattr(Trainer, "train", spy)
     folder = run_training("--epochs=1", "--weight_decay=0", *SMALL)
     for (state, parameters), after in zip(before, states(folder, "1_3"), strict=True):
         trainable = [name for name, parameter in parameters.items() if parameter.requires_grad]
@@ -360,7 +360,7 @@ def test_all_trainable_parameters_move_in_a_run(run_training, monkeypatch):
             assert not torch.equal(state[name], after[name]), name
 
 
-def test_a_moved_run_goes_on_where_it_lies_now(run_training, tmp_path):
+def test_resume_continues_in_a_moved_folder(run_training, tmp_path):
     run = run_training("--epochs=1", *SMALL)
     moved = tmp_path / "elsewhere" / run.name
     moved.parent.mkdir()
@@ -371,10 +371,10 @@ def test_a_moved_run_goes_on_where_it_lies_now(run_training, tmp_path):
     assert (moved / "Backbone_2_6.pth").is_file()
 
 
-def test_best_files_follow_a_run_that_is_wound_back(run_training, tmp_path):
+def test_resume_of_an_earlier_epoch_restores_best_files(run_training, tmp_path):
     run = run_training("--epochs=2", *SMALL)
     best = tmp_path / "a_best" / run.name
-    for part in checkpoint.CHECKPOINT_FILES:
+    for part in io.CHECKPOINT_FILES:
         (best / f"{part}_Best.pth").unlink()
         shutil.copy(run / f"{part}_2_6.pth", best / f"{part}_Best.pth")
     run_training("--epochs=1", f"--resume_dir={run / 'Backbone_1_3.pth'}", backbone="")

@@ -14,20 +14,20 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def coordinates() -> np.ndarray:
-    """(128, 128, 3): red is x, green is y, so that a crop tells where it was cut."""
+    """Return (128, 128, 3) pixels: red is x, green is y, so a crop shows where it was cut."""
     x, y = np.meshgrid(np.arange(128), np.arange(128))
     return np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8)
 
 
 def check_close(ours: np.ndarray, reference: np.ndarray) -> None:
-    """Within 1 grey level on 99 % of the pixels, and never more than 3."""
+    """Check for at most 1 gray level on 99 % of the pixels, and never more than 3."""
     assert ours.dtype == np.uint8 and ours.shape == reference.shape
     difference = np.abs(ours.astype(int) - reference)
     assert (difference <= 1).mean() >= 0.99
     assert difference.max() <= 3
 
 
-def test_evaluation_crops_and_low_resolution_equal_the_reference(golden, shared):
+def test_eval_crop_and_degrade_equal_the_reference(golden, shared):
     expected = np.load(golden / "preprocess.npz")
     names = [key.removesuffix(".hr") for key in expected if key.endswith(".hr")]
     assert len(names) == 4
@@ -41,7 +41,7 @@ def test_evaluation_crops_and_low_resolution_equal_the_reference(golden, shared)
 
 
 def pillow_bicubic(line: np.ndarray, size: int) -> list[int]:
-    """One line of grey levels, resampled one output pixel at a time: Keys' kernel (1981) with a = -0.5."""
+    """Resample one line of gray levels, one output pixel at a time: Keys' kernel (1981) with a = -0.5."""
 
     def kernel(x: float) -> float:
         x, a = abs(x), -0.5
@@ -61,9 +61,9 @@ def pillow_bicubic(line: np.ndarray, size: int) -> list[int]:
 
 
 @pytest.mark.parametrize(("before", "after"), [(16, 5), (16, 8), (7, 15), (5, 3)])
-def test_bicubic_equals_a_slow_loop(before, after):
+def test_shrink_equals_a_slow_loop(before, after):
     image = noise(before, before, 3)
-    image[: before // 2] = np.where(image[: before // 2] < 128, 0, 255)  # overshoots, and has to be cut
+    image[: before // 2] = np.where(image[: before // 2] < 128, 0, 255)  # overshoots, and must be clipped
     wide = np.stack([[pillow_bicubic(row[:, c], after) for row in image] for c in range(3)], axis=-1)
     expected = np.stack([[pillow_bicubic(col, after) for col in wide[:, :, c].T] for c in range(3)], axis=-1)
     ours = transform.shrink(image, after).astype(int)
@@ -72,7 +72,7 @@ def test_bicubic_equals_a_slow_loop(before, after):
     assert (difference == 0).mean() > 0.99
 
 
-def test_degrading_shrinks_and_enlarges_and_keeps_flat_color():
+def test_degrade_shrinks_and_enlarges_and_keeps_flat_color():
     image = noise(112, 112, 3)
     small = transform.shrink(image, 28)
     assert small.shape == (28, 28, 3)
@@ -81,13 +81,13 @@ def test_degrading_shrinks_and_enlarges_and_keeps_flat_color():
     np.testing.assert_array_equal(transform.degrade(flat, 14), flat)
 
 
-def test_degrading_needs_no_pillow(monkeypatch):
+def test_degrade_needs_no_pillow(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)  # an import of it would now fail
     assert transform.degrade(noise(112, 112, 3), 28).shape == (112, 112, 3)
 
 
 @pytest.mark.parametrize("change", [transform.eval_crop, lambda images: transform.degrade(images, 28)])
-def test_a_batch_equals_its_images_one_by_one(change):
+def test_batch_equals_its_images_one_by_one(change):
     images = noise(5, 112, 112, 3)
     before = images.copy()
     np.testing.assert_array_equal(change(images), np.stack([change(image) for image in images]))
@@ -95,13 +95,13 @@ def test_a_batch_equals_its_images_one_by_one(change):
 
 
 @pytest.mark.parametrize("size", [112, 250])
-def test_the_evaluation_crop_is_the_center_of_128(size):
+def test_eval_crop_is_the_center_of_128(size):
     image = noise(size, size, 3)
     expected = cv2.resize(image, (128, 128), interpolation=cv2.INTER_LINEAR)[8:120, 8:120]
     np.testing.assert_array_equal(transform.eval_crop(image), expected)
 
 
-def test_normalize_maps_every_level_and_keeps_the_order_of_colors():
+def test_normalize_maps_every_level_and_keeps_the_color_order():
     images = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
     images[0, :, :, 0] = torch.arange(256, dtype=torch.uint8).view(16, 16)
     images[1, :, :, 2] = 255
@@ -115,15 +115,15 @@ def test_normalize_maps_every_level_and_keeps_the_order_of_colors():
     assert torch.equal(images, before)
 
 
-def test_training_crops_cover_every_window_and_both_flips():
+def test_train_crop_covers_every_window_and_both_flips():
     lefts, tops, flips = set(), set(), 0
     for seed in range(300):
         crop = transform.train_crop(coordinates(), np.random.default_rng(seed))
         assert crop.shape == (112, 112, 3)
         flipped = crop[0, 0, 0] > crop[0, 1, 0]
-        whole = crop[:, ::-1] if flipped else crop
-        left, top = (int(value) for value in whole[0, 0, :2])
-        np.testing.assert_array_equal(whole, coordinates()[top : top + 112, left : left + 112])
+        unflipped = crop[:, ::-1] if flipped else crop
+        left, top = (int(value) for value in unflipped[0, 0, :2])
+        np.testing.assert_array_equal(unflipped, coordinates()[top : top + 112, left : left + 112])
         lefts.add(left)
         tops.add(top)
         flips += flipped
@@ -131,7 +131,7 @@ def test_training_crops_cover_every_window_and_both_flips():
     assert 110 < flips < 190
 
 
-def test_training_crops_are_resized_to_128_first():
+def test_train_crop_resizes_to_128_first():
     image = noise(112, 112, 3)
     resized = cv2.resize(image, (128, 128), interpolation=cv2.INTER_LINEAR)
     crop = transform.train_crop(image, np.random.default_rng(1))
@@ -154,7 +154,7 @@ def test_augmentation_repeats_for_a_generator_and_leaves_its_input(augment, size
 
 
 @pytest.mark.parametrize("size", [112, 224])
-def test_the_strong_augmentation_is_centered_on_the_image(size):
+def test_train_warp_is_centered_on_the_image(size):
     y, x = np.mgrid[:size, :size] / (size - 1) * 2 - 1
     blob = 60 + 150 * np.exp(-(x**2 + y**2) / 0.1)  # in the middle of a darker picture
     image = np.repeat(blob[:, :, None], 3, axis=2).astype(np.uint8)
@@ -169,7 +169,7 @@ def test_the_strong_augmentation_is_centered_on_the_image(size):
     assert abs((weights * columns).sum() / weights.sum() - 55.5) < 1.5
 
 
-def test_the_strong_augmentation_flips_every_other_time():
+def test_train_warp_flips_half_of_the_images():
     image = np.zeros((112, 112, 3), np.uint8)
     image[:, 56:] = 200
     brighter_left = [
@@ -179,29 +179,29 @@ def test_the_strong_augmentation_flips_every_other_time():
     assert 110 < sum(brighter_left) < 190
 
 
-def test_colors_are_jittered_around_what_they_are():
+def test_color_jitter_is_centered_on_the_colors():
     image = noise(112, 112, 3)
-    greys, averages = 0, []
+    grays, averages = 0, []
     for seed in range(400):
         out = transform._jitter_color(image, np.random.default_rng(seed))
         assert out.shape == image.shape and out.dtype == np.uint8
-        greys += (np.ptp(out.astype(int), axis=2) <= 1).all()
+        grays += (np.ptp(out.astype(int), axis=2) <= 1).all()
         averages.append(out.mean(axis=(0, 1)))
-    assert 30 < greys < 90  # 15 %
+    assert 30 < grays < 90  # 15 %
     averages = np.array(averages)
     assert (np.abs(averages.mean(axis=0) - image.mean(axis=(0, 1))) < 3).all()
     assert (averages.std(axis=0) > 8).all()
 
 
 def test_color_jitter_equals_its_steps_one_by_one():
-    image = noise(112, 112, 3) // 4 + 96  # nothing is cut in between
+    image = noise(112, 112, 3) // 4 + 96  # no value is clipped in between
     for seed in range(20):
         rng = np.random.default_rng(seed)
         overall, *balance = rng.random(4)
         contrast = (0.7 + 0.6 * overall) * (0.9 + 0.2 * np.array(balance))
         changed = (image - 127.5) * contrast + 127.5 + rng.uniform(-30, 30)
         color = 0.0 if rng.random() < 0.15 else rng.uniform(0.6, 1.2)
-        grey = changed @ [0.299, 0.587, 0.114]
-        expected = np.clip(color * changed + (1 - color) * grey[:, :, None], 0, 255)
+        gray = changed @ [0.299, 0.587, 0.114]
+        expected = np.clip(color * changed + (1 - color) * gray[:, :, None], 0, 255)
         out = transform._jitter_color(image, np.random.default_rng(seed))
         assert np.abs(out - expected).max() < 1.01  # OpenCV rounds the matrix to 1/1024, and then the levels

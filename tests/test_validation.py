@@ -141,7 +141,7 @@ def test_another_backbone_than_the_files_is_an_error(trained):
 
 
 def test_a_head_file_is_no_backbone(trained):
-    with pytest.raises(DataError, match=r"Head_Best.pth: not a backbone's state dict .*name a Backbone file"):
+    with pytest.raises(DataError, match=r"Head_Best.pth: not a backbone's state dict .*Give a Backbone file"):
         load_backbone(trained / "HRTRAIN_2022-08-01-00-00" / "Head_Best.pth")
 
 
@@ -150,9 +150,7 @@ def test_no_verification_set_is_an_error(trained, tmp_path):
         validation.main([f"--data_dir={tmp_path}", "--gpu_num=cpu", f"--best_checkpoint_dir={trained}"])
 
 
-def test_low_and_super_resolution_stand_in_one_table_with_what_is_won_back(
-    known_sets, known_backbone, tmp_path, capsys
-):
+def test_table_shows_what_super_resolution_recovers(known_sets, known_backbone, tmp_path, capsys):
     (tmp_path / "Backbone.pth").touch()
     best = tmp_path / "best"
     for scale in (2, 4):
@@ -173,14 +171,14 @@ def test_low_and_super_resolution_stand_in_one_table_with_what_is_won_back(
     written = json.loads((tmp_path / "r.json").read_text())
     assert list(written["views"]) == ["HR", "LRx2", "LRx4", "SRx2", "SRx4"] and written["LR_scale"] == [2, 4]
     file = best / "SR_x2_2024-01-01-00-00" / "SR_Best.pth"
-    with pytest.raises(DataError, match="enlarges 2 times, and scale 4 is wanted"):
+    with pytest.raises(DataError, match="enlarges 2 times, but scale 4 is requested"):
         validation.main([*arguments[:4], "--LR_scale=4", f"--sr_checkpoint_dir={file}"])
-    with pytest.raises(DataError, match="no super resolution network for scale 8 in it; train one with"):
+    with pytest.raises(DataError, match=r"no super resolution network for scale 8 in it\. Train one with"):
         validation.main([*arguments[:5], "--LR_scale=8"])
 
 
 def test_unwritable_results_are_refused_before_the_work(tmp_path):
-    with pytest.raises(UsageError, match="is a folder or a device. Name a file"):
+    with pytest.raises(UsageError, match=r"is a folder or a device\. Name a file"):
         validation.main(["--gpu_num=cpu", f"--json={tmp_path}"])
 
 
@@ -221,9 +219,7 @@ def named_formats(tmp_path) -> list[str]:
     return [f"{root}/own.bin", f"a.1={root}/array", f"B={root}/pairs.txt:{root}/faces"]
 
 
-def test_named_sets_of_every_format_are_judged_like_those_found(
-    named_formats, known_sets, known_backbone, tmp_path, capsys
-):
+def test_named_sets_of_every_format_are_evaluated(named_formats, known_sets, known_backbone, tmp_path, capsys):
     (tmp_path / "Backbone.pth").touch()
     arguments = ["--gpu_num=cpu", f"--load_dir={tmp_path}/Backbone.pth", f"--json={tmp_path}/results.json"]
     validation.main([f"--data_dir={known_sets}", *arguments, "--val_data", *named_formats])

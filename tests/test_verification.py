@@ -1,3 +1,4 @@
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,7 @@ from util.verification import THRESHOLD_GRID, verify
 
 
 def made_pairs(pairs: int, dimensions: int = 16, noise: float = 0.9, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Unit embeddings (2P, D) float32 and their truth (P,), half of it True, in random order but the first eight."""
+    """Return unit embeddings (2P, D) float32 and issame (P,), half of it True, in random order."""
     rng = np.random.default_rng(seed)
     issame = rng.permutation(np.arange(pairs) % 2 == 0)
     embeddings = rng.standard_normal((2 * pairs, dimensions))
@@ -21,14 +22,14 @@ def made_pairs(pairs: int, dimensions: int = 16, noise: float = 0.9, seed: int =
 
 
 def at_distances(squared: list[float]) -> np.ndarray:
-    """Embeddings (2P, 1) whose pairs lie at just these squared distances, for squares of exact numbers."""
+    """Return embeddings (2P, 1) whose pairs have exactly these squared distances, for squares of exact numbers."""
     embeddings = np.zeros((2 * len(squared), 1))
     embeddings[1::2, 0] = np.sqrt(squared)
     return embeddings
 
 
 def slow_protocol(embeddings: np.ndarray, issame: np.ndarray, folds: int, pca: int = 0) -> dict[str, list]:
-    """The protocol as it is told: fold by fold, threshold by threshold, pair by pair of each kind."""
+    """Compute the protocol literally: fold by fold, threshold by threshold, pair by pair of each kind."""
     found = {"fold_accuracies": [], "thresholds": [], "tpr": [], "fpr": []}
     left, right = embeddings[0::2], embeddings[1::2]
     for train, test in KFold(folds, shuffle=False).split(issame):
@@ -52,7 +53,7 @@ def slow_protocol(embeddings: np.ndarray, issame: np.ndarray, folds: int, pca: i
     return found
 
 
-def test_equals_the_reference_to_the_last_digit(golden):
+def test_verify_equals_the_reference_to_the_last_digit(golden):
     expected = np.load(golden / "verification.npz")
     result = verify(expected["embeddings"], expected["issame"])
     assert np.array_equal(result.tpr, expected["tpr"])
@@ -64,7 +65,7 @@ def test_equals_the_reference_to_the_last_digit(golden):
     assert result.threshold == expected["best_thresholds"].mean()
 
 
-def test_pca_equals_the_reference_within_one_pair_a_fold(golden):
+def test_verify_pca_equals_the_reference_within_one_pair(golden):
     expected = np.load(golden / "verification.npz")
     result = verify(expected["embeddings"], expected["issame"], pca=32)
     pairs_a_fold = len(expected["issame"]) / 10
@@ -73,7 +74,7 @@ def test_pca_equals_the_reference_within_one_pair_a_fold(golden):
 
 
 @pytest.mark.parametrize(("pairs", "folds"), [(400, 10), (203, 10), (97, 4), (30, 2)])
-def test_equals_the_protocol_told_slowly(pairs, folds):
+def test_verify_equals_the_slow_protocol(pairs, folds):
     embeddings, issame = made_pairs(pairs, seed=pairs)
     result, expected = verify(embeddings, issame, folds), slow_protocol(embeddings, issame, folds)
     assert 0.6 < result.accuracy < 0.99  # a case with errors in it
@@ -86,14 +87,14 @@ def test_equals_the_protocol_told_slowly(pairs, folds):
     assert result.threshold == pytest.approx(sum(expected["thresholds"]) / folds)
 
 
-def test_pca_equals_the_protocol_told_slowly():
+def test_verify_pca_equals_the_slow_protocol():
     embeddings, issame = made_pairs(203, dimensions=24, seed=5)
     result, expected = verify(embeddings.astype(np.float64), issame, 5, pca=7), slow_protocol(embeddings, issame, 5, 7)
     np.testing.assert_allclose(result.fold_accuracies, expected["fold_accuracies"], rtol=0, atol=1.001 / 40)
     assert result.accuracy != verify(embeddings, issame, 5).accuracy
 
 
-def test_pca_pools_each_pair_at_its_own_folds_distance():
+def test_verify_pca_pools_each_pair_at_its_own_folds_distance():
     embeddings, issame = made_pairs(40, dimensions=8, seed=2)
     result = verify(embeddings, issame, folds=2, pca=3)
     left, right = embeddings[0::2], embeddings[1::2]
@@ -104,7 +105,7 @@ def test_pca_pools_each_pair_at_its_own_folds_distance():
     np.testing.assert_allclose(result.distances[:20], np.sum((a - b) ** 2, axis=1), rtol=1e-4)
 
 
-def test_a_distance_equal_to_a_threshold_is_not_accepted_by_it():
+def test_distance_equal_to_a_threshold_is_not_accepted():
     embeddings = at_distances([0.25, 2.25] * 4)
     result = verify(embeddings, [True, False] * 4, folds=2)
     quarter, after = np.searchsorted(THRESHOLD_GRID, [0.25, 0.255])
@@ -112,19 +113,19 @@ def test_a_distance_equal_to_a_threshold_is_not_accepted_by_it():
     assert result.tpr[quarter] == 0 and result.tpr[after] == 1
 
 
-def test_the_first_of_equally_good_thresholds_is_taken():
+def test_first_of_equally_good_thresholds_is_taken():
     result = verify(at_distances([0.25, 2.25] * 4), [True, False] * 4, folds=2)
-    assert result.thresholds.tolist() == [THRESHOLD_GRID[26]] * 2  # all from 0.26 to 2.25 are without error
+    assert result.thresholds.tolist() == [THRESHOLD_GRID[26]] * 2  # all from 0.26 to 2.25 have no error
     assert result.accuracy == 1 and result.accuracy_std == 0
 
 
-def test_a_distance_beyond_the_grid_is_accepted_nowhere():
+def test_distance_beyond_the_grid_is_accepted_nowhere():
     result = verify(at_distances([0.25, 16.0] * 4), [False, True] * 4, folds=2)
     assert result.tpr.max() == 0 and result.fpr[-1] == 1
     assert result.tar[-1] == 1 and result.far[-1] == 1
 
 
-def test_float32_distances_are_compared_with_thresholds_in_float64():
+def test_float32_distances_are_compared_in_float64():
     """The float32 next to 0.29 is less than 0.29, but not less than 0.29 rounded to float32."""
     embeddings = np.zeros((8, 1), np.float32)
     embeddings[1::2, 0] = np.sqrt(np.float32(0.29))
@@ -136,7 +137,7 @@ def test_float32_distances_are_compared_with_thresholds_in_float64():
 
 
 @pytest.mark.parametrize("decimals", [1, 2, 6])
-def test_roc_and_auc_equal_scikit_learns_with_and_without_ties(decimals):
+def test_roc_and_auc_equal_scikit_learn_with_and_without_ties(decimals):
     rng = np.random.default_rng(decimals)
     issame = np.arange(600) % 2 == 0
     distances = np.round(np.where(issame, rng.uniform(0, 3, 600), rng.uniform(1, 4, 600)), decimals)
@@ -149,7 +150,7 @@ def test_roc_and_auc_equal_scikit_learns_with_and_without_ties(decimals):
 
 
 def all_operating_points(distances: list[float], issame: list[bool]) -> list[tuple[float, float]]:
-    """(FAR, TAR) at every threshold that makes a difference, by counting."""
+    """Return (FAR, TAR) at every threshold that makes a difference, by counting."""
     points = []
     for threshold in [0.0, *sorted({distance + 1e-9 for distance in distances})]:
         accepted = [distance < threshold for distance in distances]
@@ -159,7 +160,7 @@ def all_operating_points(distances: list[float], issame: list[bool]) -> list[tup
 
 
 def crossing(points: list[tuple[float, float]]) -> float:
-    """Where the straight lines between points meet FAR = 1 - TAR, found by halving."""
+    """Return the FAR where the lines between points meet FAR = 1 - TAR, found by halving."""
     for (far0, tar0), (far1, tar1) in pairwise(points):
         if far0 + tar0 <= 1 <= far1 + tar1:
             low, high = 0.0, 1.0
@@ -172,7 +173,7 @@ def crossing(points: list[tuple[float, float]]) -> float:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_eer_and_tar_at_far_equal_counting_on_tiny_sets_with_ties(seed):
+def test_eer_and_tar_at_far_equal_counting_with_ties(seed):
     rng = np.random.default_rng(seed)
     issame = [True, False, False, True, True, False, *(rng.random(7) < 0.5).tolist()]
     distances = (rng.integers(1, 7, size=len(issame)) ** 2 / 16.0).tolist()
@@ -192,20 +193,20 @@ def test_eer_of_a_known_curve():
     assert [result.tar_at_far(far) for far in (0, 0.49, 0.5, 1)] == [0.5, 0.5, 1, 1]
 
 
-def test_eer_lies_between_two_points_where_a_tie_skips_it():
+def test_eer_is_interpolated_where_a_tie_skips_it():
     """All pairs at one distance: from (0, 0) straight to (1, 1), which is chance."""
     result = verify(at_distances([1.0] * 8), [True, False] * 4, folds=2)
     assert result.eer == 0.5 and result.auc == 0.5 and result.tar_at_far(0.9) == 0
 
 
-def test_perfect_and_opposite_embeddings_have_the_extreme_numbers():
+def test_perfect_and_opposite_embeddings_have_extreme_numbers():
     perfect = verify(at_distances([0.25, 2.25] * 10), [True, False] * 10)
     assert (perfect.accuracy, perfect.auc, perfect.eer, perfect.tar_at_far(0)) == (1, 1, 0, 1)
     opposite = verify(at_distances([0.25, 2.25] * 10), [False, True] * 10)
     assert (opposite.auc, opposite.eer, opposite.tar_at_far(0.99)) == (0, 1, 0)
 
 
-def test_result_knows_its_size_and_holds_plain_floats():
+def test_result_has_its_size_and_plain_floats():
     embeddings, issame = made_pairs(203)
     result = verify(embeddings, issame)
     assert result.pairs == 203 and result.negatives == 203 - issame.sum()
@@ -214,14 +215,30 @@ def test_result_knows_its_size_and_holds_plain_floats():
     assert type(result.tar_at_far(0.1)) is float
 
 
+def test_result_to_dict_holds_the_quoted_numbers_for_json():
+    result = verify(*made_pairs(203))
+    numbers = json.loads(json.dumps(result.to_dict()))
+    assert numbers == {
+        "accuracy": result.accuracy,
+        "accuracy_std": result.accuracy_std,
+        "fold_accuracies": result.fold_accuracies.tolist(),
+        "threshold": result.threshold,
+        "auc": result.auc,
+        "eer": result.eer,
+        "tar_at_far": {"1e-3": result.tar_at_far(1e-3), "1e-2": result.tar_at_far(1e-2)},
+        "pairs": 203,
+        "images_per_second": None,
+    }
+
+
 @pytest.mark.parametrize("far", [-0.1, 1.1, float("nan")])
-def test_an_impossible_false_accept_rate_is_an_error(far):
+def test_tar_at_far_refuses_an_impossible_rate(far):
     result = verify(*made_pairs(20), folds=2)
     with pytest.raises(UsageError, match="between 0 and 1"):
         result.tar_at_far(far)
 
 
-def test_inputs_are_left_as_they_were_and_other_types_give_the_same_result():
+def test_verify_leaves_its_inputs_and_takes_lists():
     embeddings, issame = made_pairs(203)
     before = embeddings.copy()
     result = verify(embeddings, issame)
@@ -234,33 +251,33 @@ def test_inputs_are_left_as_they_were_and_other_types_give_the_same_result():
 @pytest.mark.parametrize("rows", [[6], [6, 7]])
 @pytest.mark.parametrize("pca", [0, 3])
 @pytest.mark.filterwarnings("error")
-def test_embeddings_that_are_not_finite_are_named(value, rows, pca):
+def test_verify_names_embeddings_that_are_not_finite(value, rows, pca):
     embeddings, issame = made_pairs(40)
     embeddings[rows, 2] = value
-    with pytest.raises(DataError, match=r"1 of 40 pairs are infinite or not a number, first those of pair 3 "):
+    with pytest.raises(DataError, match=r"1 of 40 pairs are infinite or not a number, beginning with pair 3 "):
         verify(embeddings, issame, folds=2, pca=pca)
 
 
 @pytest.mark.filterwarnings("error")
-def test_embeddings_too_large_to_square_are_named():
+def test_verify_names_embeddings_too_large_to_square():
     embeddings, issame = made_pairs(40)
     embeddings[10] = 3e38
     with pytest.raises(DataError, match="too large"):
         verify(embeddings, issame, folds=2)
 
 
-def test_a_fold_of_one_class_is_named_with_its_pairs_and_the_remedy():
+def test_verify_names_a_fold_of_one_class_and_the_fix():
     embeddings, _ = made_pairs(60)
     issame = np.array(([True] * 10 + [False] * 10) * 3)
     assert verify(embeddings, issame, folds=3).pairs == 60
-    with pytest.raises(DataError, match=r"fold 1 of 6 \(pairs 0 to 9, from 0\) has only same pairs.*interleave"):
+    with pytest.raises(DataError, match=r"fold 1 of 6 \(pairs 0 to 9, from 0\) has only same pairs.*Interleave"):
         verify(embeddings, issame, folds=6)
     issame[:10] = np.arange(10) % 2
     with pytest.raises(DataError, match=r"fold 2 of 6 \(pairs 10 to 19, from 0\) has only different pairs"):
         verify(embeddings, issame, folds=6)
 
 
-def test_one_kind_of_pairs_in_the_whole_set_is_an_error():
+def test_verify_refuses_a_set_of_one_class():
     embeddings, _ = made_pairs(20)
     for kind in (True, False):
         with pytest.raises(DataError, match="has only"):
@@ -285,25 +302,25 @@ def test_one_kind_of_pairs_in_the_whole_set_is_an_error():
         (np.ones((0, 2)), [], "0 pairs cannot be cut"),
     ],
 )
-def test_bad_shapes_and_types_raise_one_clear_line(embeddings, issame, message):
+def test_verify_refuses_bad_shapes_and_types_in_one_line(embeddings, issame, message):
     with pytest.raises(DataError, match=message) as caught:
         verify(embeddings, issame)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("settings", "message"), [({"folds": 1}, "folds=1"), ({"folds": 0}, "folds=0")])
-def test_folds_that_leave_nothing_to_choose_on_are_an_error(settings, message):
+def test_verify_refuses_fewer_than_two_folds(settings, message):
     with pytest.raises(UsageError, match=message):
         verify(*made_pairs(20), **settings)
 
 
 @pytest.mark.parametrize("pca", [-1, 17])
-def test_more_components_than_there_are_is_an_error(pca):
+def test_verify_refuses_more_components_than_dimensions(pca):
     with pytest.raises(UsageError, match="between 1 and 16"):
         verify(*made_pairs(20), folds=2, pca=pca)
 
 
-def test_more_components_than_training_embeddings_is_an_error():
+def test_verify_refuses_more_components_than_embeddings():
     embeddings, _ = made_pairs(5)
     with pytest.raises(UsageError, match="between 1 and 4"):
         verify(embeddings, [True, False, True, False, True], folds=2, pca=5)

@@ -1,6 +1,7 @@
 """Console output: rank 0 prints everything, other ranks only warnings and errors, with their rank in front.
 
-Use `logger.info` for what a program tells its user, on stdout, and `logger.warning` for what needs attention.
+`logger.info` is for what a program reports to its user, `logger.warning` for what needs attention: both on stdout.
+`logger.error` is for the reason why a program ends, on stderr.
 """
 
 import logging
@@ -10,17 +11,21 @@ import sys
 logger = logging.getLogger("face_recognition")
 
 
-class _StdoutHandler(logging.Handler):
-    """Print records to the present sys.stdout, which tests and progress bars may replace."""
+class _ConsoleHandler(logging.Handler):
+    """Print records to the current sys.stdout or sys.stderr, which tests replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        # LOCAL_RANK tells torchrun from other launchers, which set RANK alone.
         rank = os.environ.get("RANK", "0") if "LOCAL_RANK" in os.environ else "0"
-        prefix = "" if rank == "0" else f"[rank {rank}] "
-        if prefix and record.levelno < logging.WARNING:
+        if rank != "0" and record.levelno < logging.WARNING:
             return
-        print(f"{prefix}{record.getMessage()}", file=sys.stdout, flush=True)
+        prefix = "" if rank == "0" else f"[rank {rank}] "
+        stream = sys.stderr if record.levelno >= logging.ERROR else sys.stdout
+        # One write a line: processes share the terminal.
+        stream.write(f"{prefix}{record.getMessage()}\n")
+        stream.flush()
 
 
 logger.setLevel(logging.INFO)
 logger.propagate = False
-logger.addHandler(_StdoutHandler())
+logger.addHandler(_ConsoleHandler())

@@ -1,11 +1,15 @@
-"""What can go wrong in a user's hands, and the one way in which a program ends.
+"""The errors that a user can meet, and `run_script`, which ends every program in the same way.
 
-A message names the file or flag, the rule and the remedy, in one line.
+A message is one line: `FLAG OR FILE: what is wrong. What to do.`
 """
 
 import signal
 import sys
 from collections.abc import Callable
+
+from util.console import logger
+
+TERMINATED = 128 + signal.SIGTERM
 
 
 class UsageError(ValueError):
@@ -17,14 +21,14 @@ class DataError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on, through no fault of its command line or data."""
+    """A run that cannot continue, although its command line and data are valid."""
 
 
-def run_script(main: Callable[[list[str]], None], say: Callable[[str], bool] = bool) -> None:
-    """Runs main(arguments); every failure ends in one line on stderr, with a traceback only under --debug.
+def run_script(main: Callable[[list[str]], None]) -> None:
+    """Run main(arguments) and end the process: a failure prints one line on stderr, and a traceback only with --debug.
 
-    `say(line)` tells whether to print it: of several processes that fail alike, one is to.
     Exit codes: 0 success, 2 bad command line, 3 bad data, 1 anything else, 130 or 143 after SIGINT or SIGTERM.
+    Under torchrun each rank that fails prints its line, with its rank in front.
     """
     arguments = sys.argv[1:]
     signal.signal(signal.SIGTERM, _raise_terminated)
@@ -34,28 +38,32 @@ def run_script(main: Callable[[list[str]], None], say: Callable[[str], bool] = b
         if "--debug" in arguments:
             raise
         ignore_sigterm()
-        sys.exit(_report(error, say))
+        sys.exit(_report(error))
     except KeyboardInterrupt:
         ignore_sigterm()
-        if say("Interrupted."):
-            print("\nInterrupted.", file=sys.stderr)
+        print(file=sys.stderr)  # the terminal shows ^C on this line
+        logger.error("Interrupted.")
         sys.exit(128 + signal.SIGINT)
 
 
 def ignore_sigterm() -> None:
-    """For a process that is about to say why it ends: torchrun's SIGTERM would come between that and the end."""
+    """Ignore SIGTERM while the process reports its error: torchrun sends it to all ranks as soon as one rank fails."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _report(error: Exception, say: Callable[[str], bool]) -> int:
-    code = 2 if isinstance(error, UsageError) else 3 if isinstance(error, DataError) else 1
-    message = " ".join(str(error).split())
-    if code == 1 and not isinstance(error, RunError):
+def _report(error: Exception) -> int:
+    """Print the error in one line and return the exit code."""
+    message = " ".join(str(error).split()) or "no message"
+    code = 1
+    if isinstance(error, UsageError):
+        code = 2
+    elif isinstance(error, DataError):
+        code = 3
+    elif not isinstance(error, RunError):
         message = f"{type(error).__name__}: {message} (run again with --debug for the traceback)"
-    if say(message or "no message"):
-        print(f"error: {message}", file=sys.stderr)
+    logger.error(f"error: {message}")
     return code
 
 
 def _raise_terminated(signum: int, frame: object) -> None:
-    sys.exit(128 + signum)
+    sys.exit(TERMINATED)

@@ -1,4 +1,4 @@
-"""Verification accuracy of a backbone: embeddings of every image of a set, in one or more views, and their numbers."""
+"""Verification accuracy of a backbone: embed every image of the sets, in one or more views, and verify the pairs."""
 
 import math
 import time
@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,15 +15,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from util.errors import DataError, UsageError
+from util.face import FACE_SIZE
 from util.pairs import PairSet, PairSubset
 from util.super_resolution import enlarge
-from util.transform import SIZE, degrade, eval_crop, normalize, shrink
+from util.transform import degrade, eval_crop, normalize, shrink
 from util.verification import VerificationResult, verify
 
-# From evaluation crops to what is seen of them, (n, 112, 112, 3) RGB uint8 both, the latter on the device.
+# Turns evaluation crops, (n, 112, 112, 3) RGB uint8 on the CPU, into what the network is shown, the same on the device.
 View = Callable[[np.ndarray], torch.Tensor]
-LOW_VIEWS = ("LR", "SR")
-_READERS = 4  # threads that read for a GPU; the network needs the cores of a CPU itself
+LOW_RES_VIEWS = ("LR", "SR")
+_READERS = 4  # threads that read for a GPU; on a CPU the network needs the cores itself
 
 
 def build_views(
@@ -31,52 +33,69 @@ def build_views(
     networks: Mapping[int, nn.Module] | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, View]:
-    """What is done to the evaluation crop: nothing ("HR"); down by a scale and up again, bicubic ("LR"), or up by the
-    network for that scale ("SR"). With several scales the last two become "LRx2", "SRx2" and so on."""
+    """Build the views of these names: {label: view}.
+
+    Args:
+        names: "HR" is the evaluation crop itself. "LR" shrinks it by a scale and enlarges it again, bicubic. "SR"
+            shrinks it too, and enlarges it with the super resolution network for the scale.
+        scales: for "LR" and "SR". With several scales their labels are "LRx2", "SRx2" and so on.
+        networks: the network for each scale, on the device, for "SR".
+        device: where the views' images go.
+
+    Raises:
+        UsageError: a name is unknown.
+    """
+    networks = networks or {}
     views: dict[str, View] = {}
     for name in names:
-        if name not in ("HR", *LOW_VIEWS):
-            raise UsageError(f"view {name!r}: unknown; known are HR, {', '.join(LOW_VIEWS)}")
         if name == "HR":
             views[name] = hr_view(device)
-        for scale in scales if name in LOW_VIEWS else ():
-            network = networks[scale] if name == "SR" else None
-            views[view_label(name, scale, scales)] = low_res_view(SIZE // scale, device, network)
+        elif name in LOW_RES_VIEWS:
+            for scale in scales:
+                network = networks[scale] if name == "SR" else None
+                views[view_label(name, scale, scales)] = low_res_view(FACE_SIZE // scale, device, network)
+        else:
+            raise UsageError(f"view {name!r}: unknown. Known are HR, {', '.join(LOW_RES_VIEWS)}.")
     return views
 
 
 def hr_view(device: torch.device | str) -> View:
-    """The evaluation crop as it is."""
+    """Build the view that shows the evaluation crop itself."""
     return lambda crops: torch.from_numpy(crops).to(device, non_blocking=True)
 
 
 def low_res_view(size: int, device: torch.device | str, network: nn.Module | None = None) -> View:
-    """The crop shrunk to size x size pixels and enlarged again: bicubic, or by a network on the device."""
+    """Build the view of the crop shrunk to size x size and enlarged again: bicubic, or by a network."""
     if network is None:
-        full = hr_view(device)
-        return lambda crops: full(degrade(crops, size))
+        return lambda crops: torch.from_numpy(degrade(crops, size)).to(device, non_blocking=True)
+    return sr_view(size, device, network)
+
+
+def sr_view(size: int, device: torch.device | str, network: nn.Module) -> View:
+    """Build the view of the crop shrunk to size x size and enlarged by a network on the device."""
     return lambda crops: enlarge(network, torch.from_numpy(shrink(crops, size)).to(device))
 
 
 def view_label(name: str, scale: int, scales: Sequence[int]) -> str:
-    """The name of the view "LR" or "SR" at one of the scales."""
+    """Return the label of the view "LR" or "SR" at one of the scales."""
     return name if len(scales) == 1 else f"{name}x{scale}"
 
 
 @torch.inference_mode()
 def embed(backbone: nn.Module, images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-    """(n, 112, 112, 3) RGB uint8 -> (n, D) on the device: image and mirror image embedded, summed, L2-normalised."""
+    """Embed images and mirror images, sum both, L2-normalize: (n, 112, 112, 3) RGB uint8 -> (n, D)."""
     return _embed(backbone, hr_view(device)(images))
 
 
 def _embed(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    return F.normalize(sum(map(backbone, with_flip(images))))
+    straight, mirrored = with_flip(images)
+    return F.normalize(backbone(straight) + backbone(mirrored))
 
 
 def with_flip(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, H, W, 3) uint8 -> what the network gets of the images and of their mirror images, (n, 3, H, W) in [-1, 1].
+    """Normalize images and mirror images: (n, H, W, 3) uint8 -> twice (n, 3, H, W) in [-1, 1].
 
-    They are mirrored as bytes, which takes a tenth of the time that it takes with floats.
+    Bytes are mirrored, which takes a tenth of the time of mirroring floats.
     """
     return normalize(images), normalize(images.flip(2))
 
@@ -91,80 +110,95 @@ def evaluate(
     super_resolution: Mapping[int, nn.Module] | None = None,
     first_image_only: bool = False,
 ) -> dict[str, dict[str, VerificationResult]]:
-    """Ten-fold verification of every set in every view: {view: {set name: result}}.
+    """Verify every set in every view, with ten folds. Each image is read and cropped once for all views.
 
-    Views are names, of which views_named knows the meaning, or what is wanted itself, under any names.
-    `super_resolution` has a network for each scale, on the device, for the view "SR". With `oneside` the first image of
-    a pair alone is degraded, and the second stays as in the view "HR", which then has to be there.
-    Each image is read and cropped once for all views. The backbone is put into eval mode and back.
+    Args:
+        backbone: the network, on the device. It is put into eval mode and back.
+        pair_sets: the verification sets.
+        device: where the embeddings are computed.
+        batch_size: images in a batch.
+        views: names that build_views() knows, or a mapping of your own labels to views.
+        lr_scale: scale, or scales, of the views "LR" and "SR".
+        super_resolution: the network for each scale, on the device, for the view "SR".
+        first_image_only: degrade only the first image of each pair. The second image is shown as in the view "HR",
+            which must be among the views.
+
+    Returns:
+        {view: {set name: result}}.
+
+    Raises:
+        DataError: a set cannot be read, or its embeddings cannot be verified.
+        UsageError: a view is unknown, or "HR" is missing with first_image_only.
     """
-    scales = (lr_scale,) if isinstance(lr_scale, int) else tuple(lr_scale)
-    chosen = views if isinstance(views, Mapping) else build_views(views, scales, super_resolution, device)
-    if first_image_only and "HR" not in chosen:
-        raise UsageError("one side in low resolution: the other one is that of the view HR; add it")
+    if not isinstance(views, Mapping):
+        scales = (lr_scale,) if isinstance(lr_scale, int) else tuple(lr_scale)
+        views = build_views(views, scales, super_resolution, device)
+    if first_image_only and "HR" not in views:
+        raise UsageError("one side in low resolution: the other side is shown in the view HR. Add this view.")
     readers = 1 if torch.device(device).type == "cpu" else _READERS
-    results: dict[str, dict[str, VerificationResult]] = {view: {} for view in chosen}
+    embed_set = partial(_embed_set, backbone, views=views, first_image_only=first_image_only, readers=readers)
+    results: dict[str, dict[str, VerificationResult]] = {view: {} for view in views}
     was_training = backbone.training
     backbone.eval()
     try:
         for pairs in pair_sets:
-            started = time.perf_counter()
-            embeddings = _embed_shared(backbone, pairs, batch_size, chosen, first_image_only, readers)
-            rate = 2 * len(pairs) * len(chosen) / (time.perf_counter() - started)
+            start_time = time.perf_counter()
+            embeddings = _split_over_ranks(embed_set, pairs, batch_size)
+            rate = 2 * len(pairs) * len(views) / (time.perf_counter() - start_time)
             for view, vectors in embeddings.items():
-                results[view][pairs.name] = replace(_verify(pairs, vectors), images_per_second=rate)
+                try:
+                    result = verify(vectors, pairs.issame)
+                except DataError as error:
+                    raise DataError(f"{pairs.name}: {error}") from None
+                results[view][pairs.name] = replace(result, images_per_second=rate)
     finally:
         backbone.train(was_training)
     return results
 
 
-def recovered_fraction(high: VerificationResult, low: VerificationResult, enlarged: VerificationResult) -> float | None:
-    """The share of the accuracy lost at low resolution that super resolution wins back.
+def recovered_fraction(
+    high_res: VerificationResult, low_res: VerificationResult, enlarged: VerificationResult
+) -> float | None:
+    """Return the fraction of the accuracy lost at low resolution that super resolution recovers.
 
-    None where that loss is below one standard error of the accuracy at low resolution, a proportion of the P pairs:
-    a quotient of noise says nothing.
+    Return None if the loss is below one standard error of the accuracy at low resolution, a proportion of the P pairs:
+    the quotient would be noise.
     """
-    loss = high.accuracy - low.accuracy
-    if loss <= math.sqrt(low.accuracy * (1 - low.accuracy) / low.pairs):
+    loss = high_res.accuracy - low_res.accuracy
+    if loss <= math.sqrt(low_res.accuracy * (1 - low_res.accuracy) / low_res.pairs):
         return None
-    return (enlarged.accuracy - low.accuracy) / loss
+    return (enlarged.accuracy - low_res.accuracy) / loss
 
 
 def average_accuracy(results: dict[str, VerificationResult]) -> float:
+    """Return the mean accuracy of the sets."""
     return sum(result.accuracy for result in results.values()) / len(results)
 
 
-def _verify(pairs: PairSet, vectors: np.ndarray) -> VerificationResult:
-    try:
-        return verify(vectors, pairs.issame)
-    except DataError as error:
-        raise DataError(f"{pairs.name}: {error}") from None
-
-
-def _embed_shared(
-    backbone: nn.Module,
-    pairs: PairSet,
-    batch_size: int,
-    views: Mapping[str, View],
-    first_image_only: bool,
-    readers: int,
+def _split_over_ranks(
+    embed_set: Callable[[PairSet, int], dict[str, np.ndarray]], pairs: PairSet, batch_size: int
 ) -> dict[str, np.ndarray]:
-    """As _embed_set. Processes of torch.distributed embed a contiguous share of the batches each, and all get all.
+    """Embed a set like _embed_set, with the batches split over the ranks of torch.distributed.
 
-    The batches are those of a single process, if batch_size is even: so are the embeddings, then.
+    Every rank gets all embeddings. If batch_size is even, the batches, and with them the embeddings, are the same as in
+    a single process.
     """
-    ranks = dist.get_world_size() if dist.is_initialized() else 1
-    if ranks == 1:
-        return _embed_set(backbone, pairs, batch_size, views, first_image_only, readers)
-    size = max(1, batch_size // 2)  # pairs in a batch
-    batches = -(-len(pairs) // size)
-    bounds = [min(size * (batches * rank // ranks), len(pairs)) for rank in range(ranks + 1)]
-    first, last = bounds[dist.get_rank() :][:2]
-    share = PairSubset(pairs, np.arange(first, last))
-    own = _embed_set(backbone, share, 2 * size, views, first_image_only, readers) if first < last else {}
-    shares: list[dict[str, np.ndarray]] = [{}] * ranks
-    dist.all_gather_object(shares, own)
-    return {view: np.concatenate([share[view] for share in shares if share]) for view in views}
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    if world_size == 1:
+        return embed_set(pairs, batch_size)
+    # Each rank takes a contiguous range of the batches, which may be empty.
+    batch_pairs = max(1, batch_size // 2)
+    num_batches = -(-len(pairs) // batch_pairs)
+    rank = dist.get_rank()
+    first = min(batch_pairs * (num_batches * rank // world_size), len(pairs))
+    last = min(batch_pairs * (num_batches * (rank + 1) // world_size), len(pairs))
+    local: dict[str, np.ndarray] = {}
+    if first < last:
+        local = embed_set(PairSubset(pairs, np.arange(first, last)), 2 * batch_pairs)
+    gathered: list[dict[str, np.ndarray]] = [{}] * world_size
+    dist.all_gather_object(gathered, local)
+    non_empty = [embeddings for embeddings in gathered if embeddings]
+    return {view: np.concatenate([embeddings[view] for embeddings in non_empty]) for view in non_empty[0]}
 
 
 @torch.inference_mode()
@@ -172,29 +206,31 @@ def _embed_set(
     backbone: nn.Module,
     pairs: PairSet,
     batch_size: int,
+    *,
     views: Mapping[str, View],
     first_image_only: bool,
     readers: int,
 ) -> dict[str, np.ndarray]:
-    """{view: (2P, D) float32}. The embeddings stay on the device until the last batch."""
-    parts: dict[str, list[torch.Tensor]] = {view: [] for view in views}
+    """Embed a set: {view: (2P, D) float32}. The embeddings stay on the device until the last batch."""
+    batches: dict[str, list[torch.Tensor]] = {view: [] for view in views}
     done = 0
     for crops in _read_ahead(pairs, batch_size, readers):
-        firsts = crops[done % 2 :: 2]  # of their pairs
+        first_of_pairs = crops[done % 2 :: 2]
         done += len(crops)
         for name, view in views.items():
-            seen = firsts if first_image_only and name != "HR" else crops
-            if len(seen):
-                parts[name].append(_embed(backbone, view(seen)))
-    vectors = {name: torch.cat(batches) for name, batches in parts.items()}
+            shown = first_of_pairs if first_image_only and name != "HR" else crops
+            if len(shown):
+                batches[name].append(_embed(backbone, view(shown)))
+    embeddings = {name: torch.cat(vectors) for name, vectors in batches.items()}
     if first_image_only:
-        for name in vectors.keys() - {"HR"}:
-            vectors[name] = torch.stack([vectors[name], vectors["HR"][1::2]], dim=1).flatten(0, 1)
-    return {name: values.cpu().numpy() for name, values in vectors.items()}
+        # Interleave the degraded first images with the second images of the view HR: (P, 2, D) -> (2P, D).
+        for name in embeddings.keys() - {"HR"}:
+            embeddings[name] = torch.stack([embeddings[name], embeddings["HR"][1::2]], dim=1).flatten(0, 1)
+    return {name: vectors.cpu().numpy() for name, vectors in embeddings.items()}
 
 
 def _read_ahead(pairs: PairSet, batch_size: int, readers: int) -> Iterator[np.ndarray]:
-    """Evaluation crops batch by batch; so many threads read the next ones while the network has this one."""
+    """Yield evaluation crops batch by batch; `readers` threads read the next batches meanwhile."""
 
     def read(start: int) -> np.ndarray:
         return eval_crop(pairs.images(start, min(start + batch_size, total)))

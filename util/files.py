@@ -92,8 +92,8 @@ class Provenance:
         for name, value in self.settings.items():
             before = recorded.get(name)
             if before != value:
-                # The start of a checksum is enough.
-                change = f"{name} {before!s:.24}, not {value!s:.24}"
+                # Long enough for paths, whose ends differ.
+                change = f"{name} {before!s:.200}, not {value!s:.200}"
                 raise UsageError(f"{place}: was made with other settings ({self.path.name}: {change}). {fix}")
 
     def write(self) -> None:

@@ -1,21 +1,25 @@
-"""Photographs as people have them, read as RGB uint8: whatever can be read is, and what cannot says why in one line."""
+"""Read photographs of any common format as RGB uint8, and write images atomically."""
 
 import warnings
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# Formats that Pillow decodes by itself. Left out are those for which it starts other programs, such as EPS.
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+from util.files import atomic_write
+
+# Formats that Pillow decodes by itself. It starts other programs for the rest, such as EPS.
+READ_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff")
     + (".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".heic", ".heif")
 )
+WRITE_FORMATS = {"jpg": [cv2.IMWRITE_JPEG_QUALITY, 95], "png": []}  # suffix: parameters of OpenCV's encoder
 
 
 class NotAnImage(ValueError):
-    """A file that neither is an image nor has the name of one."""
+    """A file whose content is not an image and whose name does not promise one."""
 
 
 class UnreadableImage(ValueError):
@@ -23,15 +27,19 @@ class UnreadableImage(ValueError):
 
 
 def read_photo(path: Path) -> np.ndarray:
-    """The (first) image in a file, upright as its EXIF orientation says: (H, W, 3) RGB uint8.
+    """Read the (first) image of a file, turned upright by its EXIF orientation.
 
-    Grey and CMYK become RGB, 16 bits become 8, and what is transparent becomes white. Raises NotAnImage or
-    UnreadableImage for every other file: also for one cut short, and for one of more than 179 million pixels, which is
-    refused before its pixels are decoded.
+    Returns:
+        (H, W, 3) RGB uint8. Grey and CMYK become RGB, 16 bits become 8, transparent pixels become white.
+
+    Raises:
+        NotAnImage: neither the content nor the name is an image's.
+        UnreadableImage: the image is damaged or cut short, or has more than 179 million pixels. The size is checked
+            before pixels are decoded.
     """
     try:
         Image.init()
-        formats = [name for name in FORMATS if name in Image.OPEN]  # a build of Pillow may lack some
+        formats = [name for name in READ_FORMATS if name in Image.OPEN]  # a build of Pillow may lack some
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
@@ -39,17 +47,29 @@ def read_photo(path: Path) -> np.ndarray:
     except UnidentifiedImageError:
         if path.suffix.lower() not in SUFFIXES:
             raise NotAnImage("not an image") from None
-        raise UnreadableImage(_why_unknown(path)) from None
+        raise UnreadableImage(_unknown_format(path)) from None
     except Image.DecompressionBombError as error:
-        raise UnreadableImage(f"too large ({_line(error)}); make it smaller") from None
-    except Exception as error:  # decoders fail on broken files in ways of their own
-        raise UnreadableImage(f"cannot be read ({_line(error)}); restore or remove it") from None
+        raise UnreadableImage(f"too large ({_one_line(error)}); make it smaller") from None
+    except Exception as error:  # decoders raise many types on damaged files
+        raise UnreadableImage(f"cannot be read ({_one_line(error)}); restore or remove it") from None
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write (H, W, 3) RGB uint8 atomically as JPEG (quality 95) or PNG, chosen by the suffix of `path`.
+
+    Missing folders are created. Raises OSError if the file cannot be written.
+    """
+    encoded, data = cv2.imencode(path.suffix, image[:, :, ::-1], WRITE_FORMATS[path.suffix[1:]])
+    assert encoded, path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as partial:
+        partial.write_bytes(data.tobytes())
 
 
 def _as_rgb(image: Image.Image) -> Image.Image | np.ndarray:
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I"):  # 16 bits, of which Pillow would cut off the upper ones
+    if image.mode.startswith("I"):  # Pillow would keep the lower 8 bits of 16
         grey = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode == "F":
@@ -60,7 +80,7 @@ def _as_rgb(image: Image.Image) -> Image.Image | np.ndarray:
     return image.convert("RGB")
 
 
-def _why_unknown(path: Path) -> str:
+def _unknown_format(path: Path) -> str:
     if path.stat().st_size == 0:
         return "empty file; restore or remove it"
     if path.suffix.lower() in (".heic", ".heif"):
@@ -68,5 +88,5 @@ def _why_unknown(path: Path) -> str:
     return "not an image in spite of its name; restore or remove it"
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,4 +1,4 @@
-"""The same function for many items, on all cores, with the results in the order of the items."""
+"""Parallel map over processes, with the results in the order of the items."""
 
 import multiprocessing
 import os
@@ -15,21 +15,30 @@ import cv2
 
 from util.errors import RunError
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
-_AHEAD = 4  # items in hand for each process
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_ITEMS_AHEAD = 4  # submitted and not yet returned, for each process
 
-_shared: Any = None  # of a worker process
+_shared: Any = None  # in a worker process: the `shared` of its parent
 
 
 def parallel_map(
     function: Callable[[Any, Item], Result], shared: Any, items: Iterable[Item], processes: int, fork: bool = True
 ) -> Iterator[Result]:
-    """function(shared, item) for each of the items, in their order, on so many processes (1: in this one).
+    """Yield function(shared, item) for each item, in the order of the items.
 
-    On Linux the processes are forked, so that `shared`, which may be large, is not copied; elsewhere it is pickled once
-    for each. Where this process has used torch, take fork=False: a fork would inherit its threads in mid-air.
-    What a function raises is raised here, and ends the work; RunError if a process died. Processes end with this one,
-    however that ends.
+    The worker processes end with this process, even if it is killed.
+
+    Args:
+        function: called in the worker processes; it must be picklable, like its items and results.
+        shared: an object that every call needs. On Linux a fork shares its memory; elsewhere it is pickled once for
+            each process.
+        items: read at most four items for each process ahead of the results.
+        processes: below 2, the calls run in this process.
+        fork: False if this process has used torch, because a fork would inherit its threads in an undefined state.
+
+    Raises:
+        RunError: a worker process died. An exception of `function` is raised as it is. Both end the work.
     """
     if processes < 2:
         yield from (function(shared, item) for item in items)
@@ -40,13 +49,13 @@ def parallel_map(
     try:
         for item in items:
             pending.append(pool.submit(_call, function, item))
-            if len(pending) >= _AHEAD * processes:
+            if len(pending) >= _ITEMS_AHEAD * processes:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool:
         raise RunError(
-            "a process died, perhaps for lack of memory; run the same command again, with fewer --processes"
+            "a process died, perhaps for lack of memory. Run the same command again, with fewer --processes."
         ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -55,11 +64,11 @@ def parallel_map(
 def _start(shared: Any) -> None:
     global _shared
     _shared = shared
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # A main process that is killed cannot say so.
+    # A main process that is killed cannot stop its workers, so each worker waits for its end.
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-    cv2.setNumThreads(0)  # with 1, a fork would wait for ever for threads that only its parent has
+    cv2.setNumThreads(0)  # with 1, a fork would wait forever for threads that only its parent has
 
 
 def _call(function: Callable[[Any, Item], Result], item: Item) -> Result:

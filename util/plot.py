@@ -1,5 +1,7 @@
-"""Figures of a run and of its validation. matplotlib is imported where it is needed, and never its pyplot: a figure
-here is an object like any other, without a window, a global list of open figures, or changed settings.
+"""Figures of a run and of its validation.
+
+matplotlib is imported inside functions, because it loads slowly. pyplot is never imported: a figure here is a plain
+object, without a window, a global list of open figures, or changed settings.
 """
 
 from __future__ import annotations
@@ -7,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Told apart by people with any kind of colour vision (Okabe and Ito 2008), their yellow, too pale for a line, left out.
+# Okabe and Ito's colors (2008), which differ under any kind of color vision, without yellow, too pale for a line.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#8C6D46")
 DASHES = ("-", (0, (4, 1.6)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 INK, PALE_INK, SPINE, GRID = "#333333", "#777777", "#888888", "#DDDDDD"
@@ -27,11 +29,11 @@ LOWEST_FAR = 1e-4
 
 
 def roc_figure(results: Mapping[str, VerificationResult]) -> Figure:
-    """ROC curves over a logarithmic false accept rate, with accuracy (± standard deviation) and AUC in the legend.
+    """Draw ROC curves over a logarithmic false accept rate.
 
-    A curve is a staircase, the largest true accept rate at each false accept rate, and begins at 1 / negatives, the
-    smallest one that its set can show, or at 1e-4. "LFW LR" has the colour of "LFW", dashed. Later curves are thinner,
-    so that one which covers another does not hide it.
+    The legend has accuracy (± standard deviation) and AUC. A curve is a staircase of the largest true accept rate at
+    each false accept rate. It begins at 1 / negatives, the smallest rate that its set can show, or at 1e-4. "LFW LR"
+    has the color of "LFW", dashed. Later curves are thinner, so that they do not hide earlier curves below them.
     """
     from matplotlib.figure import Figure
 
@@ -44,7 +46,7 @@ def roc_figure(results: Mapping[str, VerificationResult]) -> Figure:
     for (name, (far, tar)), width, style in zip(curves.items(), widths, _styles(curves), strict=True):
         axes.plot(far, tar, drawstyle="steps-post", linewidth=width, label=name, **style)
     lowest = min(tar[0] for _, tar in curves.values())
-    bottom = max(0.0, np.floor(20 * lowest - 0.5) / 20)  # a multiple of 5 % that leaves all curves some room
+    bottom = max(0.0, np.floor(20 * lowest - 0.5) / 20)  # a multiple of 5 % below all curves
     axes.set(xscale="log", xlabel="False accept rate", ylabel="True accept rate (%)")
     axes.set_xlim(min(far[0] for far, _ in curves.values()), 1)
     axes.set_ylim(bottom, 1 + 0.02 * (1 - bottom))
@@ -59,7 +61,7 @@ def roc_figure(results: Mapping[str, VerificationResult]) -> Figure:
 
 
 def score_histogram(result: VerificationResult) -> Figure:
-    """How the squared distances of same and of different pairs are distributed, and the threshold between them."""
+    """Draw how squared distances of same and different pairs are distributed, and the threshold."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -70,7 +72,7 @@ def score_histogram(result: VerificationResult) -> Figure:
         distances = result.distances[result.issame == same]
         axes.hist(
             distances,
-            bins,
+            bins.tolist(),
             weights=np.full(len(distances), 1 / len(distances)),
             histtype="stepfilled",
             facecolor=(color, 0.25),
@@ -87,10 +89,10 @@ def score_histogram(result: VerificationResult) -> Figure:
 
 
 def training_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss, Prec@1 and, where there was a validation set, accuracy over the epochs of a run.
+    """Draw loss, Prec@1 and, if there was a validation set, accuracy over the epochs of a run.
 
     `records` are the lines of metrics.jsonl: epoch, loss, prec1 (percent), lr, accuracy {set: value in [0, 1]}. Thin
-    vertical lines stand where the learning rate fell to half or less from one epoch to the next.
+    vertical lines mark where the learning rate fell to half or less from one epoch to the next.
     """
     from matplotlib.figure import Figure
 
@@ -105,14 +107,13 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     loss.plot(epochs, [record["loss"] for record in records], color=COLORS[0], **line)
     precision.plot(epochs, [record["prec1"] for record in records], color=COLORS[0], **line)
     for axes in accuracy:
-        known = {name: [r for r in records if name in r["accuracy"]] for name in sets}
-        percent = {name: [100 * r["accuracy"][name] for r in known[name]] for name in sets}
+        columns: dict[str, list[str]] = {"last (%)": [], "best (%)": []}
         for name, style in zip(sets, _styles(sets), strict=True):
-            axes.plot([r["epoch"] for r in known[name]], percent[name], label=name, **style, **line)
-        columns = {
-            "last (%)": [f"{values[-1]:.2f}" for values in percent.values()],
-            "best (%)": [f"{max(values):.2f}" for values in percent.values()],
-        }
+            evaluated = [record for record in records if name in record["accuracy"]]
+            percent = [100 * record["accuracy"][name] for record in evaluated]
+            axes.plot([record["epoch"] for record in evaluated], percent, label=name, **style, **line)
+            columns["last (%)"].append(f"{percent[-1]:.2f}")
+            columns["best (%)"].append(f"{max(percent):.2f}")
         _table_legend(figure, axes, columns)
     titles = ("Training loss", "Training Prec@1 (%)", "Verification accuracy (%)")
     for axes, title in zip((loss, precision, *accuracy), titles, strict=False):
@@ -122,26 +123,26 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Writes the figure in the format that the path's suffix names, whole or not at all."""
+    """Write the figure in the format of the path's suffix. Raise UsageError for an unknown suffix."""
     path = Path(path)
     known = figure.canvas.get_supported_filetypes()
     suffix = path.suffix[1:].lower()
     if suffix not in known:
-        raise UsageError(f"{path}: a plot cannot be written as {path.suffix or 'a file without a suffix'}; use .png")
+        raise UsageError(f"{path}: a plot cannot be written as {path.suffix or 'a file without a suffix'}. Use .png.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial:
         figure.savefig(partial, format=suffix, dpi=200)
 
 
 def _staircase(result: VerificationResult) -> tuple[np.ndarray, np.ndarray]:
-    """The corners of a ROC from 1 / negatives or LOWEST_FAR on: false accept rates, and the largest TAR at each."""
+    """Return the corners of a ROC from 1 / negatives or LOWEST_FAR on: FAR, and the largest TAR at each."""
     start = max(1 / result.negatives, LOWEST_FAR)
     far = np.unique(np.concatenate([[start], result.far[result.far > start]]))
     return far, result.tar[np.searchsorted(result.far, far, side="right") - 1]
 
 
 def _styles(names: Sequence[str] | Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A colour for each set, and a dash for each of its views: "LFW LR" is a view of "LFW" where both are drawn."""
+    """Choose a color for each set and a dash for each view: "LFW LR" is a view of "LFW" if both are drawn."""
     colors: dict[str, str] = {}
     views: dict[str, int] = {}
     styles = []
@@ -154,16 +155,16 @@ def _styles(names: Sequence[str] | Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _table_legend(figure: Figure, axes: Axes, columns: Mapping[str, Sequence[str]]) -> None:
-    """A legend beside the axes, where it covers nothing: a row for each line, and columns of text under their headings.
+    """Add a legend next to the axes: a row for each line, and columns of text under their headings.
 
-    A legend fills column by column; the columns of text are entries without a line to show.
+    A legend fills column by column. The columns of text are entries without a line to show.
     """
     from matplotlib.lines import Line2D
 
     lines = axes.get_lines()
     blank = Line2D([], [], linestyle="none")
     handles = [blank, *lines] + [blank] * (len(columns) * (len(lines) + 1))
-    labels = ["", *(line.get_label() for line in lines)]
+    labels = ["", *(str(line.get_label()) for line in lines)]
     for heading, texts in columns.items():
         labels += [heading, *texts]
     legend = figure.legend(
@@ -181,12 +182,12 @@ def _table_legend(figure: Figure, axes: Axes, columns: Mapping[str, Sequence[str
             text.set_color(PALE_INK)
 
 
-def _percent(share: float, position: int) -> str:
-    return f"{100 * share:g}"
+def _percent(fraction: float, position: float) -> str:
+    return f"{100 * fraction:g}"
 
 
-def style_axes(axes: Axes, grid: str) -> None:
-    """Two spines, pale grid lines behind the data, dark grey and not black text."""
+def style_axes(axes: Axes, grid: Literal["both", "x", "y"]) -> None:
+    """Style axes: two spines, pale grid lines behind the data, dark gray text."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(SPINE)
     axes.grid(axis=grid, color=GRID, linewidth=0.7)

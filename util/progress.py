@@ -1,4 +1,4 @@
-"""What a long wait looks like before training begins."""
+"""A progress bar for slow work before training begins."""
 
 import sys
 from collections.abc import Collection, Iterable
@@ -8,6 +8,6 @@ from tqdm import tqdm
 
 
 def progress(items: Collection[Any], title: str, unit: str) -> Iterable[Any]:
-    """The items one by one; after two seconds, a bar on stderr says how many are done: seldom where it is a file."""
+    """Return the items with a bar on stderr, shown after 2 s and updated every 30 s if stderr is not a terminal."""
     seconds = 1 if sys.stderr.isatty() else 30
     return tqdm(items, title, unit=f" {unit}", unit_scale=True, delay=2, mininterval=seconds)

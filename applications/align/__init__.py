@@ -1,4 +1,4 @@
-"""Face alignment: MTCNN finds faces and landmarks, a similarity transform brings them to ArcFace's template."""
+"""Face alignment: MTCNN finds faces and landmarks, and a similarity transform moves them to ArcFace's template."""
 
 from applications.align.detector import Detector, Face, detect
 from applications.align.warp import align

@@ -1,44 +1,52 @@
-"""Boxes of faces, (N, 4) x1 y1 x2 y2 in pixels, both ends inside as in the original MTCNN: widths are x2 - x1 + 1."""
+"""Operations on boxes of faces, (N, 4) x1 y1 x2 y2 in pixels.
+
+Both ends belong to the box, as in the original MTCNN: the width is x2 - x1 + 1.
+"""
 
 import numpy as np
 
 
 def sizes(boxes: np.ndarray) -> np.ndarray:
-    """(N, 2) width and height."""
+    """Return (N, 2) widths and heights."""
     return boxes[:, 2:] - boxes[:, :2] + 1
 
 
 def suppress(
     boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, threshold: float, of_smaller: bool = False
 ) -> np.ndarray:
-    """Non-maximum suppression within each group of boxes: ascending indices of those that stay.
+    """Return the ascending indices of the boxes that non-maximum suppression keeps in each group.
 
-    The box with the highest score stays, and those of its group go whose overlap with it is above the threshold; then
-    the highest of the rest, and so on. The overlap is the intersection over the union, or over the smaller of the two.
-    All groups are worked on at once: a round takes the best box of each.
+    Args:
+        boxes: (N, 4).
+        scores: (N,).
+        groups: (N,) int; boxes of different groups do not suppress each other.
+        threshold: a box is removed if its overlap with a kept box of its group is above it.
+        of_smaller: divide the intersection by the area of the smaller box, not by the union.
     """
-    left, (width, height) = np.lexsort((-scores, groups)), sizes(boxes).T
-    areas = width * height
+    areas = sizes(boxes).prod(axis=1)
+    left = np.lexsort((-scores, groups))  # the boxes not yet decided, by group and falling score
     kept = [left[:0]]
+    # Each round keeps the best box of every group and removes the boxes that overlap with it.
     while len(left):
-        starts = np.r_[True, np.diff(groups[left]) != 0]
-        best = left[starts][np.cumsum(starts) - 1]  # for each box that is left, the best of its group
-        kept.append(left[starts])
-        low, high = np.maximum(boxes[left, :2], boxes[best, :2]), np.minimum(boxes[left, 2:], boxes[best, 2:])
-        shared = np.clip(high - low + 1, 0, None).prod(axis=1)
-        smaller = np.minimum(areas[left], areas[best])
-        whole = smaller if of_smaller else areas[left] + areas[best] - shared
-        left = left[(shared <= threshold * whole) & ~starts]
+        is_best = np.r_[True, np.diff(groups[left]) != 0]
+        best = left[is_best][np.cumsum(is_best) - 1]  # for each box, the best box of its group
+        kept.append(left[is_best])
+        low = np.maximum(boxes[left, :2], boxes[best, :2])
+        high = np.minimum(boxes[left, 2:], boxes[best, 2:])
+        intersection = np.clip(high - low + 1, 0, None).prod(axis=1)
+        union = areas[left] + areas[best] - intersection
+        reference = np.minimum(areas[left], areas[best]) if of_smaller else union
+        left = left[(intersection <= threshold * reference) & ~is_best]
     return np.sort(np.concatenate(kept))
 
 
 def calibrate(boxes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Moves the four sides by `offsets` (N, 4), shares of the width and height."""
+    """Move the four sides by `offsets` (N, 4), which are fractions of the width and height."""
     return boxes + np.tile(sizes(boxes), 2) * offsets
 
 
 def square(boxes: np.ndarray) -> np.ndarray:
-    """The square of the longer side around the same centre, in whole pixels."""
+    """Return squares with the longer side and the center of each box, rounded to integer pixels."""
     size = sizes(boxes)
     side = size.max(axis=1, keepdims=True)
     start = boxes[:, :2] + (size - side) / 2
@@ -46,6 +54,6 @@ def square(boxes: np.ndarray) -> np.ndarray:
 
 
 def distance_to_center(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(N,) distance in pixels between the centres of the boxes and that of the image."""
+    """Return (N,) distances in pixels from the centers of the boxes to the center of a width x height image."""
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     return np.linalg.norm(centers - np.array([width, height]) / 2, axis=1)

@@ -1,98 +1,126 @@
-"""Finds the faces in a folder of photographs and writes them aligned, 112x112, for training. From the repository root:
+"""Find the faces in a folder of photographs and write them aligned, 112x112, for training. From the repository root:
 
 python applications/align/face_align.py -source_root RAW -dest_root ALIGNED -crop_size 112
 python applications/align/face_align.py --source_root RAW --dest_root data/imgs_train --contact_sheet sheet.png
 python -m applications.align.face_align --source_root RAW --dest_root ALIGNED --keep_all --format png
 
-RAW/PERSON/IMAGE becomes ALIGNED/PERSON/IMAGE.jpg, RAW/IMAGE becomes ALIGNED/IMAGE.jpg. RAW is only read. What became of
-each file stands in ALIGNED/manifest.csv; the same command, given again, goes on where it was stopped.
+RAW/PERSON/IMAGE becomes ALIGNED/PERSON/IMAGE.jpg, RAW/IMAGE becomes ALIGNED/IMAGE.jpg. RAW is only read.
+ALIGNED/manifest.csv records the result of each file. Run the same command again to continue a stopped run.
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from util.cli.argparser import Parser
-from util.cli.types import to_gpus
-from util.errors import DataError, UsageError, run_script
+from util.cli.parser import Settings, choice, flag, option, parse, processes
+from util.cli.types import SELECT, integer, number, to_file, to_gpus, to_png
+from util.errors import DataError, run_script
 from util.files import require_writable_file
 
 
 def main(arguments: list[str]) -> None:
-    flags = _parse(arguments)
-    gpus = _gpus(flags.gpu_num)
+    flags = parse_flags(arguments)
 
-    # torch takes seconds to import, and a mistake in the command line is answered at once.
-    from applications.align.batch import AlignSettings, align_tree, printable
+    # torch takes seconds to import: report mistakes in the command line first.
+    from applications.align.batch import AlignSettings, align_tree
     from applications.align.contact_sheet import write_contact_sheet
     from applications.align.manifest import ALIGNED, FILE
     from util.device import select_devices
+    from util.image_tree import printable
 
-    names = ("crop_size", "select", "keep_all", "min_face", "format")
-    settings = AlignSettings(thresholds=tuple(flags.thresholds), **{name: getattr(flags, name) for name in names})
-    devices = select_devices(gpus)
-    summary = align_tree(flags.source_root, flags.dest_root, settings, devices, flags.processes, force=flags.force)
+    source = printable(flags.source_root)
+    settings = AlignSettings(
+        crop_size=flags.crop_size,
+        select=flags.select,
+        keep_all=flags.keep_all,
+        min_face=flags.min_face,
+        thresholds=flags.thresholds,
+        format=flags.format,
+    )
+    devices = select_devices(available_gpus() if flags.gpu_num is None else flags.gpu_num)
+    summary = align_tree(
+        flags.source_root, flags.dest_root, settings, devices, processes=flags.processes, force=flags.force
+    )
     counts = ", ".join(f"{count} {status}" for status, count in sorted(summary.counts.items()))
-    print(f"{printable(str(flags.source_root))}: {counts or 'no files'}")
+    print(f"{source}: {counts or 'no files'}")
     if summary.new:
         print(f"{summary.new} files in {summary.seconds:.1f} s, {summary.new / summary.seconds:.1f} images/s")
-    print(f"what became of each file: {printable(str(flags.dest_root / FILE))}")
+    print(f"result of each file: {printable(flags.dest_root / FILE)}")
     if flags.contact_sheet:
         write_contact_sheet(flags.source_root, flags.dest_root, flags.contact_sheet)
-        print(f"before and after: {printable(str(flags.contact_sheet))}")
+        print(f"before and after: {printable(flags.contact_sheet)}")
     if not summary.counts[ALIGNED]:
-        raise DataError(f"{printable(str(flags.source_root))}: no face was aligned; the manifest has the reasons")
+        raise DataError(f"{source}: no face was aligned. The manifest has the reasons.")
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="face_align.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("-source_root", "--source_root", type=Path, required=True, metavar="DIR", help="photographs; only read")
-    add("-dest_root", "--dest_root", type=Path, required=True, metavar="DIR", help="where the aligned faces go")
-    add("-crop_size", "--crop_size", type=int, default=112, metavar="N", help="pixels a side (112)")
-    add("--select", default="largest", metavar="WHICH", help="of several faces the largest (default), central or best")
-    add("--keep_all", action="store_true", help="write every face: IMAGE.jpg, IMAGE.face2.jpg, ...")
-    add("--min_face", type=float, default=20.0, metavar="X", help="pixels of the smallest face to look for (20)")
-    add(
-        "--thresholds",
-        type=float,
-        nargs=3,
-        default=(0.6, 0.7, 0.8),
+def _to_gpus_or_auto(value: object) -> tuple[int, ...] | None:
+    """Return GPU numbers as in training, or None for `auto`."""
+    if isinstance(value, str) and value.strip().lower() == "auto":
+        return None
+    try:
+        return to_gpus(value)
+    except ValueError as rule:
+        raise ValueError(f"{rule} or auto") from None
+
+
+def _to_thresholds(value: object) -> tuple[float, ...]:
+    items = value.split() if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or len(items) != 3:
+        raise ValueError("three numbers, like 0.6 0.7 0.8")
+    return tuple(number("three numbers, like 0.6 0.7 0.8", lambda item: True)(item) for item in items)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(Settings):
+    """The settings of face_align.py."""
+
+    source_root: Path = option(
+        type=to_file, metavar="DIR", help="folder of photographs; only read", required=True, single_dash=True
+    )
+    dest_root: Path = option(
+        type=to_file, metavar="DIR", help="folder for the aligned faces", required=True, single_dash=True
+    )
+    crop_size: int = option(default=112, type=integer(16, 4096), metavar="N", help="pixels a side", single_dash=True)
+    select: str = choice(SELECT, default="largest", help="which of several faces: largest, central or best")
+    keep_all: bool = flag(help="write every face: IMAGE.jpg, IMAGE.face2.jpg, ...")
+    min_face: float = option(
+        default=20.0,
+        type=number("a number", lambda value: True),
         metavar="X",
-        help="probability of a face that each of the three networks asks for (0.6 0.7 0.8)",
+        help="pixels of the smallest face to look for",
     )
-    add("--format", default="jpg", metavar="NAME", help="jpg (default; quality 95) or png")
-    add("--contact_sheet", type=Path, metavar="FILE.png", help="also draw a page of photographs and aligned faces")
-    add(
-        "--gpu_num",
-        default="auto",
+    thresholds: tuple[float, ...] = option(
+        default=(0.6, 0.7, 0.8), type=_to_thresholds, metavar="X X X", help="least face probability in each network"
+    )
+    format: str = choice(("jpg", "png"), default="jpg", help="jpg (quality 95) or png")
+    contact_sheet: Path | None = option(
+        type=to_png, metavar="FILE.png", help="also draw a page of photographs and aligned faces"
+    )
+    gpu_num: tuple[int, ...] | None = option(
+        type=_to_gpus_or_auto,
         metavar="LIST",
-        help="GPUs, as 0 or [0,1]; cpu; auto (default): GPU 0 if there is one",
+        help="GPUs, as 0 or [0,1]; or cpu; or auto",
+        default_help="auto: GPU 0 if there is one",
     )
-    add("--processes", type=int, metavar="N", help="that share the work (one a core)")
-    add("--force", action="store_true", help="remove what an earlier run aligned, and start over")
-    flags = parser.parse_args(arguments)
-    if flags.processes is not None and not 0 <= flags.processes <= 256:
-        raise UsageError(f"--processes {flags.processes}: must lie between 0 and 256")
+    processes: int | None = processes()
+    force: bool = flag(help="remove what an earlier run aligned, and start again")
+
+
+def parse_flags(arguments: list[str]) -> Flags:
+    """Return the settings from the arguments. UsageError for a mistake."""
+    flags = parse(Flags, "applications/align/face_align.py", arguments, description=__doc__)
     if flags.contact_sheet:
         require_writable_file("--contact_sheet", flags.contact_sheet)
-        if flags.contact_sheet.suffix.lower() != ".png":
-            raise UsageError(f"--contact_sheet {flags.contact_sheet}: is a PNG file; let its name end in .png")
     return flags
 
 
-def _gpus(text: str) -> tuple[int, ...]:
-    """The numbers of the GPUs, as in training; for `auto` the first, if there is one; none for the CPU."""
-    if text.strip().lower() == "auto":
-        import torch
+def available_gpus() -> tuple[int, ...]:
+    """Return GPU 0 if there is one, and no GPU otherwise: the meaning of --gpu_num=auto."""
+    import torch
 
-        return (0,) if torch.cuda.is_available() else ()
-    try:
-        return to_gpus(text)
-    except ValueError as rule:
-        raise UsageError(f"--gpu_num {text}: is not {rule} or auto") from None
+    return (0,) if torch.cuda.is_available() else ()
 
 
 if __name__ == "__main__":

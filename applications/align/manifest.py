@@ -1,21 +1,20 @@
-"""What became of each file of an aligned tree: DEST/manifest.csv, and DEST/align.json with the settings that made it.
+"""Record the result of each file of an aligned tree in DEST/manifest.csv, and the settings in DEST/align.json.
 
-The manifest is written as the work goes on, and is how a run that was killed knows what is left. Its columns:
+Rows are appended while the program works, so a stopped run knows what is left to do. The columns:
 
     path        the photograph, relative to the source
     status      aligned, no face, unreadable, or not an image
     output      the aligned face, relative to the destination
-    faces       how many faces were found
+    faces       number of faces found
     x1 … y2     the face's box, in pixels of the upright photograph
     score       the probability of a face
     left_eye_x … mouth_right_y
-    reason      why there is no aligned face
+    reason      why no aligned face was written
 
-A photograph has one line, or one for each of its faces where all are kept. Names that are not UTF-8 keep their bytes.
+A photograph has one row, or one row for each face if all faces are kept. Names that are not UTF-8 keep their bytes.
 """
 
 import csv
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -28,20 +27,21 @@ from typing import Any
 import numpy as np
 
 from applications.align.detector import Face
-from util.errors import DataError, UsageError
-from util.files import atomic_write
+from util.errors import DataError
+from util.files import Provenance, atomic_write
 
 ALIGNED, NO_FACE, UNREADABLE, NOT_AN_IMAGE = "aligned", "no face", "unreadable", "not an image"
 FILE, SETTINGS_FILE = "manifest.csv", "align.json"
 _POINTS = [
     f"{point}_{axis}" for point in ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right") for axis in "xy"
 ]
-COLUMNS = ["path", "status", "output", "faces", "x1", "y1", "x2", "y2", "score", *_POINTS, "reason"]
+_NUMBERS = ["x1", "y1", "x2", "y2", "score", *_POINTS]
+COLUMNS = ["path", "status", "output", "faces", *_NUMBERS, "reason"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the manifest. `face` is there when the status is "aligned"."""
+    """A row of the manifest. `face` is set if the status is "aligned"."""
 
     path: str
     status: str
@@ -51,48 +51,53 @@ class Row:
     reason: str = ""
 
     def cells(self) -> list[str]:
-        numbers = [""] * 15
+        """Return the row as text, one cell for each of COLUMNS."""
+        numbers = [""] * len(_NUMBERS)
         if self.face:
-            box, points = (f"{value:.3f}" for value in self.face.box), (f"{x:.3f}" for x in self.face.landmarks.flat)
+            box = [f"{value:.3f}" for value in self.face.box]
+            points = [f"{value:.3f}" for value in self.face.landmarks.flat]
             numbers = [*box, f"{self.face.score:.6f}", *points]
         return [self.path, self.status, self.output, str(self.faces), *numbers, self.reason]
 
     @staticmethod
-    def of(cells: list[str]) -> "Row":
-        """The row of its cells; ValueError if they are not those of a row."""
+    def from_cells(cells: list[str]) -> "Row":
+        """Parse a row. Raise ValueError if a cell is missing or is not a number where it should be one."""
         if len(cells) != len(COLUMNS):
-            raise ValueError("not a whole line")
+            raise ValueError("incomplete line")
         path, status, output, faces, *numbers, reason = cells
         face = None
         if any(numbers):
             values = np.array([float(number) for number in numbers])
-            face = Face(values[:4], float(values[4]), values[5:].reshape(5, 2))
-        return Row(path, status, output, int(faces), face, reason)
+            face = Face(box=values[:4], score=float(values[4]), landmarks=values[5:].reshape(5, 2))
+        return Row(path, status, output, faces=int(faces), face=face, reason=reason)
 
 
 def read_manifest(dest: Path) -> Iterator[Row]:
-    """The rows of DEST/manifest.csv, without a last one that was being written when the run was killed.
+    """Yield the rows of DEST/manifest.csv, without a last row that a killed run wrote in part.
 
-    Raises DataError if the file is missing or is not a manifest.
+    Raises DataError if the file is missing, is not a manifest, or is damaged before its last line.
     """
     path = dest / FILE
     try:
         with _open(path, "r") as file:
             lines = csv.reader(file)
             if next(lines, None) != COLUMNS:
-                raise DataError(f"{path}: not the manifest of an alignment; remove it, or name another folder")
-            ahead = next(lines, None)
-            while ahead is not None:
-                cells, ahead = ahead, next(lines, None)
+                raise DataError(f"{path}: not the manifest of an alignment. Remove it, or name another folder.")
+            # Read one line ahead: only the last one may be incomplete.
+            following = next(lines, None)
+            while following is not None:
+                cells = following
+                following = next(lines, None)
                 try:
-                    yield Row.of(cells)
+                    yield Row.from_cells(cells)
                 except ValueError as error:
-                    if ahead is not None:
+                    if following is not None:
+                        number = lines.line_num - 1
                         raise DataError(
-                            f"{path}: line {lines.line_num - 1} is damaged ({error}); start over with --force"
+                            f"{path}: line {number} is damaged ({error}). Start over with --force."
                         ) from None
     except FileNotFoundError:
-        raise DataError(f"{path}: missing; align the photographs first") from None
+        raise DataError(f"{path}: missing. Align the photographs first.") from None
 
 
 def _open(path: Path, mode: str) -> Any:
@@ -100,38 +105,48 @@ def _open(path: Path, mode: str) -> Any:
 
 
 class Manifest(AbstractContextManager):
-    """The manifest of a run in progress: `done`, the paths that need no more work, and `counts` of each status."""
+    """The manifest of a run. `done` holds the paths that are finished, `counts` the number of files of each status."""
 
     def __init__(self, dest: Path, settings: dict[str, Any], force: bool = False):
-        """Opens or begins DEST/manifest.csv. What was aligned with other settings raises UsageError; with `force`, what
-        was aligned before is removed."""
+        """Open or create DEST/manifest.csv.
+
+        Args:
+            dest: created if missing.
+            settings: written to DEST/align.json; an earlier run must have had the same.
+            force: remove the aligned faces of an earlier run instead.
+
+        Raises:
+            UsageError: an earlier run had other settings.
+            DataError: the manifest of an earlier run is damaged.
+        """
         dest.mkdir(parents=True, exist_ok=True)
         self.done: set[str] = set()
         self.counts: Counter[str] = Counter()
         path = dest / FILE
+        provenance = Provenance(dest / SETTINGS_FILE, settings, indent=2)
         if force:
-            _remove(dest)
+            _remove_faces(dest)
         elif path.exists():
-            _check_settings(dest, settings)
-        with atomic_write(dest / SETTINGS_FILE) as partial:
-            partial.write_text(json.dumps(settings, indent=2) + "\n")
+            provenance.check(dest, "Name another folder, or add --force to start over.")
+        provenance.write()
         with atomic_write(path) as partial, _open(partial, "w") as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
-            for rows in _rows_that_hold(dest) if path.exists() else ():
-                writer.writerows(row.cells() for row in rows)
-                self._note(rows)
+            if path.exists():
+                for rows in _rows_to_keep(dest):
+                    writer.writerows(row.cells() for row in rows)
+                    self._count(rows)
         self._file = _open(path, "a")
         self._writer = csv.writer(self._file)
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Writes rows down, so that they hold whatever happens next; those of one photograph together."""
+        """Append rows and flush them. All rows of one photograph must come in one call."""
         rows = list(rows)
         self._writer.writerows(row.cells() for row in rows)
         self._file.flush()
-        self._note(rows)
+        self._count(rows)
 
-    def _note(self, rows: list[Row]) -> None:
+    def _count(self, rows: list[Row]) -> None:
         for row in rows:
             if row.path not in self.done:
                 self.counts[row.status] += 1
@@ -141,34 +156,22 @@ class Manifest(AbstractContextManager):
         self._file.close()
 
 
-def _rows_that_hold(dest: Path) -> Iterator[list[Row]]:
-    """The rows of each photograph of an earlier run, but for those that are to be tried again: an unreadable file may
-    have been mended, an aligned face removed."""
+def _rows_to_keep(dest: Path) -> Iterator[list[Row]]:
+    """Yield the rows of each photograph that is not tried again.
+
+    A file that was unreadable may have been repaired, and an aligned face may have been removed.
+    """
     for _, group in groupby(read_manifest(dest), key=lambda row: row.path):
         rows = list(group)
-        if all(
-            row.status != UNREADABLE and (row.status != ALIGNED or os.path.exists(dest / row.output)) for row in rows
-        ):
+        is_unreadable = any(row.status == UNREADABLE for row in rows)
+        is_missing = any(row.status == ALIGNED and not os.path.exists(dest / row.output) for row in rows)
+        if not (is_unreadable or is_missing):
             yield rows
 
 
-def _check_settings(dest: Path, settings: dict[str, Any]) -> None:
-    path = dest / SETTINGS_FILE
-    try:
-        before = json.loads(path.read_text())
-    except (OSError, ValueError):
-        raise UsageError(f"{path}: missing or damaged, beside a {FILE}; add --force to start over") from None
-    for name, value in settings.items():
-        if before.get(name) != value:
-            raise UsageError(
-                f"{dest}: holds faces that were aligned with {name} {before.get(name)}, not {value}; name another "
-                f"folder, or add --force to start over"
-            )
-
-
-def _remove(dest: Path) -> None:
-    """Removes the faces of an earlier run that its manifest names, and the manifest: nothing else in the folder."""
-    with suppress(DataError):  # one that is missing or cannot be read names nothing
+def _remove_faces(dest: Path) -> None:
+    """Remove the manifest of an earlier run and the faces listed in it, and no other file."""
+    with suppress(DataError):  # a manifest that is missing or damaged lists nothing
         for row in read_manifest(dest):
             if row.output and ".." not in Path(row.output).parts and not Path(row.output).is_absolute():
                 (dest / row.output).unlink(missing_ok=True)

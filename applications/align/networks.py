@@ -1,9 +1,9 @@
-"""MTCNN's three networks (Zhang et al., "Joint Face Detection and Alignment using Multi-task Cascaded Convolutional
-Networks", 2016), for inference alone.
+"""The three networks of MTCNN, for inference only.
 
-Each takes pixels as `normalise` gives them and returns logits: P-Net of a whole image at once, one answer for every
-window of 12x12 pixels at a stride of 2; R-Net of crops of 24x24, O-Net of crops of 48x48. A face's logit is that of a
-binary softmax, so its sigmoid is the probability of a face.
+Zhang et al., "Joint Face Detection and Alignment using Multi-task Cascaded Convolutional Networks", 2016. Each network
+takes pixels from `normalize` and returns logits. P-Net sees a complete image and has one output for each window of
+12x12 pixels at a stride of 2. R-Net sees crops of 24x24 pixels, O-Net crops of 48x48. A face logit is the difference of
+the two logits of a softmax, so its sigmoid is the probability of a face.
 """
 
 import numpy as np
@@ -12,11 +12,13 @@ from torch import nn
 
 from applications.align.weights import load_weights
 
-WINDOW, STRIDE = 12, 2  # of P-Net
+# P-Net's receptive field and stride, in pixels.
+WINDOW = 12
+STRIDE = 2
 
 
 def normalize(pixels: torch.Tensor) -> torch.Tensor:
-    """(N, H, W, 3) RGB uint8 -> (N, 3, H, W) float32, (x - 127.5) / 128, in channels_last memory order."""
+    """Convert (N, H, W, 3) RGB uint8 to (N, 3, H, W) float32, (x - 127.5) / 128, in channels_last memory order."""
     return pixels.permute(0, 3, 1, 2).float().sub_(127.5).mul_(1 / 128)
 
 
@@ -26,10 +28,10 @@ class ProposalNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.features = nn.Sequential(
-            *_conv(3, 10, 3), _pool(2, ceil=True), *_conv(10, 16, 3), *_conv(16, 32, 3), nn.Conv2d(32, 6, 1)
+            *(*_conv(3, 10, 3), _pool(2, ceil=True), *_conv(10, 16, 3), *_conv(16, 32, 3), nn.Conv2d(32, 6, 1))
         )
         arrays = load_weights("pnet")
-        _fill(self.features, arrays[:-4] + _side_by_side(arrays[-4:]))
+        _fill(self.features, arrays[:-4] + _concatenate_layers(arrays[-4:]))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         out = self.features(x).permute(0, 2, 3, 1)
@@ -46,7 +48,7 @@ class RefinementNet(nn.Module):
             *(_Flatten(), nn.Linear(576, 128), nn.PReLU(128), nn.Linear(128, 6)),
         )
         arrays = load_weights("rnet")
-        _fill(self.features, arrays[:-4] + _side_by_side(arrays[-4:]))
+        _fill(self.features, arrays[:-4] + _concatenate_layers(arrays[-4:]))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         out = self.features(x)
@@ -54,8 +56,10 @@ class RefinementNet(nn.Module):
 
 
 class OutputNet(nn.Module):
-    """O-Net: (N, 3, 48, 48) -> face logit (N,), box offsets (N, 4) and landmarks (N, 5, 2), x and y as shares of the
-    box's width and height."""
+    """O-Net: (N, 3, 48, 48) -> face logit (N,), box offsets (N, 4) and landmarks (N, 5, 2).
+
+    Landmarks are x, y as fractions of the box's width and height.
+    """
 
     def __init__(self):
         super().__init__()
@@ -65,11 +69,12 @@ class OutputNet(nn.Module):
             *(_Flatten(), nn.Linear(1152, 256), nn.PReLU(256), nn.Linear(256, 16)),
         )
         arrays = load_weights("onet")
-        _fill(self.features, arrays[:-6] + _side_by_side(arrays[-6:]))
+        _fill(self.features, arrays[:-6] + _concatenate_layers(arrays[-6:]))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         out = self.features(x)
-        return out[:, 15] - out[:, 14], out[:, :4], out[:, 4:14].unflatten(1, (2, 5)).transpose(1, 2)
+        landmarks = out[:, 4:14].unflatten(1, (2, 5)).transpose(1, 2)  # five x, then five y
+        return out[:, 15] - out[:, 14], out[:, :4], landmarks
 
 
 def _conv(before: int, after: int, size: int) -> tuple[nn.Module, nn.Module]:
@@ -81,20 +86,21 @@ def _pool(size: int, ceil: bool = False) -> nn.Module:
 
 
 class _Flatten(nn.Module):
-    """(N, C, H, W) -> (N, H * W * C): a view of channels_last memory."""
+    """(N, C, H, W) -> (N, H * W * C), a view of channels_last memory."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.permute(0, 2, 3, 1).flatten(1)
 
 
-def _side_by_side(arrays: list[np.ndarray]) -> list[np.ndarray]:
-    """Kernel and bias of several last layers, which read the same, as those of one."""
+def _concatenate_layers(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Merge layers with the same input, given as kernel, bias, kernel, bias ..., into one kernel and bias."""
     return [np.concatenate(arrays[0::2], axis=-1), np.concatenate(arrays[1::2])]
 
 
 def _fill(layers: nn.Sequential, arrays: list[np.ndarray]) -> None:
-    """Puts Keras' arrays into the layers, in their order; raises ValueError where a shape differs."""
-    remaining, channels = list(arrays), 0
+    """Copy Keras arrays into the layers, in order. Raise ValueError if a shape differs."""
+    remaining = list(arrays)
+    channels = 0
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
             kernel = remaining.pop(0).transpose(3, 2, 0, 1)  # (out, in, H, W)
@@ -103,7 +109,7 @@ def _fill(layers: nn.Sequential, arrays: list[np.ndarray]) -> None:
             channels = layer.out_channels
         elif isinstance(layer, nn.Linear):
             matrix = remaining.pop(0).T  # (out, in)
-            if channels:  # the first dense layer: Keras' networks flatten (W, H, C), ours (H, W, C)
+            if channels:  # the first dense layer: Keras flattened (W, H, C), and we flatten (H, W, C)
                 side = round((matrix.shape[1] / channels) ** 0.5)
                 matrix = matrix.reshape(-1, side, side, channels).transpose(0, 2, 1, 3).reshape(matrix.shape)
                 channels = 0
@@ -122,4 +128,5 @@ def _set(parameter: nn.Parameter, values: np.ndarray) -> None:
 
 
 def build(network: type[nn.Module], device: torch.device) -> nn.Module:
+    """Return a network with its weights, in eval mode on the device."""
     return network().eval().to(device, memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
-"""Pyramid levels of many images, packed side by side on canvases of one size, so that a network sees few large inputs.
+"""Pack the pyramid levels of many images on canvases of one size, so that a network sees few large inputs.
 
-A level is a whole image made smaller; one that is larger than a canvas is cut into pieces that overlap as far as the
-network looks, so that nothing is seen differently and an image of any size takes bounded memory.
+A level is a complete image, reduced. A level that is larger than a canvas is cut into pieces. The pieces overlap by the
+network's receptive field, so the network's answers do not change and an image of any size needs bounded memory.
 """
 
 import math
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-SIDE = 512  # of a canvas, in pixels; larger ones fall out of a processor's cache
-FACTOR = 0.707  # from level to level
+SIDE = 512  # pixels of a canvas's side; larger canvases leave the cache of a CPU
+FACTOR = 0.707  # scale of a level / scale of the level before it
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a piece lies: the number of its canvas, and its corner there."""
+    """The position of a piece: the number of its canvas, and its corner on the canvas."""
 
     canvas: int
     top: int
@@ -39,8 +39,16 @@ class Place:
 
 
 def scales(height: int, width: int, min_face: float, window: int) -> list[float]:
-    """Scales at which a window of `window` pixels sees faces of min_face pixels and more, the largest scale first."""
-    scale, found = window / min_face, []
+    """Return the scales of an image's pyramid, the largest first, all sizes in pixels.
+
+    Args:
+        height: image height.
+        width: image width.
+        min_face: size of the smallest face, which fills the window at the first scale.
+        window: side of the network's window.
+    """
+    scale = window / min_face
+    found = []
     while min(height, width) * scale > window:
         found.append(scale)
         scale *= FACTOR
@@ -48,39 +56,46 @@ def scales(height: int, width: int, min_face: float, window: int) -> list[float]
 
 
 def level_size(image: np.ndarray, scale: float) -> tuple[int, int]:
-    """Height and width of a level of a (H, W, 3) image."""
+    """Return the height and width of a level of an (H, W, 3) image."""
     return math.ceil(image.shape[0] * scale), math.ceil(image.shape[1] * scale)
 
 
 def resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear and antialiased, as Pillow does it: (N, H, W, 3) uint8 -> (N, height, width, 3)."""
+    """Resize (N, H, W, 3) uint8 to (N, height, width, 3), bilinear and antialiased like Pillow."""
     nchw = torch.from_numpy(images).permute(0, 3, 1, 2)
     return F.interpolate(nchw, (height, width), mode="bilinear", antialias=True).permute(0, 2, 3, 1).numpy()
 
 
-def cut(image: int, level: int, scale: float, height: int, width: int, overlap: int) -> Iterator[Piece]:
-    """The pieces of a level, none larger than a canvas; each shares `overlap` pixels with the next."""
-    for top, rows in _spans(height, overlap):
-        for left, columns in _spans(width, overlap):
-            yield Piece(image, level, scale, top, left, rows, columns)
+def cut(image: int, level: int, scale: float, size: tuple[int, int], overlap: int) -> Iterator[Piece]:
+    """Yield the pieces of a level, none larger than a canvas.
 
-
-def _spans(length: int, overlap: int) -> Iterator[tuple[int, int]]:
-    """(start, length) of the pieces of a line."""
-    starts = range(0, max(length - overlap, 1), SIDE - overlap)
-    return ((start, min(SIDE, length - start)) for start in starts)
+    Args:
+        image: index of the image.
+        level: index of the level.
+        scale: size of the level / size of the image.
+        size: (height, width) of the level, in pixels.
+        overlap: pixels that neighboring pieces have in common.
+    """
+    height, width = size
+    step = SIDE - overlap
+    for top in range(0, max(height - overlap, 1), step):
+        for left in range(0, max(width - overlap, 1), step):
+            rows, columns = min(SIDE, height - top), min(SIDE, width - left)
+            yield Piece(image, level, scale, top=top, left=left, height=rows, width=columns)
 
 
 def pack(pieces: Iterable[Piece]) -> list[tuple[Piece, Place]]:
-    """Places pieces on canvases: in shelves, the highest first, each on the first shelf that has room for it.
+    """Place pieces on canvases.
 
-    Corners are at even pixels, where a network of stride 2 looks.
+    The highest piece comes first. Each piece goes to the first shelf with enough room. Corners are at even pixels, so
+    that a network of stride 2 sees the same windows as in the level itself.
     """
-    shelves: list[list[int]] = []  # canvas, top, height, pixels in use
-    filled: list[int] = []  # of each canvas, rows in use
+    shelves: list[list[int]] = []  # canvas, top, height, columns in use
+    filled: list[int] = []  # rows in use of each canvas
     places = []
     for piece in sorted(pieces, key=lambda piece: piece.height, reverse=True):
-        height, width = piece.height + piece.height % 2, piece.width + piece.width % 2
+        height = piece.height + piece.height % 2
+        width = piece.width + piece.width % 2
         shelf = next((shelf for shelf in shelves if shelf[2] >= height and SIDE - shelf[3] >= width), None)
         if shelf is None:
             canvas = next((number for number, rows in enumerate(filled) if SIDE - rows >= height), len(filled))
@@ -95,11 +110,11 @@ def pack(pieces: Iterable[Piece]) -> list[tuple[Piece, Place]]:
 
 
 def paint(images: list[np.ndarray], placed: list[tuple[Piece, Place]]) -> list[np.ndarray]:
-    """Canvases with the pieces of (H, W, 3) uint8 images on them: (rows, SIDE, 3) uint8 each, rows as far as in use."""
-    rows: dict[int, int] = {}
+    """Return the canvases, (rows, SIDE, 3) uint8 each, with the pieces of the (H, W, 3) uint8 images on them."""
+    rows: dict[int, int] = {}  # rows in use of each canvas
     for piece, place in placed:
         rows[place.canvas] = max(rows.get(place.canvas, 0), place.top + piece.height)
-    # Multiples of 32: a network's plan for an input is kept for its shape.
+    # Multiples of 32, because torch caches its plan for an input by the shape: few shapes, few plans.
     canvases = [np.zeros((math.ceil(rows[canvas] / 32) * 32, SIDE, 3), np.uint8) for canvas in range(len(rows))]
     levels: dict[tuple[int, int], np.ndarray] = {}
     for piece, place in placed:

@@ -10,7 +10,7 @@ number of processes. train.py and validation.py read this layout:
     OUT/lfw_align_112/lfw                    light, pose, expression, age and blur all vary
     OUT/cfp_align_112/cfp_ff, cfp_fp         frontal with frontal, frontal with profile
     OUT/AgeDB/agedb_30                       one face young, one about 30 years older
-    OUT/raw/PERSON/PERSON_0001.jpg           photographs of some training people before alignment, for applications/align
+    OUT/raw/PERSON/PERSON_0001.jpg           photographs of training people before alignment, for applications/align
     OUT/people.json                          the people of each set; no person is in two sets
     OUT/contact_sheet.png, README.txt, demo.json
 """
@@ -33,16 +33,19 @@ from tqdm import tqdm
 from applications.demo.drawn.person import Condition, Person
 from applications.demo.drawn.photograph import photograph
 from applications.demo.drawn.render import render_face
-from util.cli.argparser import Parser
+from util.cli.parser import Settings as CliSettings
+from util.cli.parser import flag, option, parse
+from util.cli.types import integer, number, to_file, to_png
 from util.errors import UsageError
 from util.files import Provenance
+from util.image_io import write_image
 from util.pairs.bcolz import import_bcolz, write_carray
 from util.verification import FOLDS
 
 DRAWING = 2  # increase it when the renderer changes, so that older sets no longer count as equal
-JPEG_QUALITY = 95
 MARKER = "demo.json"  # in every complete set; it holds the Settings
-RAW_NUMBER, SHEET_NUMBER = 20_000, 10_000  # first image numbers of photographs and of the contact sheet
+SHEET_NUMBER = 10_000  # number of the first image of the contact sheet
+RAW_NUMBER = 20_000  # number of the first photograph
 # Set: (its path, conditions of the first and of the second image of a pair)
 VALIDATION_SETS = {
     "lfw": ("lfw_align_112/lfw", ("mixed", "mixed")),
@@ -64,6 +67,35 @@ imgs/ is for training, and raw/ has photographs of some of its people before ali
 and AgeDB/ hold four verification sets, named after the real sets whose conditions they imitate. Results on drawn faces
 show that a program works. They do not show how well it recognizes people.
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(CliSettings):
+    """The settings of applications.demo."""
+
+    out: Path = option(type=to_file, metavar="DIR", help="folder to write", required=True)
+    seed: int = option(default=1337, type=integer(0), metavar="N", help="seed; another one draws other people")
+    people: int = option(default=120, type=integer(2, 5000), metavar="N", help="identities in the training set")
+    images: int = option(default=20, type=integer(1, 1000), metavar="N", help="images of each of them")
+    pairs: int = option(
+        default=400,
+        type=number(
+            f"a multiple of {2 * FOLDS} from {4 * FOLDS} to 20000, so that each of {FOLDS} folds has as many same as "
+            "different pairs, of two people or more",
+            lambda pairs: pairs % (2 * FOLDS) == 0 and 4 * FOLDS <= pairs <= 20000,
+            int,
+        ),
+        metavar="N",
+        help="pairs in each of the four verification sets",
+    )
+    sheet: Path | None = option(type=to_png, metavar="FILE.png", help="also write the contact sheet there")
+    processes: int = option(
+        default=min(os.cpu_count() or 1, 256),
+        type=integer(1, 256),
+        metavar="N",
+        help="processes; the faces do not depend on it",
+    )
+    force: bool = flag(help="draw again what an earlier run has drawn")
 
 
 @dataclass(frozen=True)
@@ -161,20 +193,22 @@ def make_faces(folder: Path, people: int, images: int, seed: int = 1337, process
 
 def main(arguments: list[str]) -> None:
     """Make the data set; see the docstring of the module."""
-    out, settings, sheet, force, processes = parse(arguments)
-    if Provenance(out / MARKER, asdict(settings)).matches() and not force:
+    flags = parse(Flags, "-m applications.demo", arguments, description=__doc__)
+    out = flags.out.resolve()
+    settings = Settings(seed=flags.seed, people=flags.people, images=flags.images, pairs=flags.pairs)
+    if Provenance(out / MARKER, asdict(settings)).matches() and not flags.force:
         print(f"{out}: already has these drawn faces; nothing to do (--force draws them again)")
     else:
-        check_free(out, force)
+        check_free(out, flags.force)
         import_bcolz()  # report a missing library before the long work
-        _replace(out, settings, processes)
+        _replace(out, settings, flags.processes)
         print(
             f"{out}: drawn faces: {settings.people} people for training, and {len(VALIDATION_SETS)} verification sets "
             f"of {settings.pairs} pairs of other people"
         )
-    if sheet is not None:
-        sheet.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(out / SHEET, sheet)
+    if flags.sheet is not None:
+        flags.sheet.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(out / SHEET, flags.sheet)
 
 
 def _replace(out: Path, settings: Settings, processes: int) -> None:
@@ -188,34 +222,6 @@ def _replace(out: Path, settings: Settings, processes: int) -> None:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-def parse(arguments: list[str]) -> tuple[Path, Settings, Path | None, bool, int]:
-    """The command line as (out, settings, sheet, force, processes); raises UsageError."""
-    parser = Parser(prog="applications.demo", description="Draws a demo data set of faces: people who do not exist.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
-    parser.add_argument("--seed", type=int, default=1337, help="another seed draws other people")
-    parser.add_argument("--people", type=int, default=120, help="people in the training set")
-    parser.add_argument("--images", type=int, default=20, help="images of each of them")
-    parser.add_argument("--pairs", type=int, default=400, help="pairs in each of the four validation sets")
-    parser.add_argument("--sheet", type=Path, help="also write the contact sheet there, as PNG")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="they change the time, not the faces")
-    parser.add_argument("--force", action="store_true", help="draw again what an earlier run has drawn")
-    flags = parser.parse_args(arguments)
-    for name, low, high in (("people", 2, 5000), ("images", 1, 1000), ("processes", 1, 256)):
-        if not low <= getattr(flags, name) <= high:
-            raise UsageError(f"--{name} {getattr(flags, name)}: must lie between {low} and {high}")
-    if flags.seed < 0:
-        raise UsageError(f"--seed {flags.seed}: must not be negative")
-    if flags.pairs % (2 * FOLDS) or not 4 * FOLDS <= flags.pairs <= 20000:
-        raise UsageError(
-            f"--pairs {flags.pairs}: must be a multiple of {2 * FOLDS} from {4 * FOLDS} to 20000, so that each of "
-            f"{FOLDS} folds has as many same as different pairs, of two people or more"
-        )
-    if flags.sheet and flags.sheet.suffix.lower() != ".png":
-        raise UsageError(f"--sheet {flags.sheet}: the contact sheet is a PNG file; let its name end in .png")
-    settings = Settings(flags.seed, flags.people, flags.images, flags.pairs)
-    return flags.out.resolve(), settings, flags.sheet, flags.force, flags.processes
 
 
 def check_free(out: Path, force: bool) -> None:
@@ -277,15 +283,6 @@ def _write_people(folder: Path, faces: list[Face], images: Iterator[np.ndarray])
     for face, image in zip(faces, images, strict=True):
         name = person_name(face.person)
         write_image(folder / name / f"{name}_{face.image + 1:04d}.jpg", image)
-
-
-def write_image(path: Path, image: np.ndarray) -> None:
-    """Write an RGB uint8 image as JPEG or PNG, chosen by the suffix of `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix == ".jpg" else []
-    encoded, data = cv2.imencode(path.suffix.lower(), image[:, :, ::-1], options)
-    assert encoded, path
-    path.write_bytes(data.tobytes())
 
 
 def raw_faces(settings: Settings) -> list[list[Face]]:

@@ -2,4 +2,8 @@
 
 import sys
 
-sys.exit("error: applications.lr_curve has moved. Run `python -m applications.resolution_curve` with the same flags.")
+print(
+    "error: applications.lr_curve has moved. Run `python -m applications.resolution_curve` with the same flags.",
+    file=sys.stderr,
+)
+sys.exit(2)

@@ -8,20 +8,34 @@ with --val_data NAME=FILE.bin.
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from applications.prepare.checksum import sha256_of
-from applications.prepare.commands import new_parser, parse
+from util.cli.parser import Settings, flag, option, parse
+from util.cli.types import to_file
 from util.errors import DataError, run_script
+from util.files import sha256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(Settings):
+    """The settings of applications.prepare.bin."""
+
+    file: Path = option(
+        type=to_file,
+        metavar="FILE.bin",
+        help="verification set in InsightFace's format",
+        required=True,
+        positional=True,
+    )
+    out: Path = option(type=to_file, metavar="PATH", help="bcolz set to write", required=True)
+    force: bool = flag(help="start again, and replace a set that exists")
 
 
 def main(arguments: list[str]) -> None:
-    parser = new_parser("bin", __doc__, force=True)
-    parser.add_argument("file", type=Path, metavar="FILE.bin", help="the set as InsightFace publishes it")
-    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="the bcolz set to be made")
-    flags = parse(parser, arguments)
+    flags = parse(Flags, "-m applications.prepare.bin", arguments, description=__doc__)
 
     from applications.prepare.write_set import is_made, is_reordered, new_order, write_set
     from util.pairs import load_pairs
@@ -30,7 +44,7 @@ def main(arguments: list[str]) -> None:
     pairs = load_pairs(flags.file)
     if not isinstance(pairs, BinPairs):
         raise DataError(f"{flags.file}: not a .bin of InsightFace; for a list of pairs use applications.prepare.pairs")
-    made_from = {"program": "bin", "file": str(flags.file.resolve()), "sha256": sha256_of(flags.file)}
+    made_from = {"program": "bin", "file": str(flags.file.resolve()), "sha256": sha256(flags.file)}
     if is_made(flags.out, made_from, flags.force):
         return
     order = new_order(flags.file, pairs.issame)

@@ -13,12 +13,14 @@ in 2,000; for a set as a whole it can be trusted.
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from applications.prepare.commands import new_parser, parse
+from util.cli.parser import Settings, option, parse, processes
+from util.cli.types import to_file
 from util.errors import DataError, UsageError, run_script
 from util.files import atomic_write, require_writable_file
 
@@ -26,15 +28,29 @@ if TYPE_CHECKING:
     from applications.prepare.report import Findings
 
 
-def main(arguments: list[str]) -> None:
-    parser = new_parser("check", __doc__, processes=True)
-    parser.add_argument("paths", type=Path, nargs="*", metavar="PATH", help="sets; without any, those in --data_dir")
-    parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="where sets lie (data)")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="the images of a list of pairs (its own folder)")
-    parser.add_argument(
-        "--report", type=Path, metavar="FILE.json", help="everything that was found, all names included"
+def _to_files(value: object) -> tuple[Path, ...]:
+    return tuple(map(to_file, value if isinstance(value, list | tuple) else [value]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(Settings):
+    """The settings of applications.prepare.check."""
+
+    paths: tuple[Path, ...] = option(
+        default=(), type=_to_files, metavar="PATH", help="sets", default_help="the sets in DATA_DIR", positional=True
     )
-    flags = parse(parser, arguments)
+    data_dir: Path = option(default=Path("data"), type=to_file, metavar="DIR", help="folder of the sets")
+    root: Path | None = option(
+        type=to_file, metavar="DIR", help="images of a list of pairs", default_help="the list's own folder"
+    )
+    report: Path | None = option(
+        type=to_file, metavar="FILE.json", help="write everything that was found, all names included"
+    )
+    processes: int | None = processes()
+
+
+def main(arguments: list[str]) -> None:
+    flags = parse(Flags, "-m applications.prepare.check", arguments, description=__doc__)
     if flags.report:
         require_writable_file("--report", flags.report)
     for path in flags.paths:
@@ -52,7 +68,7 @@ def main(arguments: list[str]) -> None:
         found.append(findings)
     if flags.report:
         with atomic_write(flags.report) as partial:
-            partial.write_text(json.dumps([findings.result_to_dict() for findings in found], indent=1) + "\n")
+            partial.write_text(json.dumps([findings.to_dict() for findings in found], indent=1) + "\n")
         print(f"report: {flags.report}")
     conclude(found)
 

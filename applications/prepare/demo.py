@@ -2,4 +2,5 @@
 
 import sys
 
-sys.exit("error: applications.prepare.demo has moved. Run `python -m applications.demo` with the same flags.")
+print("error: applications.prepare.demo has moved. Run `python -m applications.demo` with the same flags.", file=sys.stderr)
+sys.exit(2)

@@ -1,4 +1,4 @@
-"""Fetches published files over the network, and unpacks archives: whole, checked, and never outside their folder."""
+"""Download published files with their checksums, and unpack archives safely."""
 
 import contextlib
 import shutil
@@ -12,17 +12,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from applications.prepare.checksum import sha256_of
 from util.errors import DataError, RunError
+from util.files import sha256
 
 TRIES = 3
-PAUSE = 2.0  # seconds before the second try, and twice as long before each further one
-_PATIENCE = 30  # seconds without a byte after which a server counts as silent
+PAUSE = 2.0  # seconds before the second try, doubled for each further try
+_TIMEOUT = 30  # seconds without a byte
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file on a server. `sha256`: of its content."""
+    """A file on a server, with the SHA-256 of its content."""
 
     name: str
     url: str
@@ -30,14 +30,14 @@ class Remote:
 
 
 def fetch(remote: Remote, folder: Path) -> Path:
-    """The file in `folder`, downloaded unless it is there already. It appears under its name when it is whole.
+    """Return the path of the file in `folder`. Download it atomically unless it is there with the right checksum.
 
-    Raises RunError after TRIES fruitless ones, or at once where another will not help, with what to do by hand.
+    Raises RunError after TRIES tries, or at once if another try will not help.
     """
     from torch.hub import download_url_to_file
 
     path = folder / remote.name
-    if path.is_file() and sha256_of(path) == remote.sha256:
+    if path.is_file() and sha256(path) == remote.sha256:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(f"{remote.name}.*.partial"):  # of a run that was killed
@@ -45,7 +45,7 @@ def fetch(remote: Remote, folder: Path) -> Path:
     for attempt in range(TRIES):
         try:
             print(f"downloading {remote.url} to {path}", flush=True)
-            with _impatient():
+            with _socket_timeout():
                 download_url_to_file(remote.url, str(path), remote.sha256)
             return path
         except (OSError, RuntimeError) as error:  # RuntimeError: the checksum
@@ -55,16 +55,16 @@ def fetch(remote: Remote, folder: Path) -> Path:
             print(f"{remote.name}: {reason}; trying again", flush=True)
             time.sleep(PAUSE * 2**attempt)
     raise RunError(
-        f"{remote.url}: cannot be downloaded ({reason}); try later, or put {remote.name} (SHA-256 {remote.sha256}) "
-        f"into {folder} by hand, or name what you have with --source"
+        f"{remote.url}: cannot be downloaded ({reason}). Try later, or put {remote.name} (SHA-256 {remote.sha256}) "
+        f"into {folder} by hand, or name an existing copy with --source."
     )
 
 
 @contextlib.contextmanager
-def _impatient() -> Iterator[None]:
-    """urllib waits for ever by default."""
+def _socket_timeout() -> Iterator[None]:
+    """Set a timeout for urllib, which has none by default."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_PATIENCE)
+    socket.setdefaulttimeout(_TIMEOUT)
     try:
         yield
     finally:
@@ -72,9 +72,15 @@ def _impatient() -> Iterator[None]:
 
 
 def unpack(archive: Path, top: str, folder: Path) -> Path:
-    """FOLDER/TOP out of a .tgz whose files lie in TOP/. It appears when it is whole.
+    """Unpack a .tgz whose files are in TOP/ and return FOLDER/TOP. The folder appears when it is complete.
 
-    DataError for an archive that is damaged, or has files that would lie elsewhere.
+    Args:
+        archive: the .tgz.
+        top: the name of its only folder.
+        folder: gets the folder `top`.
+
+    Raises:
+        DataError: the archive is damaged, or has files outside `top`.
     """
     if (folder / top).is_dir():
         return folder / top
@@ -87,8 +93,8 @@ def unpack(archive: Path, top: str, folder: Path) -> Path:
         (partial / top).rename(folder / top)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(
-            f"{archive}: cannot be unpacked into {folder} ({' '.join(str(error).split())}); remove it and run the same "
-            f"command again"
+            f"{archive}: cannot be unpacked into {folder} ({' '.join(str(error).split())}). Remove it and run the same "
+            f"command again."
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,78 +1,82 @@
-"""Makes a verification set out of any list of pairs and the images that it names.
+"""Make a verification set from a list of pairs and its images.
 
     python -m applications.prepare.pairs --list pairs.txt --images faces --out data/own/own
     python -m applications.prepare.pairs --list pairs.txt --images photos --align --out data/own/own
 
-The list has lines like `PATH PATH 1` (same person) or `PATH PATH 0`, or is of LFW's form; see util/pairs/text_list.py. Its
-images lie in --images (or beside it): faces of 112x112, or with --align photographs, whose faces are aligned first
-(into OUT_aligned/, which may be removed). OUT and OUT_list.npy are the set, OUT_pairs.txt lists its pairs in its order,
-and OUT.json says what it was made from. Where they are not so already, pairs are put into an order in which each tenth
-has as many same as different ones.
+The list has lines `PATH PATH 1` (same person) or `PATH PATH 0`, or LFW's format; see util/pairs/text_list.py. Its
+images are in --images, or next to the list. They are faces of 112x112, or photographs if --align is given: their faces
+are aligned into OUT_aligned/, which may be removed afterwards. The set is OUT and OUT_list.npy. OUT_pairs.txt lists the
+pairs in the order of the set, and OUT.json records what the set was made from. Pairs are reordered if the ten folds
+would have different numbers of same and different pairs.
 
-validation.py also reads a list with its aligned faces as it is: --val_data NAME=pairs.txt:faces.
+validation.py can also read a list of aligned faces directly: --val_data NAME=pairs.txt:faces.
 """
 
 import os
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from applications.prepare.commands import new_parser, parse
+from util.cli.parser import Settings, choice, flag, option, parse, processes
+from util.cli.types import SELECT, to_file
 from util.errors import UsageError, run_script
-from util.files import path_inside
+from util.files import path_inside, sha256
 
-SELECT = ("largest", "central", "best")
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(Settings):
+    """The settings of applications.prepare.pairs."""
+
+    list: Path = option(type=to_file, metavar="FILE", help="list of pairs", required=True)
+    images: Path | None = option(
+        type=to_file, metavar="DIR", help="folder of the images", default_help="the list's own folder"
+    )
+    out: Path = option(type=to_file, metavar="PATH", help="verification set to write", required=True)
+    align: bool = flag(help="the images are photographs: align their faces")
+    select: str = choice(SELECT, default="largest", help="which of several faces: largest, central or best")
+    whole_image: bool = flag(help="if no face is found, use the resized image")
+    force: bool = flag(help="start again, and replace a set that exists")
+    processes: int | None = processes()
 
 
 def main(arguments: list[str]) -> None:
-    parser = new_parser("pairs", __doc__, force=True, processes=True)
-    parser.add_argument("--list", type=Path, required=True, metavar="FILE", help="the list of pairs")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="that its names begin in (the list's own folder)")
-    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="the set to be made")
-    parser.add_argument("--align", action="store_true", help="the images are photographs: align the faces in them")
-    parser.add_argument("--select", choices=SELECT, default="largest", help="of several faces (largest)")
-    parser.add_argument("--whole_image", action="store_true", help="where no face is found, take the image, resized")
-    flags = parse(parser, arguments)
+    flags = parse(Flags, "-m applications.prepare.pairs", arguments, description=__doc__)
     if not flags.align and (flags.whole_image or flags.select != "largest"):
-        raise UsageError("--select and --whole_image: are for --align; add it, or leave them out")
+        raise UsageError("--select and --whole_image: are for --align. Add it, or remove them.")
     images = flags.images or flags.list.parent
-    make(flags.list, images, flags.out, flags.align, flags.select, flags.whole_image, flags.processes, flags.force)
+    out = flags.out
 
-
-def make(
-    listed: Path, images: Path, out: Path, align: bool, select: str, whole: bool, processes: int | None, force: bool
-) -> None:
-    """Makes the set, unless it is there, and says what it is."""
-    from applications.prepare.align_pairs import AlignedFaces, align_all, describe, whole_image
-    from applications.prepare.checksum import sha256_of
+    # torch takes seconds to import: report mistakes in the command line first.
+    from applications.prepare.align_pairs import AlignedFaces, align_all, describe, full_image
     from applications.prepare.write_set import is_made, is_reordered, list_file, new_order, write_aligned
     from util.pairs.text_list import find_images, read_pair_list
 
-    pairs = read_pair_list(listed)
-    made_from = {"program": "pairs", "images": str(images.resolve()), "list": sha256_of(listed)}
-    made_from |= {"align": [select, whole]} if align else {}
-    if is_made(out, made_from, force):
+    pairs = read_pair_list(flags.list)
+    made_from = {"program": "pairs", "images": str(images.resolve()), "list": sha256(flags.list)}
+    if flags.align:
+        made_from["align"] = [flags.select, flags.whole_image]
+    if is_made(out, made_from, flags.force):
         return
-    order = new_order(listed, np.array([pair.same for pair in pairs]), equal_shares=True)
-    names = [os.path.relpath(file, images) for file in find_images(listed, images, pairs)]
-    if align:
+    order = new_order(flags.list, np.array([pair.same for pair in pairs]), balanced=True)
+    names = [os.path.relpath(file, images) for file in find_images(flags.list, images, pairs)]
+    if flags.align:
         root = out.with_name(f"{out.name}_aligned")
-        for name in dict.fromkeys(names):  # aligned faces get the names of their photographs
-            path_inside(root, name, named_in=listed)
-        last = whole_image if whole else None
-        aligned = align_all(images, names, root, last, select, processes=processes, force=force)
+        for name in dict.fromkeys(names):  # an aligned face gets the name of its photograph
+            path_inside(root, name, named_in=flags.list)
+        fallback = full_image if flags.whole_image else None
+        aligned = align_all(
+            images, names, root, fallback, select=flags.select, processes=flags.processes, force=flags.force
+        )
     else:
         aligned = AlignedFaces(images, {name: name for name in names})
     rows = [(first, second, pair.same) for first, second, pair in zip(names[::2], names[1::2], pairs, strict=True)]
-    write_aligned(out, aligned, rows, order, made_from)
+    write_aligned(out, aligned, rows, order=order, made_from=made_from)
     print(f"{out}: {len(pairs)} pairs of {len(set(names))} images in {images}, listed in {list_file(out)}")
-    for line in describe(aligned, "taken whole and resized"):
+    for line in describe(aligned, "the full image"):
         print(line)
     if is_reordered(order):
-        print("same and different pairs are interleaved, so that each tenth has as many of both as any other")
+        print("same and different pairs are interleaved, so that all ten folds have equal numbers of both")
     print(f"use it: python validation.py --val_data {out.name}={out}")
 
 

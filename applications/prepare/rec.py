@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,10 +20,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from applications.prepare.checksum import sha256_of
-from applications.prepare.commands import new_parser, parse
+from util.cli.parser import Settings, option, parse, processes
+from util.cli.types import to_file
 from util.errors import DataError, RunError, UsageError, run_script
-from util.files import atomic_write, path_inside, require_writable_dir
+from util.files import atomic_write, path_inside, require_writable_dir, sha256
 
 if TYPE_CHECKING:
     from util.data.record_dataset import RecordImages
@@ -33,11 +34,19 @@ _NAMED = 3
 _KINDS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n": ".png", b"BM": ".bmp", b"RIFF": ".webp"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(Settings):
+    """The settings of applications.prepare.rec."""
+
+    file: Path = option(
+        type=to_file, metavar="FILE.rec", help="records, or the folder with train.rec", required=True, positional=True
+    )
+    out: Path = option(type=to_file, metavar="DIR", help="folder for imgs/CLASS/NUMBER.jpg", required=True)
+    processes: int | None = processes()
+
+
 def main(arguments: list[str]) -> None:
-    parser = new_parser("rec", __doc__, processes=True)
-    parser.add_argument("file", type=Path, metavar="FILE.rec", help="the records, or the folder with train.rec")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets imgs/CLASS/NUMBER.jpg")
-    flags = parse(parser, arguments)
+    flags = parse(Flags, "-m applications.prepare.rec", arguments, description=__doc__)
 
     from util.data.loader import open_training_images
     from util.data.record_dataset import RecordImages
@@ -60,7 +69,7 @@ def begin(images: "RecordImages", out: Path) -> None:
     require_writable_dir("--out", out)
     marker, content = (
         out / MARKER,
-        {"index": sha256_of(images.root.with_suffix(".idx")), "size": images.root.stat().st_size},
+        {"index": sha256(images.root.with_suffix(".idx")), "size": images.root.stat().st_size},
     )
     if marker.exists() and marker.read_text() != json.dumps(content):
         raise UsageError(f"--out {out}: has images of another file, or of another state of it; name another folder")

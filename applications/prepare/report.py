@@ -1,16 +1,18 @@
-"""What a check found out about one set, for the console and for a report in JSON."""
+"""Findings of a check about one set, for the console and for a report in JSON."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SHOWN = 10  # names on the console
-KEPT = 100_000  # names in the report, for a set that is broken throughout
+KEPT = 100_000  # names in the report: a set may be damaged completely
 
 
 @dataclass
 class Findings:
-    """`errors`: what training or validation would fail on. `warnings`: what they would put up with. `details` are for
-    the report only."""
+    """Findings about one set.
+
+    `errors` would stop training or validation, `warnings` would not. `details` are only in the report.
+    """
 
     kind: str
     path: str
@@ -20,14 +22,20 @@ class Findings:
     details: dict[str, Any] = field(default_factory=dict)
 
     def list_names(self, key: str, names: list[str]) -> str:
-        """Keeps names for the report under `key`, and gives the first ones, a line each, for the console."""
+        """Keep names for the report under `key`, and return the first ones, one on each line, for the console."""
         self.details[key] = names[:KEPT]
-        more = [f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
-        return "".join(f"\n      {name}" for name in [*names[:SHOWN], *more])
+        shown = names[:SHOWN]
+        if len(names) > SHOWN:
+            shown = [*shown, f"and {len(names) - SHOWN} more"]
+        return "".join(f"\n      {name}" for name in shown)
 
     def lines(self) -> list[str]:
-        marked = [f"  warning: {text}" for text in self.warnings] + [f"  ERROR: {text}" for text in self.errors]
-        return [f"{self.path} ({self.kind})", *(f"  {text}" for text in self.facts), *marked]
+        """Return the lines for the console."""
+        lines = [f"{self.path} ({self.kind})"]
+        lines += [f"  {text}" for text in self.facts]
+        lines += [f"  warning: {text}" for text in self.warnings]
+        lines += [f"  ERROR: {text}" for text in self.errors]
+        return lines
 
-    def result_to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,10 +1,9 @@
-"""Makes verification sets: in an order that ten folds can judge, with the list of their pairs, whole or not at all.
+"""Write verification sets atomically, in an order that can be divided into ten folds.
 
-Beside the carray OUT and OUT_list.npy lie OUT_pairs.txt, the pairs in the order of the set (where the images have
-names), and OUT.json, which says what the set was made from.
+A set is the carray OUT with OUT_list.npy. OUT_pairs.txt lists the pairs in the order of the set, if the images have
+names, and OUT.json records what the set was made from.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from applications.prepare.align_pairs import AlignedFaces
 from util.errors import DataError, UsageError
-from util.files import atomic_write, require_writable_dir
+from util.files import Provenance, atomic_write, require_writable_dir
 from util.pairs import PairSet, PairSubset, interleaved_order, iter_images, load_pairs
 from util.pairs.bcolz import import_bcolz, write_carray
 from util.verification import FOLDS
@@ -23,36 +22,45 @@ ListedPair = tuple[str, str, bool]  # two images, and whether they are of one pe
 
 
 def is_made(out: Path, made_from: dict[str, Any], force: bool) -> bool:
-    """Whether `out` is a set that was made from exactly this, and is not to be made anew; then that is said.
+    """Return whether `out` is a set made from exactly `made_from`, and print it.
 
-    UsageError if it is another one, which only `force` replaces, or if it could not be written.
+    Args:
+        out: the carray of the set.
+        made_from: what OUT.json records: the program, its images and checksums of its lists.
+        force: make the set again in any case.
+
+    Raises:
+        UsageError: `out` is another set and `force` is not given, or `out` cannot be written.
     """
     require_writable_dir("--out", out.parent)
-    import_bcolz()  # if it is missing, that is said before the work
+    import_bcolz()  # raises before the long work if it is missing
     if force or not out.exists():
         return False
-    try:
-        before = json.loads(_note(out).read_text())["made from"]
-    except (OSError, ValueError, KeyError, TypeError):
-        before = None
-    if before == made_from:
-        print(f"{out}: was made from this before; nothing to do (--force makes it anew)")
+    if Provenance(_note(out), {"made from": made_from}).matches():
+        print(f"{out}: was made from this before; nothing to do (--force makes it again)")
         return True
-    raise UsageError(
-        f"{out}: is there already, and was not made from this; name another place, or add --force to replace it"
-    )
+    raise UsageError(f"{out}: exists, and was made from something else. Name another place, or add --force.")
 
 
-def new_order(source: Path, issame: np.ndarray, equal_shares: bool = False) -> np.ndarray:
-    """(P,) the order in which the pairs of `source` become a set: the given one where ten folds can judge it.
+def new_order(source: Path, issame: np.ndarray, balanced: bool = False) -> np.ndarray:
+    """Return (P,) the order in which the pairs of a list become a set.
 
-    With `equal_shares`, only where each tenth has the same share of same and of different pairs, to within one.
-    Otherwise both kinds are interleaved, see util.pairs.interleaved(). DataError if there are fewer than ten of a kind.
+    The order of the list is kept if each of the ten folds has both kinds of pairs. Otherwise same and different pairs
+    are interleaved, see util.pairs.interleaved_order().
+
+    Args:
+        source: the list, for the message.
+        issame: (P,) bool.
+        balanced: keep the order only if the folds have equal numbers of same pairs, to within one.
+
+    Raises:
+        DataError: there are fewer than ten pairs of a kind.
     """
-    shares = [int(part.sum()) for part in np.array_split(issame, FOLDS)]
+    same_counts = [int(fold.sum()) for fold in np.array_split(issame, FOLDS)]
     try:
-        if equal_shares and max(shares) - min(shares) > 1:
-            by_kind = np.argsort(~issame, kind="stable")  # same pairs first, which cannot be judged as it stands
+        if balanced and max(same_counts) - min(same_counts) > 1:
+            # Sorted by kind, the folds have one kind each, which interleaved_order() then mixes evenly.
+            by_kind = np.argsort(~issame, kind="stable")
             return by_kind[interleaved_order(issame[by_kind])]
         return interleaved_order(issame)
     except DataError as error:
@@ -62,32 +70,51 @@ def new_order(source: Path, issame: np.ndarray, equal_shares: bool = False) -> n
 def write_aligned(
     out: Path, aligned: AlignedFaces, pairs: Sequence[ListedPair], order: np.ndarray, made_from: dict[str, Any]
 ) -> None:
-    """Writes pairs of photographs, whose faces are aligned, as the set `out` in that order, with its list of pairs."""
-    face = aligned.files
-    chosen = [(face[first], face[second], same) for first, second, same in (pairs[index] for index in order.tolist())]
+    """Write pairs of photographs with their aligned faces as a set, and the list of its pairs.
+
+    Args:
+        out: the carray to write.
+        aligned: the faces of all photographs of the pairs.
+        pairs: (P) pairs of photographs.
+        order: (P,) indices into `pairs`.
+        made_from: recorded in OUT.json.
+    """
+    lines = []
+    for index in order.tolist():
+        first, second, same = pairs[index]
+        lines.append(f"{aligned.files[first]}\t{aligned.files[second]}\t{same:d}\n")
     notes = {"images in": str(aligned.root), "found at lower thresholds": aligned.low, "not found": aligned.cut}
     with atomic_write(list_file(out)) as listed:
-        listed.write_text("".join(f"{first}\t{second}\t{same:d}\n" for first, second, same in chosen))
-        write_set(out, load_pairs(listed, aligned.root), np.arange(len(chosen)), made_from, notes)
+        listed.write_text("".join(lines))
+        pair_set = load_pairs(listed, aligned.root)
+        write_set(out, pair_set, np.arange(len(lines)), made_from=made_from, notes=notes)
 
 
 def write_set(out: Path, pairs: PairSet, order: np.ndarray, made_from: dict[str, Any], notes: dict[str, Any]) -> None:
-    """Writes the pairs in that order as the carray `out`, and last the note about what they are from."""
+    """Write pairs as the carray `out`, and then OUT.json.
+
+    Args:
+        out: the carray to write.
+        pairs: the P pairs.
+        order: (P,) indices into `pairs`.
+        made_from: recorded in OUT.json, and compared by is_made().
+        notes: further entries of OUT.json.
+    """
     if is_reordered(order):
         pairs = PairSubset(pairs, order)
     images = tqdm(iter_images(pairs), f"writing {out.name}", 2 * len(pairs), unit="image")
     write_carray(out, images, pairs.issame)
     note = {"made from": made_from, "pairs": len(pairs), "same": int(pairs.issame.sum()), **notes}
-    with atomic_write(_note(out)) as partial:
-        partial.write_text(json.dumps(note, indent=1, ensure_ascii=False) + "\n")
+    Provenance(_note(out), note, indent=1).write()
 
 
 def is_reordered(order: np.ndarray) -> bool:
+    """Return whether the order differs from the order of the list."""
     return bool((order[1:] < order[:-1]).any())
 
 
 def list_file(out: Path) -> Path:
-    """Where the pairs of a set are listed, in its order."""
+    """Return the path of the list of a set's pairs."""
     return out.with_name(f"{out.name}_pairs.txt")
 
 

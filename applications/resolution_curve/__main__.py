@@ -30,12 +30,13 @@ def main(arguments: list[str]) -> None:
     from applications.resolution_curve.figure import curve_figure
     from applications.resolution_curve.measure import measure
     from model.backbone.fold import fold_batch_norm
-    from util.checkpoint.io import find_backbone, load_backbone
+    from util.checkpoint.io import load_backbone
+    from util.checkpoint.run_dir import find_backbone
     from util.device import prepare_module, resolve_dtype, select_devices
     from util.evaluate import average_accuracy
     from util.pairs import find_pair_sets
     from util.plot import save_figure
-    from util.training.log import format_table
+    from util.training.report import format_table
 
     devices = select_devices(settings.gpu_num)
     dtype = resolve_dtype(settings.precision, devices[0])
@@ -107,13 +108,12 @@ def table(curves: list[Curve], value: Callable[[dict[str, VerificationResult]], 
 
 def write_json(file: Path, curves: list[Curve], checkpoints: dict[str, str], settings: CurveSettings) -> None:
     from util.evaluate import average_accuracy
-    from util.training.log import result_to_dict
 
     content = {"checkpoints": checkpoints, "LR_oneside": settings.LR_oneside, "curves": []}
     for curve in curves:
         sizes = {
             str(size): {
-                "sets": {name: result_to_dict(result) for name, result in sets.items()},
+                "sets": {name: result.to_dict() for name, result in sets.items()},
                 "average": average_accuracy(sets),
             }
             for size, sets in curve.results.items()

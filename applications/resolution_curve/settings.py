@@ -5,30 +5,29 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from util.cli.parser import Settings, flag, option, parse
+from util.cli.parser import Settings, choice, flag, option, parse
 from util.cli.types import (
     EVAL_BATCH_DEFAULTS,
     PRECISIONS,
     integer,
     integers,
     named_pair_sets,
-    one_of,
     to_gpus,
     to_pair_sets,
     to_path,
 )
 from util.errors import UsageError
+from util.face import FACE_SIZE as FACE
 from util.files import check_report_paths
 
-FACE = 112  # pixels of an aligned face
-WHERE, RESOLUTION, MACHINE, OUTPUT = "Where things are", "Resolution", "Machine", "Output"
-GROUPS = (WHERE, RESOLUTION, MACHINE, OUTPUT)
+PATHS, RESOLUTION, MACHINE, OUTPUT = "Where things are", "Resolution", "Machine", "Output"
+GROUPS = (PATHS, RESOLUTION, MACHINE, OUTPUT)
 # NAME=PATH, of which NAME= may be left out; there may be an = in a folder's name, after a slash.
 _NAMED = re.compile(r"(?:([^=/\\]+)=)?(.*)", re.DOTALL)
 
 
 def _to_checkpoints(value: object) -> tuple[str, ...]:
-    """A conversion to a tuple of `NAME=PATH`, from one or more of those; without NAME it is that of the run or file."""
+    """Return a tuple of `NAME=PATH` for one or several of them; without NAME it is the name of the run."""
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
         raise ValueError("a list of runs or Backbone files, like HR=checkpoints_best/HRTRAIN_… LR=…")
@@ -44,50 +43,73 @@ def _to_checkpoints(value: object) -> tuple[str, ...]:
 
 
 def _own_name(path: Path) -> str:
-    """That of the run, also where one of its files is named."""
+    """Return the name of the run that the path is, or that its file belongs to."""
     return (path.absolute().parent if path.suffix == ".pth" else path.absolute()).name.replace("=", "_")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurveSettings(Settings):
-    """The settings of applications/lr_curve. UsageError where a value breaks its rule."""
+    """The settings of applications/resolution_curve. UsageError where a value breaks its rule."""
 
     checkpoints: tuple[str, ...] = option(
-        (),
-        WHERE,
-        _to_checkpoints,
-        "NAME=PATH ...",
-        "recognition networks to compare: runs (their best or newest epoch) or Backbone files; NAME is for the legend",
-        "required",
-        apart=True,
+        default=(),
+        type=_to_checkpoints,
+        metavar="NAME=PATH ...",
+        help="recognition networks to compare: runs (their best or newest epoch) or Backbone files; NAME: legend",
+        default_help="required",
+        split_words=True,
+        group=PATHS,
     )
-    data_dir: str = option("./data", WHERE, to_path, "DIR", "verification sets")
+    data_dir: str = option(default="./data", type=to_path, metavar="DIR", help="verification sets", group=PATHS)
     val_data: tuple[str, ...] = option(
-        (), WHERE, to_pair_sets, "SET ...", "verification sets besides those, as in validation.py", apart=True
+        default=(),
+        type=to_pair_sets,
+        metavar="SET ...",
+        help="further verification sets, as in validation.py",
+        split_words=True,
+        group=PATHS,
     )
     sizes: tuple[int, ...] = option(
-        (112, 56, 28, 21, 16, 14, 8),
-        RESOLUTION,
-        integers(
+        default=(112, 56, 28, 21, 16, 14, 8),
+        type=integers(
             None,
             f"different whole numbers from 4 to {FACE}, like 112 56 28",
             lambda sizes: len(set(sizes)) == len(sizes) > 0 and all(4 <= size <= FACE for size in sizes),
         ),
-        "N ...",
-        f"pixels a side that faces are shrunk to; {FACE}, the face as it is, is always there",
+        metavar="N ...",
+        help=f"pixels a side that faces are shrunk to; {FACE}, the full face, is always included",
+        group=RESOLUTION,
     )
-    SR_eval: bool = flag(RESOLUTION, "enlarge by super resolution, too, where there is a network")
+    SR_eval: bool = flag(help="also enlarge by super resolution, at the scales that have a network", group=RESOLUTION)
     sr_checkpoint_dir: str | None = option(
-        None, WHERE, to_path, "PATH", "super resolution: an SR file, a run, or a folder of runs", "./checkpoints_best"
+        type=to_path,
+        metavar="PATH",
+        help="super resolution: an SR file, a run, or a folder of runs",
+        default_help="./checkpoints_best",
+        group=PATHS,
     )
-    LR_oneside: bool = flag(RESOLUTION, "low resolution in the first image of each pair alone")
-    gpu_num: tuple[int, ...] = option((0,), MACHINE, to_gpus, "LIST", "GPUs, as 0 or 0,1 or [0,1]; or cpu")
-    precision: str = option("auto", MACHINE, one_of(PRECISIONS), "NAME", "what the backbones compute in")
+    LR_oneside: bool = flag(help="low resolution in the first image of each pair only", group=RESOLUTION)
+    gpu_num: tuple[int, ...] = option(
+        default=(0,), type=to_gpus, metavar="LIST", help="GPUs, as 0 or 0,1 or [0,1]; or cpu", group=MACHINE
+    )
+    precision: str = choice(PRECISIONS, default="auto", help="number format of the backbones", group=MACHINE)
     batch_size: int | None = option(
-        None, MACHINE, integer(1), "N", "images in a batch, over all GPUs", EVAL_BATCH_DEFAULTS
+        type=integer(1),
+        metavar="N",
+        help="images per batch, over all GPUs",
+        default_help=EVAL_BATCH_DEFAULTS,
+        group=MACHINE,
     )
-    plot: str | None = option(None, OUTPUT, to_path, "FILE", "draw the curve, as .png, .pdf or .svg", "not drawn")
-    json: str | None = option(None, OUTPUT, to_path, "FILE", "write all numbers", "not written")
+    plot: str | None = option(
+        type=to_path,
+        metavar="FILE",
+        help="draw the curve, as .png, .pdf or .svg",
+        default_help="not drawn",
+        group=OUTPUT,
+    )
+    json: str | None = option(
+        type=to_path, metavar="FILE", help="write all numbers", default_help="not written", group=OUTPUT
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,24 +117,27 @@ class CurveSettings(Settings):
             raise UsageError("--checkpoints: missing; name runs or Backbone files, NAME=PATH each")
         if self.sr_checkpoint_dir and not self.SR_eval:
             raise UsageError("--sr_checkpoint_dir: is used with --SR_eval alone; add it, or leave this out")
-        check_report_paths(self.json, self.plot)
 
     @property
     def paths(self) -> dict[str, Path]:
-        """{name: path} of `checkpoints`."""
+        """Return {name: path} of `checkpoints`."""
         return {name: Path(path) for name, path in (item.split("=", 1) for item in self.checkpoints)}
 
     @property
     def sr_path(self) -> str:
-        """Where super resolution networks are looked for."""
+        """Return where to look for super resolution networks."""
         return self.sr_checkpoint_dir or "./checkpoints_best"
 
     @property
     def named_pair_sets(self) -> dict[str, tuple[str, str | None]]:
-        """`val_data` as find_pair_sets wants it."""
+        """Return `val_data` as {name: (path, folder of the images or None)} for find_pair_sets."""
         return named_pair_sets(self.val_data)
 
 
 def parse_curve(argv: list[str]) -> CurveSettings:
-    """The settings from the arguments. UsageError for a mistake; SystemExit(0) after --help has printed."""
-    return parse(CurveSettings, "-m applications.resolution_curve", GROUPS, argv)
+    """Return the settings from the arguments. UsageError for a mistake; SystemExit(0) after --help has printed."""
+
+    def check(settings: CurveSettings) -> None:
+        check_report_paths(settings.json, settings.plot)
+
+    return parse(CurveSettings, "-m applications.resolution_curve", argv, groups=GROUPS, check=check)

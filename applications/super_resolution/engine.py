@@ -10,14 +10,17 @@ from util.errors import RunError
 from util.super_resolution import to_unit
 from util.training.optim import ramp_at
 
-_RISE = 0.05  # of all steps
+_WARMUP = 0.05  # fraction of all steps
 Report = Callable[[int, dict[str, float]], None]
 
 
 def cosine_at(step: int, steps: int, highest: float) -> float:
-    """The learning rate of step 0, 1, ...: a linear rise over the first twentieth of all `steps`, under half a cosine
-    that falls from `highest` to 0. Without the rise, Adam's first steps undo that a new network interpolates."""
-    return highest * ramp_at(step, steps, _RISE) * (1 + math.cos(math.pi * min(step / steps, 1.0))) / 2
+    """Return the learning rate of step 0, 1, ...: linear warm-up over a twentieth of `steps`, times half a cosine.
+
+    The cosine falls from `highest` to 0. Without the warm-up, Adam's first steps destroy the interpolation that a new
+    network starts with.
+    """
+    return highest * ramp_at(step, steps, _WARMUP) * (1 + math.cos(math.pi * min(step / steps, 1.0))) / 2
 
 
 def train_one_epoch(
@@ -33,11 +36,27 @@ def train_one_epoch(
     identity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     identity_weight: float = 0.0,
 ) -> dict[str, float]:
-    """Trains on `batches` of small and large images, uint8: L1 + identity_weight * identity, in epoch 0, 1, ...
+    """Train on all batches of one epoch with the loss L1 + identity_weight * identity.
 
-    Returns the epoch's averages: loss and l1 (of pixels in [0, 1]), identity where there is one, and the last lr.
-    `report(steps done, averages so far)` is called every `report_every` steps and at the end, and only then are numbers
-    fetched from the device. Raises RunError there if the loss is no longer finite.
+    Args:
+        network: the network, on the device.
+        optimizer: of its parameters.
+        batches: small (B, n, n, 3) and large (B, scale * n, scale * n, 3) RGB uint8 images.
+        steps_per_epoch: the number of batches.
+        epoch: from 0.
+        lr_at: the learning rate of a step, counted over all epochs.
+        device: where the network is.
+        report: called with (steps done, averages so far) every `report_every` steps and at the end. Only then are
+            numbers copied from the device.
+        report_every: steps between reports.
+        identity: the identity term of (enlarged, real) images, or None.
+        identity_weight: weight of the identity term.
+
+    Returns:
+        The epoch's averages: loss and l1 (of pixels in [0, 1]), identity if it is used, and the last lr.
+
+    Raises:
+        RunError: the loss is not finite at a report.
     """
     network.train()
     names = ("loss", "l1", "identity") if identity else ("loss", "l1")
@@ -63,7 +82,7 @@ def train_one_epoch(
             if not math.isfinite(averages["loss"]):
                 raise RunError(
                     f"the loss became {averages['loss']} in epoch {epoch + 1}, between steps "
-                    f"{max(0, done - report_every) + 1} and {done}; lower --lr"
+                    f"{max(0, done - report_every) + 1} and {done}. Lower --lr"
                 )
             report(done, averages)
     return averages

@@ -1,4 +1,4 @@
-"""Faces to learn from and to be judged by: pairs of a small and a large image, and sets that hold each image once."""
+"""Faces for training and validation: pairs of a small and a large image, and sets with each image once."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,24 +10,30 @@ import torch
 
 from util.data.decode import decode_face
 from util.data.folder_index import IMAGE_SUFFIXES
-from util.data.loader import RECORDS, Batch, BatchDataset, Sample, TrainingImages, open_training_images
+from util.data.loader import RECORDS, BatchDataset, Sample, TrainingImages, open_training_images
+from util.data.sampler import BatchIndices
 from util.errors import DataError
+from util.files import read_bytes
 from util.pairs import load_pairs
 from util.transform import SIZE, shrink, train_crop
 
-_HELD_OUT, _CHOSEN, _PATCH = 1, 2, 3  # keep the streams of random numbers of one seed apart
+_FIX = "Restore it or remove it."
+# Keep the random number streams of one seed apart.
+_HELD_OUT = 1
+_CHOSEN = 2
+_PATCH = 3
 
 
 def as_face(image: np.ndarray) -> np.ndarray:
-    """(S, S, 3) RGB uint8 -> (112, 112, 3), bilinear as the other crops; one of that size stays as it is."""
+    """Resize (S, S, 3) RGB uint8 to (112, 112, 3), bilinear like the other crops."""
     return image if image.shape[0] == SIZE else cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
 
 
 @dataclass(frozen=True)
-class View:
-    """How training images are seen, for TrainLoader. `patch`: in low-resolution pixels, or None for whole faces.
+class PairTransform:
+    """The augmentation of training images, for TrainLoader. `patch` is in low-resolution pixels, None for full faces.
 
-    `crop_share` of the samples are cut as recognition cuts its images: what evaluation enlarges looks like these.
+    The fraction `crop_share` of the samples is cropped as for recognition, because evaluation enlarges such crops.
     """
 
     scale: int
@@ -35,7 +41,7 @@ class View:
     crop_share: float = 0.0
 
     def __call__(self, samples: Iterable[Sample], pixels: np.ndarray) -> None:
-        """Makes `pixels`, (B, 112, 112, 3) RGB uint8, of as many samples: flipped every other time."""
+        """Augment B samples into `pixels`, (B, 112, 112, 3) RGB uint8. Full faces are flipped with probability 0.5."""
         for place, (image, rng) in enumerate(samples):
             if rng.random() < self.crop_share:
                 pixels[place] = train_crop(image, rng)
@@ -45,31 +51,37 @@ class View:
 
 
 class PairDataset(BatchDataset):
-    """Batches of pairs, made in the worker: the small images are what util.transform makes of the large ones."""
+    """Makes batches of pairs in the worker. util.transform shrinks the large images to the small ones."""
 
-    def __getitem__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor] | DataError:
-        """(B, n, n, 3) and (B, scale * n, scale * n, 3) RGB uint8, or the error."""
+    def __getitem__(self, batch: BatchIndices) -> tuple[torch.Tensor, torch.Tensor] | DataError:
+        """Make a batch: (B, n, n, 3) and (B, scale * n, scale * n, 3) RGB uint8, or the error."""
         made = super().__getitem__(batch)
         if isinstance(made, DataError):
             return made
-        view, high = self._augmentation, made[0].numpy()
-        low = shrink(high, SIZE // view.scale)
-        if view.patch is not None:
+        transform: PairTransform = self._augmentation
+        high = made[0].numpy()
+        low = shrink(high, SIZE // transform.scale)
+        if transform.patch is not None:
             rng = np.random.default_rng([self._seed, batch.epoch, batch.start, _PATCH])
-            low, high = _patches(low, high, view, rng)
+            low, high = _cut_patches(low, high, transform, rng)
         return torch.from_numpy(low), torch.from_numpy(high)
 
 
-def _patches(low: np.ndarray, high: np.ndarray, view: View, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    corners = rng.integers(0, low.shape[1] - view.patch + 1, size=(len(low), 2))
-    return tuple(
-        np.stack([image[y : y + size, x : x + size] for image, (y, x) in zip(images, corners * factor, strict=True)])
-        for images, factor, size in ((low, 1, view.patch), (high, view.scale, view.patch * view.scale))
-    )
+def _cut_patches(
+    low: np.ndarray, high: np.ndarray, transform: PairTransform, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut the same random square from each small and each large image."""
+    size, scale = transform.patch, transform.scale
+    corners = rng.integers(0, low.shape[1] - size + 1, size=(len(low), 2))
+    low_patches, high_patches = [], []
+    for small, large, (y, x) in zip(low, high, corners, strict=True):
+        low_patches.append(small[y : y + size, x : x + size])
+        high_patches.append(large[scale * y : scale * (y + size), scale * x : scale * (x + size)])
+    return np.stack(low_patches), np.stack(high_patches)
 
 
 class ImageSubset:
-    """Some of the images of a set, in its order: those whose class is among `people`."""
+    """The images of a set whose class is among `people`, in the order of the set."""
 
     def __init__(self, images: TrainingImages, people: np.ndarray):
         self.root, self.classes = images.root, [images.classes[person] for person in people]
@@ -92,18 +104,21 @@ class ImageSubset:
         return self._images.where(int(self._indices[index]))
 
 
-def hold_out(images: TrainingImages, share: float, seed: int) -> tuple[ImageSubset, ImageSubset]:
-    """The images to train on, and those of a share of the people, one or more, drawn from the seed, to validate on."""
+def hold_out(images: TrainingImages, fraction: float, seed: int) -> tuple[ImageSubset, ImageSubset]:
+    """Split off the images of a random fraction of the identities, at least one: (training, validation)."""
     order = np.random.default_rng([seed, _HELD_OUT]).permutation(len(images.classes))
-    count = min(max(1, round(share * len(order))), len(order) - 1)
+    count = min(max(1, round(fraction * len(order))), len(order) - 1)
     return ImageSubset(images, np.sort(order[count:])), ImageSubset(images, np.sort(order[:count]))
 
 
 def open_faces(path: str | Path) -> tuple[int, Callable[[int], np.ndarray]]:
-    """How many images there are, and the function that reads one, (S, S, 3) RGB uint8.
+    """Open a set of faces: a folder of images, a .rec file or its folder, or a verification set.
 
-    A folder stands for all image files below it, a folder with a train.rec and a .rec for its records; all else is
-    opened as a verification set. Raises DataError where there is nothing to be read.
+    Returns:
+        The number of images, and a function that reads one as (S, S, 3) RGB uint8.
+
+    Raises:
+        DataError: there is no image.
     """
     path = Path(path)
     if path.suffix == ".rec" or (path / RECORDS).is_file():
@@ -114,20 +129,27 @@ def open_faces(path: str | Path) -> tuple[int, Callable[[int], np.ndarray]]:
         return 2 * len(pairs), lambda index: pairs.images(index, index + 1)[0]
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != ".")
     if not files:
-        raise DataError(f"{path}: no image in it ({', '.join(IMAGE_SUFFIXES)}); name another folder with --val_data")
+        raise DataError(f"{path}: no image in it ({', '.join(IMAGE_SUFFIXES)}). Name another folder with --val_data.")
 
     def read(index: int) -> np.ndarray:
         file = files[index]
-        try:
-            return decode_face(file.read_bytes(), str(file), "restore it or remove it")
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read ({error.strerror}); restore it or remove it") from None
+        return decode_face(read_bytes(file, _FIX), str(file), _FIX)
 
     return len(files), read
 
 
 def some_faces(total: int, read: Callable[[int], np.ndarray], limit: int, seed: int) -> np.ndarray:
-    """(V, 112, 112, 3) RGB uint8: up to `limit` different images, drawn from the seed. Pairs repeat their images."""
+    """Read up to `limit` different faces in random order. Pairs repeat images, which count once.
+
+    Args:
+        total: the number of images.
+        read: reads an image by its number.
+        limit: the largest number of faces.
+        seed: of the random order.
+
+    Returns:
+        (V, 112, 112, 3) RGB uint8.
+    """
     chosen: dict[bytes, np.ndarray] = {}
     for index in np.random.default_rng([seed, _CHOSEN]).permutation(total):
         if len(chosen) == limit:

@@ -1,4 +1,4 @@
-"""The identity term: an enlarged face is to be the same person to a recognition network as the real one."""
+"""Identity loss: a recognition network should see the same identity in an enlarged face and in the real face."""
 
 from pathlib import Path
 
@@ -6,14 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from util.checkpoint.io import find_network, load_backbone
+from util.checkpoint.io import load_backbone
+from util.checkpoint.run_dir import find_network
 from util.transform import RESIZED, SIZE
 
 _FLAG = "--identity_backbone"
 
 
 def crop_for_evaluation(images: torch.Tensor) -> torch.Tensor:
-    """util.transform.eval_crop, through which gradients flow: (N, 3, S, S) float -> (N, 3, 112, 112)."""
+    """Crop (N, 3, S, S) float images to (N, 3, 112, 112) like util.transform.eval_crop, but differentiable."""
     start = (RESIZED - SIZE) // 2
     resized = F.interpolate(images, (RESIZED, RESIZED), mode="bilinear", align_corners=False)
     return resized[:, :, start : start + SIZE, start : start + SIZE]
@@ -22,7 +23,7 @@ def crop_for_evaluation(images: torch.Tensor) -> torch.Tensor:
 class IdentityLoss(nn.Module):
     """1 - cosine between the embeddings of two images of a face, the mean over a batch.
 
-    The backbone stays as it is: in eval mode, and no gradient reaches its weights.
+    The backbone is frozen: it stays in eval mode, and its weights get no gradients.
     """
 
     def __init__(self, backbone: nn.Module):
@@ -34,17 +35,17 @@ class IdentityLoss(nn.Module):
         return super().train(False)
 
     def forward(self, enlarged: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """Two times (N, 3, 112, 112) RGB in [0, 1] -> a number. Gradients flow to `enlarged` alone."""
+        """Return the loss of two (N, 3, 112, 112) RGB batches in [0, 1]. Only `enlarged` gets gradients."""
         with torch.no_grad():
-            wanted = self._embed(real)
-        return 1 - F.cosine_similarity(self._embed(enlarged.clamp(0, 1)), wanted).mean()
+            target = self._embed(real)
+        return 1 - F.cosine_similarity(self._embed(enlarged.clamp(0, 1)), target).mean()
 
     def _embed(self, images: torch.Tensor) -> torch.Tensor:
         return self._backbone(crop_for_evaluation(images) * 2 - 1)
 
 
 def load_identity(path: str | Path) -> tuple[str, IdentityLoss]:
-    """The name of the recognition network in a Backbone file, or in a run's best or newest, and the term with it."""
+    """Load the recognition network that `path` stands for. Return its name and the identity loss that uses it."""
     file = find_network(path, "Backbone", flag=_FLAG)
     name, backbone = load_backbone(file, f"{_FLAG}={file}")
     return name, IdentityLoss(backbone)

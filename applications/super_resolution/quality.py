@@ -1,9 +1,9 @@
-"""How near enlarged faces come to the real ones: PSNR and SSIM, by scikit-image.
+"""Quality of enlarged faces compared with the real faces: PSNR and SSIM, from scikit-image.
 
-Conventions, which change the numbers: images are uint8; `rgb` is over the three channels together (of SSIM, the mean
-over them); `luma` is the Y of ITU-R BT.601 as skimage.color.rgb2ycbcr gives it, from 16 to 235 and not rounded, against
-a range of 255, as papers on super resolution have it. SSIM is with scikit-image's default window, 7x7 and uniform. No
-border is cut off. Figures are the means over the images.
+These conventions change the numbers. Images are uint8. `rgb` is over the three channels together (SSIM: the mean over
+them). `luma` is the Y of ITU-R BT.601 from skimage.color.rgb2ycbcr, 16 to 235 and not rounded, with a data range of
+255, as in papers on super resolution. SSIM uses scikit-image's default window, 7x7 and uniform. No border is cut off.
+All numbers are means over the images.
 """
 
 from dataclasses import asdict, dataclass
@@ -15,9 +15,10 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
 from util.super_resolution import enlarge
+from util.training.log import image_grid
 from util.transform import SIZE, degrade, shrink
 
-_EQUAL = 100.0  # dB of two images that do not differ, in place of infinity
+_EQUAL = 100.0  # dB for two equal images, instead of infinity
 _BLOCK = 64  # images at a time
 
 
@@ -35,13 +36,15 @@ class Quality:
 
 
 def measure(images: np.ndarray, truth: np.ndarray) -> Quality:
-    """The quality of (N, H, W, 3) RGB uint8 images, beside what they should be."""
-    rows = [_of_one(image, true) for image, true in zip(images, truth, strict=True)]
+    """Return the quality of (N, H, W, 3) RGB uint8 images compared with the true ones."""
+    rows = [_measure_image(image, true) for image, true in zip(images, truth, strict=True)]
     return Quality(*np.mean(rows, axis=0).tolist())
 
 
-def _of_one(image: np.ndarray, true: np.ndarray) -> list[float]:
-    luma, true_luma = (rgb2ycbcr(pixels)[:, :, 0] for pixels in (image, true))
+def _measure_image(image: np.ndarray, true: np.ndarray) -> list[float]:
+    """Return the four values of Quality, in its order."""
+    luma = rgb2ycbcr(image)[:, :, 0]
+    true_luma = rgb2ycbcr(true)[:, :, 0]
     return [
         _psnr(true_luma, luma),
         _psnr(true, image),
@@ -51,45 +54,52 @@ def _of_one(image: np.ndarray, true: np.ndarray) -> list[float]:
 
 
 def _psnr(true: np.ndarray, image: np.ndarray) -> float:
-    with np.errstate(divide="ignore"):  # of equal images
+    with np.errstate(divide="ignore"):  # equal images
         return min(peak_signal_noise_ratio(true, image, data_range=255), _EQUAL)
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """The quality of a network and of bicubic interpolation on the same faces, and sample images.
+
+    `samples` is (H, W, 3) RGB uint8.
+    """
+
+    network: Quality
+    bicubic: Quality
+    samples: np.ndarray
+
+
 class Validation:
-    """Faces to judge a network by, beside bicubic interpolation, which is measured once."""
+    """Faces to evaluate a network on. Bicubic interpolation is measured once."""
 
     def __init__(self, faces: np.ndarray, scale: int, batch_size: int):
-        """`faces`: (V, 112, 112, 3) RGB uint8."""
+        """Shrink `faces`, (V, 112, 112, 3) RGB uint8, by `scale`."""
         blocks = np.split(faces, range(_BLOCK, len(faces), _BLOCK))
-        self._faces, self._batch_size = faces, batch_size
-        self._low, self._degraded = (
-            np.concatenate([resample(block, SIZE // scale) for block in blocks]) for resample in (shrink, degrade)
-        )
+        self._faces = faces
+        self._batch_size = batch_size
+        self._low = np.concatenate([shrink(block, SIZE // scale) for block in blocks])
+        self._degraded = np.concatenate([degrade(block, SIZE // scale) for block in blocks])
         self.bicubic = measure(self._degraded, faces)
 
     def __len__(self) -> int:
         return len(self._faces)
 
-    def __call__(self, network: nn.Module, device: torch.device) -> tuple[Quality, np.ndarray]:
-        """The quality of what the network makes of the small faces, and a grid of samples, (H, W, 3) RGB uint8.
-
-        The network is put into eval mode and back.
-        """
+    def __call__(self, network: nn.Module, device: torch.device) -> Evaluation:
+        """Enlarge the small faces and measure the result. The network is put into eval mode and back."""
         was_training = network.training
         network.eval()
-        parts = [
-            enlarge(network, torch.from_numpy(self._low[start : start + self._batch_size]).to(device)).cpu().numpy()
-            for start in range(0, len(self), self._batch_size)
-        ]
+        batches = []
+        for start in range(0, len(self), self._batch_size):
+            low = torch.from_numpy(self._low[start : start + self._batch_size]).to(device)
+            batches.append(enlarge(network, low).cpu().numpy())
         network.train(was_training)
-        enlarged = np.concatenate(parts)
-        return measure(enlarged, self._faces), self._grid(enlarged)
+        enlarged = np.concatenate(batches)
+        return Evaluation(measure(enlarged, self._faces), self.bicubic, self._samples(enlarged))
 
-    def _grid(self, enlarged: np.ndarray, columns: int = 8, gap: int = 2) -> np.ndarray:
-        """Rows: the small faces with their pixels shown, bicubic, the network's, the real ones."""
+    def _samples(self, enlarged: np.ndarray, columns: int = 8) -> np.ndarray:
+        """Arrange four rows: the small faces with visible pixels, bicubic, the network's, the real faces."""
         factor = SIZE // self._low.shape[1]
-        pixels = self._low[:columns].repeat(factor, axis=1).repeat(factor, axis=2)
-        rows = [pixels, *(images[:columns] for images in (self._degraded, enlarged, self._faces))]
-        cells = np.pad(np.stack(rows), ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
-        cells = cells.transpose(0, 2, 1, 3, 4)  # (4, H, columns, W, 3)
-        return cells.reshape(cells.shape[0] * cells.shape[1], -1, 3)[:-gap, :-gap]
+        pixels = self._low.repeat(factor, axis=1).repeat(factor, axis=2)
+        rows = [images[:columns] for images in (pixels, self._degraded, enlarged, self._faces)]
+        return image_grid(np.concatenate(rows), columns=len(rows[0]), color=255)

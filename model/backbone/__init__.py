@@ -1,4 +1,4 @@
-"""Backbones by name: networks from an aligned face to an embedding."""
+"""Backbones by name: networks that map an aligned face to an embedding."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,7 +18,8 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "IR_SE_101": partial(ImprovedResNet, 101, True),
     "IR_SE_152": partial(ImprovedResNet, 152, True),
     "MobileFaceNet": MobileFaceNet,
-    "MobileFaceNet_050": partial(MobileFaceNet, width=0.5),  # the width of the paper
+    # Fractions of all channels, the hidden ones too: none of them is the paper's network.
+    "MobileFaceNet_050": partial(MobileFaceNet, width=0.5),
     "MobileFaceNet_025": partial(MobileFaceNet, width=0.25),
     "iresnet18": partial(IResNet, 18),
     "iresnet34": partial(IResNet, 34),
@@ -31,58 +32,66 @@ _EMBEDDING_KEYS = ("output_layer.4.weight", "features.layers.3.weight", "feature
 
 
 def build_backbone(name: str, input_size: int = 112, embedding_size: int = 512) -> nn.Module:
-    """A new backbone: (N, 3, input_size, input_size) RGB in [-1, 1] -> (N, embedding_size), not normalised.
+    """Return a new backbone: (N, 3, input_size, input_size) RGB in [-1, 1] -> (N, embedding_size), not normalized.
 
-    Every backbone takes input_size 112; the IR family 224 too. An unknown name or size raises ValueError.
+    Args:
+        name: a key of BACKBONES.
+        input_size: 112; the IR family also accepts 224.
+        embedding_size: length of an embedding.
+
+    Raises:
+        ValueError: the name is unknown, or the backbone does not accept this size.
     """
     if name not in BACKBONES:
-        raise ValueError(f"unknown backbone {name!r}; choose one of {', '.join(BACKBONES)}")
+        raise ValueError(f"unknown backbone {name!r}. Choose one of {', '.join(BACKBONES)}")
     resizable = name.startswith("IR_")
     sizes = (112, 224) if resizable else (112,)
     if input_size not in sizes:
-        raise ValueError(f"{name}: input_size is {input_size}, and must be {' or '.join(map(str, sizes))}")
+        raise ValueError(f"{name}: input_size is {input_size}. It must be {' or '.join(map(str, sizes))}")
     if resizable:
         return BACKBONES[name](input_size=input_size, embedding_size=embedding_size)
     return BACKBONES[name](embedding_size=embedding_size)
 
 
 def identify_backbone(state_dict: Mapping[str, Tensor]) -> tuple[str, int]:
-    """The name and embedding size of the backbone (of input size 112) that the keys and shapes belong to.
+    """Return the name and embedding size of the backbone (of input size 112) with these keys and shapes.
 
-    A `module.` prefix must be gone (strip_module_prefix). Raises ValueError where no backbone fits.
+    The keys must not have a `module.` prefix (see strip_module_prefix). Raises ValueError if no backbone fits.
     """
     shapes = _shapes(state_dict)
     embedding_size = next((shapes[key][0] for key in _EMBEDDING_KEYS if len(shapes.get(key, ())) == 1), None)
     if embedding_size is not None:
         for name in BACKBONES:
-            with torch.device("meta"):  # shapes only: no memory, no random numbers drawn
+            with torch.device("meta"):  # shapes only: no memory, no random numbers
                 candidate = build_backbone(name, embedding_size=embedding_size)
             if _shapes(candidate.state_dict()) == shapes:
                 return name, embedding_size
     raise ValueError(
-        f"the {len(state_dict)} keys and shapes belong to no known backbone of input size 112; "
-        f"known are {', '.join(BACKBONES)}"
+        f"the {len(state_dict)} keys and shapes belong to no known backbone of input size 112. "
+        f"Known backbones: {', '.join(BACKBONES)}"
     )
 
 
 def backbone_from_state_dict(state_dict: Mapping[str, Tensor]) -> tuple[str, nn.Module]:
-    """The name of the backbone that a state dict belongs to, with or without `module.` prefixes, and that backbone
-    with its weights. ValueError where none fits."""
+    """Return the name of the backbone that fits a state dict, and this backbone with the weights loaded.
+
+    The keys may have `module.` prefixes. Raises ValueError if no backbone fits.
+    """
     try:
         state_dict = strip_module_prefix(state_dict)
         name, embedding_size = identify_backbone(state_dict)
-    except AttributeError:  # of values that are no tensors, or keys that are no text
-        raise ValueError("it holds other things than named tensors") from None
+    except AttributeError:  # a value is not a tensor, or a key is not a str
+        raise ValueError("its content is not a dict of names and tensors") from None
     backbone = build_backbone(name, embedding_size=embedding_size)
     backbone.load_state_dict(state_dict, strict=True)
     return name, backbone
 
 
 def strip_module_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors without the `module.` that DataParallel and DistributedDataParallel put before every key."""
+    """Remove the `module.` that DataParallel and DistributedDataParallel put before every key."""
     return {key.removeprefix("module."): value for key, value in state_dict.items()}
 
 
 def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Without the batch norms' counters, which files of before PyTorch 0.4.1 lack; loading fills them in."""
+    """Return shapes by key, without the batch norms' counters, which files from before PyTorch 0.4.1 lack."""
     return {key: tuple(value.shape) for key, value in state_dict.items() if not key.endswith(".num_batches_tracked")}

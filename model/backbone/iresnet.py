@@ -1,6 +1,6 @@
 """InsightFace's improved residual networks (arcface_torch), with its module names: public checkpoints load strictly.
 
-Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face Recognition" (2019); the block is that of Han et al.,
+Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face Recognition" (2019). The block comes from Han et al.,
 "Deep Pyramidal Residual Networks" (2017), with PReLU.
 """
 
@@ -10,12 +10,13 @@ BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: 
 
 
 class IResNet(nn.Module):
-    """(N, 3, 112, 112) RGB in [-1, 1] -> (N, embedding_size), not normalised; depth is 18, 34, 50 or 100.
+    """(N, 3, 112, 112) RGB in [-1, 1] -> (N, embedding_size), not normalized; depth is 18, 34, 50 or 100.
 
-    The scale of the last batch norm is frozen at 1: with cosine logits only directions count, and a scale for each
-    coordinate would let training silence some of them. It stays in the state dict, and does not require a gradient.
-    From scratch: convolutions normal with standard deviation 0.1 (each is followed by a batch norm), the linear layer
-    as PyTorch does it, batch norms the identity, PReLU slopes 0.25.
+    The scale of the last batch norm is frozen at 1. With cosine logits only directions count, and a scale for each
+    coordinate would let training suppress some coordinates. The scale stays in the state dict, without a gradient.
+
+    Initial weights: convolutions normal with standard deviation 0.1 (a batch norm follows each), the linear layer as in
+    PyTorch, batch norms the identity, PReLU slopes 0.25.
     """
 
     def __init__(self, depth: int, embedding_size: int = 512):
@@ -41,7 +42,7 @@ class IResNet(nn.Module):
 
 
 class _Block(nn.Module):
-    """BN, conv, BN, PReLU, conv with the stride, BN; `downsample` is the projection of a stage's first shortcut."""
+    """BN, conv, BN, PReLU, conv with the stride, BN; `downsample` projects the first shortcut of a stage."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, downsample: nn.Module | None):
         super().__init__()
@@ -60,7 +61,7 @@ class _Block(nn.Module):
 
 
 def _stage(in_channels: int, channels: int, blocks: int) -> nn.Sequential:
-    """The first block halves the resolution."""
+    """Build a stage, whose first block halves the resolution."""
     downsample = nn.Sequential(nn.Conv2d(in_channels, channels, 1, 2, bias=False), nn.BatchNorm2d(channels))
     first = _Block(in_channels, channels, stride=2, downsample=downsample)
     return nn.Sequential(first, *(_Block(channels, channels, stride=1, downsample=None) for _ in range(blocks - 1)))

@@ -12,11 +12,11 @@ STAGE_CHANNELS = (64, 128, 256, 512)
 
 
 class ImprovedResNet(nn.Module):
-    """(N, 3, S, S) RGB in [-1, 1] -> (N, embedding_size), not normalised; S is input_size, 112 or 224.
+    """(N, 3, S, S) RGB in [-1, 1] -> (N, embedding_size), not normalized; S is input_size, 112 or 224.
 
-    depth is 50, 101 or 152; squeeze adds squeeze-and-excitation to every block. Dropout of 0.5 stands before the last
-    linear layer. From scratch: convolutions and the linear layer Glorot-uniform, biases 0; batch norms are the
-    identity, PReLU slopes 0.25.
+    depth is 50, 101 or 152; squeeze adds squeeze-and-excitation to every block. A dropout of 0.5 precedes the last
+    linear layer. Initial weights: convolutions and the linear layer Glorot-uniform, biases 0, batch norms the identity,
+    PReLU slopes 0.25.
     """
 
     def __init__(self, depth: int, squeeze: bool, input_size: int = 112, embedding_size: int = 512):
@@ -31,7 +31,8 @@ class ImprovedResNet(nn.Module):
             nn.Linear(512 * (input_size // 16) ** 2, embedding_size),
             nn.BatchNorm1d(embedding_size),
         )
-        blocks, in_channels = [], 64
+        blocks: list[nn.Module] = []
+        in_channels = 64
         for channels, count in zip(STAGE_CHANNELS, BLOCKS_PER_STAGE[depth], strict=True):
             for index in range(count):
                 blocks.append(_Block(in_channels, channels, stride=2 if index == 0 else 1, squeeze=squeeze))
@@ -44,7 +45,7 @@ class ImprovedResNet(nn.Module):
 
 
 class _Block(nn.Module):
-    """BN, conv, PReLU, conv with the stride, BN; the shortcut only subsamples where the channels stay the same."""
+    """BN, conv, PReLU, conv with the stride, BN; the shortcut only subsamples if the number of channels stays."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, squeeze: bool):
         super().__init__()
@@ -70,7 +71,7 @@ class _Block(nn.Module):
 
 
 class _SqueezeExcitation(nn.Module):
-    """Weighs each channel, in (0, 1), by what the whole image has in all of them."""
+    """Squeeze-and-excitation: scale each channel by a gate in (0, 1), computed from the means of all channels."""
 
     def __init__(self, channels: int, reduction: int = 16):
         super().__init__()

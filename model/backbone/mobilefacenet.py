@@ -1,26 +1,29 @@
 """MobileFaceNet: inverted residuals with depthwise convolutions and a global depthwise convolution at the end.
 
 Chen et al., "MobileFaceNets: Efficient CNNs for Accurate Real-Time Face Verification on Mobile Devices" (2018), in the
-doubled width and with the names of InsightFace's `mbf`, so that its public checkpoints load with strict=True.
+variant and with the module names of InsightFace's `mbf`, so that its public checkpoints load with strict=True.
 """
 
 from torch import Tensor, nn
 
 
 class MobileFaceNet(nn.Module):
-    """(N, 3, 112, 112) RGB in [-1, 1] -> (N, embedding_size), not normalised.
+    """(N, 3, 112, 112) RGB in [-1, 1] -> (N, embedding_size), not normalized.
 
-    `width` multiplies the channels of every stage: 1 is InsightFace's `mbf`, 0.5 the network of the paper.
+    Width 1 is InsightFace's `mbf` with scale 2, its default. The paper's blocks (`mbf` with scale 1) have 64 and 128
+    output channels, hidden channels of 128, 256 and 512, and 512 channels before the embedding. Scale 2 doubles the
+    output channels alone, to 128 and 256. `width` multiplies all channels. So width 0.5 has the output channels of the
+    paper, but only half of its hidden and last channels; it is not the paper's network.
 
-    From scratch: convolutions and the last linear layer He-normal by fan-out, counted within a group (a depthwise
-    filter feeds one channel, not all of them); batch norms are the identity, PReLU slopes 0.25.
+    Initial weights: convolutions and the last linear layer He-normal by fan-out, batch norms the identity, PReLU slopes
+    0.25. The fan-out is counted within a group, because a depthwise filter feeds one channel only.
     """
 
     def __init__(self, embedding_size: int = 512, width: float = 1.0):
         super().__init__()
         narrow, middle, wide = (int(channels * width) for channels in (128, 256, 512))
         self.layers = nn.Sequential(
-            _conv_bn_prelu(3, narrow, kernel=3, stride=2),  # (N, 128, 56, 56), as the other comments for width 1
+            _conv_bn_prelu(3, narrow, kernel=3, stride=2),  # (N, 128, 56, 56) with width 1
             _conv_bn_prelu(narrow, narrow, kernel=3, groups=narrow // 2),
             _bottleneck(_Layers, narrow, hidden=narrow, out_channels=narrow, stride=2),  # (N, 128, 28, 28)
             _residual_stage(4, narrow, hidden=narrow),
@@ -43,7 +46,7 @@ class MobileFaceNet(nn.Module):
 
 
 class _Layers(nn.Module):
-    """A chain of modules under the name `layers`, as the public checkpoints have it at every level."""
+    """Modules in sequence under the name `layers`, as in the keys of the public checkpoints."""
 
     def __init__(self, *layers: nn.Module):
         super().__init__()
@@ -62,7 +65,9 @@ def _conv_bn(
     in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int | None = None, groups: int = 1
 ) -> tuple[nn.Module, nn.Module]:
     padding = kernel // 2 if padding is None else padding
-    convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
+    convolution = nn.Conv2d(
+        in_channels, out_channels, kernel, stride=stride, padding=padding, groups=groups, bias=False
+    )
     return convolution, nn.BatchNorm2d(out_channels)
 
 
@@ -71,7 +76,7 @@ def _conv_bn_prelu(in_channels: int, out_channels: int, kernel: int, stride: int
 
 
 def _bottleneck(block: type[_Layers], in_channels: int, hidden: int, out_channels: int, stride: int = 1) -> _Layers:
-    """Widen to `hidden` channels, filter each of them by itself, project without an activation."""
+    """Build a block: widen to `hidden` channels, filter each one (depthwise), project without an activation."""
     return block(
         _conv_bn_prelu(in_channels, hidden, kernel=1),
         _conv_bn_prelu(hidden, hidden, kernel=3, stride=stride, groups=hidden),

@@ -1,4 +1,4 @@
-"""CosFace: a constant taken from the cosine between an embedding and its class centre."""
+"""CosFace: a constant subtracted from the cosine between an embedding and the center of its class."""
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ class CosFace(MarginHead):
     def __init__(
         self, in_features: int, out_features: int, s: float = 64.0, m: float = 0.35, rows: range | None = None
     ):
-        super().__init__(in_features, out_features, s, m, rows)
+        super().__init__(in_features, out_features, s=s, m=m, rows=rows)
 
-    def margin_delta(self, embeddings: Tensor, own: Tensor) -> Tensor:
-        return embeddings.new_full((len(own),), -self.m)
+    def margin_delta(self, embeddings: Tensor, centers: Tensor, margin: float) -> Tensor:
+        return embeddings.new_full((len(centers),), -margin)

@@ -1,4 +1,4 @@
-"""What the margin heads share: cosine logits, with a margin in the column of each sample's own class."""
+"""The base class of margin heads: cosine logits, with a margin on the target class of each sample."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,78 +9,115 @@ from torch import Tensor, nn
 
 from model.head.cosines import cosines
 
-_ROWS_AT_ONCE = 65536  # centres drawn together, where a process keeps only some of them
+_INIT_ROWS = 65536  # rows of a shard that are initialized together
 
 
 class MarginHead(nn.Module, ABC):
-    """Logits s * cos(embedding, class centre), the margin applied to each sample's own class.
+    """Logits s * cos(embedding, class center), with a margin on the target class of each sample.
 
-    `weight` (out_features, in_features) holds a centre per class, of any length; from scratch Glorot-uniform. `s` and
-    `m` are plain numbers, read at every forward: a trainer may change them between steps (margin warm-up). So is
-    `step`, the number of the step, which is for those who draw at random, see ShardedHead.
-    s <= 0 or m < 0 raises ValueError.
+    `weight` (out_features, in_features) holds one center for each class, of any length, initialized Glorot-uniform.
+    Everything is computed in float32 or float64, also under autocast: half precision cannot tell small angles apart.
+    Apart from the logits, forward makes no tensor of shape (N, out_features) and no copy of the centers.
 
-    With `rows` the head is a shard: it holds the centres of these classes alone, the very ones that the whole head
-    would have drawn, and its forward is for ShardedHead to call.
+    Args:
+        in_features: size of an embedding.
+        out_features: number of classes.
+        s: scale of the cosines, above 0.
+        m: margin, 0 or more; forward uses it if no other margin is given.
+        rows: classes of a shard. The head then holds only these rows of the weight, equal to the same rows of a head
+            with all classes and the same seed. PartialFC computes the logits of a shard. None: all classes.
 
-    Everything is computed in float32 at least, also under autocast: half precision cannot tell small angles apart.
-    Beside the logits themselves nothing of shape (N, out_features) is made, nor any copy of the centres.
+    Raises:
+        ValueError: s or m is out of range.
     """
 
     def __init__(self, in_features: int, out_features: int, s: float, m: float, rows: range | None = None):
         super().__init__()
         if not s > 0:
-            raise ValueError(f"{type(self).__name__}: the scale s is {s}, and must be positive")
+            raise ValueError(f"{type(self).__name__}: the scale s is {s}. It must be positive")
         if not m >= 0:
-            raise ValueError(f"{type(self).__name__}: the margin m is {m}, and must not be negative")
-        self.in_features, self.out_features = in_features, out_features
-        self.s, self.m, self.step = s, m, 0
+            raise ValueError(f"{type(self).__name__}: the margin m is {m}. It must not be negative")
+        self.in_features = in_features
+        self.out_features = out_features
+        self.s = s
+        self.m = m
         self.rows = range(out_features) if rows is None else rows
         self.weight = nn.Parameter(torch.empty(len(self.rows), in_features))
-        self._draw()
+        self.reset_parameters()
 
     @torch.no_grad()
-    def _draw(self) -> None:
-        """The Glorot-uniform centres of own classes; drawing those of the others too gives every shard its own."""
+    def reset_parameters(self) -> None:
+        """Initialize the weight Glorot-uniform.
+
+        The random numbers of the other shards are generated too and discarded. So the weight of a class does not depend
+        on the number of processes.
+        """
         bound = math.sqrt(6 / (self.in_features + self.out_features))
-        for start in range(0, self.out_features, _ROWS_AT_ONCE):
-            stop = min(start + _ROWS_AT_ONCE, self.out_features)
-            first, last = max(start, self.rows.start), min(stop, self.rows.stop)
-            if (first, last) == (start, stop):
+        for start in range(0, self.out_features, _INIT_ROWS):
+            stop = min(start + _INIT_ROWS, self.out_features)
+            # The classes of this block that the shard holds: first ... last - 1.
+            first = max(start, self.rows.start)
+            last = min(stop, self.rows.stop)
+            if first == start and last == stop:  # the full block: no temporary copy
                 self.weight[start - self.rows.start : stop - self.rows.start].uniform_(-bound, bound)
                 continue
-            drawn = torch.empty(stop - start, self.in_features).uniform_(-bound, bound)
+            block = torch.empty(stop - start, self.in_features).uniform_(-bound, bound)
             if first < last:
-                self.weight[first - self.rows.start : last - self.rows.start] = drawn[first - start : last - start]
+                self.weight[first - self.rows.start : last - self.rows.start] = block[first - start : last - start]
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """embeddings (N, in_features) of any length, labels (N,) int64 -> scaled logits (N, out_features)."""
-        return self.logits(embeddings, self.weight, labels)
+    def forward(self, embeddings: Tensor, labels: Tensor, margin: float | None = None) -> Tensor:
+        """Return the scaled logits of all classes.
 
-    def logits(self, embeddings: Tensor, weight: Tensor, columns: Tensor, absent: bool = False) -> Tensor:
-        """The same for any centres, weight (C, in_features), of which columns (N,) names each sample's own.
+        Args:
+            embeddings: (N, in_features), of any length.
+            labels: (N,) int64 class of each sample.
+            margin: replaces `m` in this call, for a margin that changes during training.
 
-        With `absent`, columns may be -1: that sample's own class is not among them, and its logits have no margin.
+        Returns:
+            (N, out_features) logits in float32 or float64.
         """
+        return self.logits(embeddings, self.weight, labels, margin=margin)
+
+    def logits(self, embeddings: Tensor, weight: Tensor, target: Tensor, margin: float | None = None) -> Tensor:
+        """Return the scaled logits for any class centers.
+
+        Args:
+            embeddings: (N, in_features), of any length.
+            weight: (C, in_features) class centers.
+            target: (N,) int64 row of `weight` of each sample's class. -1: the class has no row in `weight`, and the
+                sample gets no margin.
+            margin: replaces `m` in this call.
+
+        Returns:
+            (N, C) logits in float32 or float64.
+        """
+        margin = self.m if margin is None else margin
         with torch.autocast(embeddings.device.type, enabled=False):
-            embeddings, weight = F.normalize(_float32(embeddings)), _float32(weight)
-            own = columns.clamp_min(0) if absent else columns
-            logits, centers = cosines(embeddings * self.s, weight, own)  # (N, C), (N, in_features)
-            margin_delta = self.s * self.margin_delta(embeddings, F.normalize(centers))
-            if absent:
-                margin_delta = torch.where(columns >= 0, margin_delta, 0.0)
-            # Adding to the target column, unlike overwriting it, leaves the gradient of the logits as it is: no copy.
-            rows = torch.arange(len(own), device=own.device)
-            return logits.index_put_((rows, own), margin_delta, accumulate=True)
+            embeddings = F.normalize(_at_least_float32(embeddings))
+            index = target.clamp_min(0)  # row 0 stands in for an ignored target; its margin is set to 0 below
+            logits, centers = cosines(embeddings * self.s, _at_least_float32(weight), index)  # (N, C), (N, D)
+            delta = self.s * self.margin_delta(embeddings, F.normalize(centers), margin)
+            delta = torch.where(target >= 0, delta, 0.0)
+            # Adding to the target logit, unlike overwriting it, passes the gradient of the logits on without a copy.
+            sample = torch.arange(len(target), device=target.device)
+            return logits.index_put_((sample, index), delta, accumulate=True)
 
     @abstractmethod
-    def margin_delta(self, embeddings: Tensor, own: Tensor) -> Tensor:
-        """What the margin adds to the cosines (N,) of embeddings and their own centres, (N, D) of unit length both."""
+    def margin_delta(self, embeddings: Tensor, centers: Tensor, margin: float) -> Tensor:
+        """Return the change of the target cosine, target(theta) - cos(theta), before the scale s.
+
+        Args:
+            embeddings: (N, in_features), of unit length.
+            centers: (N, in_features) center of each sample's class, of unit length.
+            margin: margin of this step, 0 or more.
+
+        Returns:
+            (N,) change of the cosine.
+        """
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, s={self.s}, m={self.m}"
 
 
-def _float32(vectors: Tensor) -> Tensor:
-    """In float32, or as they are if that is more."""
+def _at_least_float32(vectors: Tensor) -> Tensor:
     return vectors.to(torch.promote_types(vectors.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Losses by name: from logits and labels, or from log probabilities, to a scalar."""
+"""Losses by name: logits and labels, or log probabilities, to a scalar."""
 
 from collections.abc import Callable
 
@@ -8,10 +8,10 @@ LOSSES: dict[str, Callable[..., Loss]] = {"focal": FocalLoss, "cross_entropy": C
 
 
 def build_loss(name: str, **settings: float) -> Loss:
-    """A loss, called with logits (N, C) and labels (N,); settings as its class takes them (gamma ...).
+    """Return the loss with this name in LOSSES, called with logits (N, C) and labels (N,).
 
-    An unknown name raises ValueError.
+    `settings` are keyword arguments of the class (gamma for focal). Raises ValueError for an unknown name.
     """
     if name not in LOSSES:
-        raise ValueError(f"unknown loss {name!r}; choose one of {', '.join(LOSSES)}")
+        raise ValueError(f"unknown loss {name!r}. Choose one of {', '.join(LOSSES)}")
     return LOSSES[name](**settings)

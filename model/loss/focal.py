@@ -1,4 +1,4 @@
-"""Losses of the probability that a network gives to the right class."""
+"""Losses that depend on the probability of the target class alone."""
 
 from abc import ABC, abstractmethod
 
@@ -9,39 +9,40 @@ from model.loss.log_probability import log_probability
 
 
 class Loss(nn.Module, ABC):
-    """The mean over samples of a function of the log probability of each sample's own class."""
+    """Mean over samples of a function of the target class's log probability."""
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """logits (N, C) of any size, labels (N,) int64 -> a scalar, computed in float32 at least."""
-        return self.of(log_probability(logits, labels))
+        """Return the scalar loss of logits (N, C) and labels (N,) int64, computed in float32 or float64."""
+        return self.from_log_prob(log_probability(logits, labels))
 
     @abstractmethod
-    def of(self, log_p: Tensor) -> Tensor:
-        """Log probabilities (N,), each of a sample's own class -> a scalar."""
+    def from_log_prob(self, log_prob: Tensor) -> Tensor:
+        """Return the scalar loss of the target classes' log probabilities (N,)."""
 
 
 class CrossEntropy(Loss):
-    """The mean over samples of -log(p), where p is the probability of the sample's own class."""
+    """Mean over samples of -log(p), where p is the probability of the target class."""
 
-    def of(self, log_p: Tensor) -> Tensor:
-        return -log_p.mean()
+    def from_log_prob(self, log_prob: Tensor) -> Tensor:
+        return -log_prob.mean()
 
 
 class FocalLoss(Loss):
-    """The mean over samples of (1 - p)^gamma * -log(p): cross entropy in which samples already right count less.
+    """Mean over samples of (1 - p)^gamma * -log(p): cross entropy in which well classified samples count less.
 
-    Lin et al., "Focal Loss for Dense Object Detection" (2017), equation 4; gamma 0 is cross entropy, gamma < 0 raises
-    ValueError. The weight is applied to each sample before the mean, and is part of the gradient.
+    Lin et al., "Focal Loss for Dense Object Detection" (2017), equation 4; gamma 0 is cross entropy. The weight
+    (1 - p)^gamma is applied to each sample before the mean, and its gradient is included. A negative gamma raises
+    ValueError.
     """
 
     def __init__(self, gamma: float = 2.0):
         super().__init__()
         if not gamma >= 0:
-            raise ValueError(f"FocalLoss: gamma is {gamma}, and must not be negative")
+            raise ValueError(f"FocalLoss: gamma is {gamma}. It must not be negative")
         self.gamma = gamma
 
-    def of(self, log_p: Tensor) -> Tensor:
-        # expm1 gives 1 - p without rounding p; the floor keeps the gradient of x^gamma finite at x = 0 for gamma < 1.
-        miss = -torch.expm1(log_p)
+    def from_log_prob(self, log_prob: Tensor) -> Tensor:
+        # expm1 computes 1 - p without rounding p. The floor keeps the gradient of x^gamma finite at 0 for gamma < 1.
+        miss = -torch.expm1(log_prob)
         weight = miss.clamp_min(torch.finfo(miss.dtype).tiny) ** self.gamma
-        return -(weight * log_p).mean()
+        return -(weight * log_prob).mean()

@@ -1,6 +1,7 @@
 """RCAN: Zhang et al., "Image Super-Resolution Using Very Deep Residual Channel Attention Networks", ECCV 2018.
 
-Keys of the state dict are those of the public PyTorch implementation (yjn870's RCAN-pytorch), whose checkpoints load.
+The keys of the state dict are the same as in the public PyTorch implementation (yjn870's RCAN-pytorch), so that its
+checkpoints load.
 """
 
 import torch
@@ -8,26 +9,34 @@ from torch import nn
 
 
 class RCAN(nn.Module):
-    """Enlarges images `scale` times, a power of two: RGB in [0, 1], (N, 3, h, w) -> (N, 3, scale * h, scale * w).
+    """Network that enlarges RGB images in [0, 1]: (N, 3, h, w) -> (N, 3, scale * h, scale * w), not clipped.
 
-    The output is not clipped. `num_rg` residual groups of `num_rcab` blocks work on `num_features` channels at the
-    small size; the attention of a block squeezes them by `reduction`. A CPU trains RCAN(4, 32, 2, 4, 8) in minutes.
-    Raises ValueError for a scale or a reduction that cannot be built.
+    Args:
+        scale: a power of two, 2 or more.
+        num_features: channels of the residual groups, which run at the small size.
+        num_rg: number of residual groups.
+        num_rcab: number of residual channel attention blocks in a group.
+        reduction: channel attention squeezes the channels by this factor; it must divide num_features.
+
+    Raises:
+        ValueError: scale or reduction is not possible.
     """
 
     def __init__(self, scale: int, num_features: int = 64, num_rg: int = 10, num_rcab: int = 20, reduction: int = 16):
         super().__init__()
         if scale < 2 or scale & (scale - 1):
-            raise ValueError(f"RCAN enlarges by a power of two, 2, 4, 8 ..., and not by {scale}")
+            raise ValueError(f"RCAN enlarges by a power of two (2, 4, 8 ...), not by {scale}")
         if num_features % reduction:
-            raise ValueError(f"{num_features} channels cannot be squeezed by {reduction}, which has to divide them")
+            raise ValueError(f"{num_features} channels cannot be squeezed by {reduction}. It must divide them")
         self.scale = scale
         self.sizes = dict(num_features=num_features, num_rg=num_rg, num_rcab=num_rcab, reduction=reduction)
         self.sf = _conv(3, num_features)
         self.rgs = nn.Sequential(*(_Group(num_features, num_rcab, reduction) for _ in range(num_rg)))
         self.conv1 = _conv(num_features, num_features)
-        doublings = [(_conv(num_features, 4 * num_features), nn.PixelShuffle(2)) for _ in range(scale.bit_length() - 1)]
-        self.upscale = nn.Sequential(*(layer for doubling in doublings for layer in doubling))
+        doublings: list[nn.Module] = []
+        for _ in range(scale.bit_length() - 1):  # log2(scale)
+            doublings += [_conv(num_features, 4 * num_features), nn.PixelShuffle(2)]
+        self.upscale = nn.Sequential(*doublings)
         self.conv2 = _conv(num_features, 3)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -58,7 +67,7 @@ class _Block(_Residual):
 
 
 class _Attention(nn.Module):
-    """Weighs each channel by what its mean over the image, beside those of the others, says."""
+    """Channel attention: scale each channel by a gate computed from the means of all channels."""
 
     def __init__(self, channels: int, reduction: int):
         super().__init__()

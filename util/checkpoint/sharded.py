@@ -1,17 +1,19 @@
-"""Checkpoints of a run whose head is spread over processes: in the files, head and momentum are whole.
+"""Checkpoints of a run whose head is split over ranks. The files hold the full head and its full momentum.
 
-So any number of processes, and any other program, can read them.
+Any number of ranks, and any other program, can therefore read them.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from util.checkpoint.io import Resumable, Run, cpu_state_dict, save_part
+from util.checkpoint.io import RecognitionState, cpu_state_dict, save_file
+from util.checkpoint.run_dir import Resumable
 from util.device import gather_rows_to_main
 from util.errors import DataError
 
@@ -19,66 +21,83 @@ if TYPE_CHECKING:
     from model.head import MarginHead
 
 
-def save_sharded_epoch(
-    run: Run, backbone: nn.Module, head: MarginHead, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+def save_sharded_checkpoint(
+    folder: Path, backbone: nn.Module, head: MarginHead, *, optimizer: torch.optim.Optimizer, state: RecognitionState
 ) -> Path:
-    """As save_epoch; all processes call it, and the first one writes. One matrix is whole at a time.
+    """Save an epoch like save_checkpoint(). Collective: all ranks call it, and rank 0 writes.
 
-    `state["optimizer"]` is that of `optimizer`, with the momentum of this process's shard.
+    Args:
+        folder: the run's checkpoint folder.
+        backbone: the same on all ranks.
+        head: this rank's rows. Rank 0 gathers one full matrix at a time.
+        optimizer: has the momentum of this rank's rows.
+        state: `state.optimizer` is the state dict of `optimizer`.
+
+    Returns:
+        The path of the Backbone file, on every rank.
     """
-    first = torch.distributed.get_rank() == 0
+    is_main = torch.distributed.get_rank() == 0
     weight = gather_rows_to_main(head.weight)
-    file = run.checkpoints / f"Backbone_{state['epoch']}_{state['step']}.pth"
-    if first:
-        save_part(run, "Backbone", cpu_state_dict(backbone), state)
-        save_part(run, "Head", {"weight": weight}, state)
-    del weight
-    number = _number_of(head.weight, optimizer)
-    saved = state["optimizer"]
-    momentum = {
-        key: gather_rows_to_main(value) if _is_rows(value, head.weight.shape) else value
-        for key, value in saved["state"].get(number, {}).items()
-    }
-    if first:
-        whole = saved | {"state": saved["state"] | ({number: momentum} if momentum else {})}
-        save_part(run, "Optimizer", state | {"optimizer": whole}, state)
+    file = folder / f"Backbone_{state.epoch}_{state.step}.pth"
+    if is_main:
+        save_file(folder, "Backbone", cpu_state_dict(backbone), state)
+        save_file(folder, "Head", {"weight": weight}, state)
+    del weight  # before the momentum, which is as large
+
+    index = _index_of(head.weight, optimizer)
+    entries = dict(state.optimizer["state"])
+    if index in entries:
+        entries[index] = {
+            key: gather_rows_to_main(value) if _has_shape(value, head.weight.shape) else value
+            for key, value in entries[index].items()
+        }
+    if is_main:
+        full = replace(state, optimizer=state.optimizer | {"state": entries})
+        save_file(folder, "Optimizer", full.to_dict(), state)
     return file
 
 
 def load_shard(head: MarginHead, optimizer: torch.optim.Optimizer, resumed: Resumable) -> None:
-    """Loads a process's rows of the head, and the optimizer with their momentum. DataError for another head's file."""
+    """Load this rank's rows of the head, and the optimizer with their momentum.
+
+    Args:
+        head: its `rows` say which rows are this rank's.
+        optimizer: of the backbone and the head.
+        resumed: files with the full head, loaded with mmap so that only these rows are read.
+
+    Raises:
+        DataError: the file is from a head of another size.
+    """
     shape = (head.out_features, head.in_features)
-    weight = resumed.head.get("weight")
-    if weight is None or tuple(weight.shape) != shape:
+    weight = resumed.networks["Head"].get("weight")
+    if not _has_shape(weight, shape):
         found = "absent" if weight is None else tuple(weight.shape)
         raise DataError(
-            f"{resumed.files['Head']}: weight is {found} in the file and {shape} in the network; take another epoch, "
-            f"or start a new run without --resume_dir"
+            f"{resumed.files['Head']}: weight is {found} in the file and {shape} in the network. Take another epoch, "
+            f"or start a new run without --resume_dir."
         )
     rows = slice(head.rows.start, head.rows.stop)
     with torch.no_grad():
         head.weight.copy_(weight[rows])
-    saved, number = resumed.state["optimizer"], _number_of(head.weight, optimizer)
-    # Clones: what is read from the disk where it is needed, page by page, is not to become a part of the optimizer.
-    entries = {
-        position: {
-            key: value[rows].clone() if position == number and _is_rows(value, shape) else _cloned(value)
-            for key, value in entry.items()
-        }
-        for position, entry in saved["state"].items()
-    }
+
+    # Clone everything: the optimizer must not keep tensors that are read from the file page by page.
+    saved = resumed.state.optimizer
+    index = _index_of(head.weight, optimizer)
+    entries: dict[int, dict[str, Any]] = {}
+    for position, entry in saved["state"].items():
+        entries[position] = {}
+        for key, value in entry.items():
+            if position == index and _has_shape(value, shape):
+                value = value[rows]
+            entries[position][key] = value.clone() if isinstance(value, torch.Tensor) else value
     optimizer.load_state_dict(saved | {"state": entries})
 
 
-def _cloned(value: Any) -> Any:
-    return value.clone() if isinstance(value, torch.Tensor) else value
-
-
-def _is_rows(value: Any, shape: tuple[int, ...]) -> bool:
+def _has_shape(value: Any, shape: tuple[int, ...]) -> bool:
     return isinstance(value, torch.Tensor) and tuple(value.shape) == tuple(shape)
 
 
-def _number_of(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> int:
-    """The number under which an optimizer's state dict has what belongs to a parameter."""
+def _index_of(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> int:
+    """Return the index under which an optimizer's state dict has the entry of a parameter."""
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    return next(number for number, each in enumerate(parameters) if each is parameter)
+    return next(index for index, each in enumerate(parameters) if each is parameter)

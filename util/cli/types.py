@@ -1,7 +1,8 @@
-"""From what a user wrote to the value that is meant: a word of a command line, or what YAML made of one in a file.
+"""Value types of settings.
 
-A conversion raises ValueError with its rule, worded so that it follows "… is not", and leaves a converted value as it
-is. number, whole, integers and one_of make conversions; the others are some.
+A value type gets a word of a command line or a YAML value, and returns the value that the program uses. It raises
+ValueError with its rule, in words that follow "… is not". It returns a converted value unchanged. number, integer,
+integers and one_of make value types; the functions to_… are value types.
 """
 
 import math
@@ -13,8 +14,10 @@ from typing import Any
 
 Convert = Callable[[object], Any]
 
-PRECISIONS = ("auto", "bf16", "fp16", "fp32")  # what util/precision.py makes types of
-EVAL_BATCH_CPU, EVAL_BATCH_GPU = 64, 128  # images in a batch of a validation, which keeps no gradients, if not given
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")  # util.device.resolve_dtype knows what they mean
+SELECT = ("largest", "central", "best")  # which of several faces to align
+EVAL_BATCH_CPU = 64  # images per batch of an evaluation, unless it is given
+EVAL_BATCH_GPU = 128  # on each GPU
 EVAL_BATCH_DEFAULTS = f"{EVAL_BATCH_CPU} on the CPU, {EVAL_BATCH_GPU} on each GPU"
 SET_NAMES = "letters, digits, _, - and ."
 _SET_NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -24,20 +27,39 @@ _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, 
 
 
 def to_path(value: object) -> str:
-    """A path, in which a leading ~ has become the home directory."""
+    """Return a path with a leading ~ replaced by the home directory."""
     if not isinstance(value, str | os.PathLike) or not os.fspath(value).strip():
         raise ValueError("a path (in a file, put text that looks like a number or a date in quotes)")
     return os.path.expanduser(value)
 
 
+def to_file(value: object) -> Path:
+    """Return the same as a Path."""
+    return Path(to_path(value))
+
+
+def to_png(value: object) -> Path:
+    """Return the path of a PNG file to write."""
+    path = to_file(value)
+    if path.suffix.lower() != ".png":
+        raise ValueError("a PNG file, whose name ends in .png")
+    return path
+
+
+def is_boolean_word(word: str) -> bool:
+    """Return whether the word is a value of to_boolean."""
+    return word.lower() in _BOOLEANS
+
+
 def to_boolean(value: object) -> bool:
-    if str(value).lower() not in _BOOLEANS:
+    """Return True or False for the words and numbers that mean them."""
+    if not is_boolean_word(str(value)):
         raise ValueError("True or False (yes, no, 1 and 0 are understood too)")
     return _BOOLEANS[str(value).lower()]
 
 
 def number(rule: str, accept: Callable[[float], bool], kind: type = float) -> Convert:
-    """A conversion to a finite float or int for which accept() holds; `rule` says the same in words."""
+    """Return a type of finite numbers, of `kind` float or int, that accept() accepts; `rule` is its rule in words."""
 
     def convert(value: object) -> float:
         try:
@@ -53,16 +75,24 @@ def number(rule: str, accept: Callable[[float], bool], kind: type = float) -> Co
 
 
 def integer(low: int, high: int | None = None) -> Convert:
-    """A conversion to an int from `low` to `high`, both included."""
+    """Return a type of integers from `low` to `high`, both included."""
     rule = f"a whole number, {low} or more" if high is None else f"a whole number from {low} to {high}"
     return number(rule, lambda value: low <= value <= (value if high is None else high), int)
 
 
-def integers(word: str | None, rule: str, accept: Callable[[tuple[int, ...]], bool]) -> Convert:
-    """A conversion to a tuple of integers: `[0, 1]`, `0,1`, `0 1`, `0`, a list of YAML, or `word`, if there is one, for
-    an empty one."""
+def integers(word: str | None, rule: str, accept: Callable[[tuple[int, ...]], bool], scalar: bool = False) -> Convert:
+    """Return a type of tuples of integers: `[0, 1]`, `0,1`, `0 1`, `0`, or a list of YAML.
+
+    Args:
+        word: what a user writes for an empty tuple; None if it must not be empty.
+        rule: rule of accept() in words.
+        accept: tells whether the integers are accepted.
+        scalar: a YAML file may give one integer instead of a list.
+    """
 
     def convert(value: object) -> tuple[int, ...]:
+        if scalar and type(value) is int:
+            value = [value]
         if isinstance(value, str):
             if word and value.strip().lower() in (word, "[]"):
                 return ()
@@ -76,6 +106,8 @@ def integers(word: str | None, rule: str, accept: Callable[[tuple[int, ...]], bo
 
 
 def one_of(names: Sequence[str]) -> Convert:
+    """Return a type of the given names."""
+
     def convert(value: object) -> str:
         if value not in names:
             raise ValueError(f"one of {', '.join(names)}")
@@ -84,20 +116,16 @@ def one_of(names: Sequence[str]) -> Convert:
     return convert
 
 
-_gpu_numbers = integers(
+to_gpus = integers(
     "cpu",
     "different GPU numbers, like 0 or 0,1 or [0,1]",
     lambda numbers: min(numbers, default=0) >= 0 and len(set(numbers)) == len(numbers),
+    scalar=True,
 )
 
 
-def to_gpus(value: object) -> tuple[int, ...]:
-    """The numbers in `0`, `0,1` or `[0, 1]`; none for `cpu`."""
-    return _gpu_numbers([value] if type(value) is int else value)  # `gpu_num: 0` in a file
-
-
 def to_pair_sets(value: object) -> tuple[str, ...]:
-    """A conversion to a tuple of `NAME=PATH` or `NAME=PATH:ROOT`: from one or more of those, or a mapping of YAML."""
+    """Return a tuple of `NAME=PATH` or `NAME=PATH:ROOT` for one or several of them, or a mapping of YAML."""
     rule = "a list like lfw=/sets/lfw.bin cplfw=/sets/pairs.txt:/sets/cplfw, nor the word none"
     if isinstance(value, Mapping):
         value = [f"{name}={path}" if isinstance(path, str) else path for name, path in value.items()]
@@ -121,12 +149,12 @@ def to_pair_sets(value: object) -> tuple[str, ...]:
 
 
 def named_pair_sets(sets: Sequence[str]) -> dict[str, tuple[str, str | None]]:
-    """{name: (path, folder of the images or None)} of what to_pair_sets gives, in its order."""
+    """Return {name: (path, folder of the images or None)} of the tuple of to_pair_sets, in its order."""
     return {name: (path, root) for name, path, root in map(split_pair_set, sets)}
 
 
 def split_pair_set(text: str) -> tuple[str, str, str | None]:
-    """The name, path and root of `NAME=PATH:ROOT`. Without NAME, that of the file or folder without its suffix."""
+    """Return name, path and root of `NAME=PATH:ROOT`; without NAME, the file's or folder's name without its suffix."""
     match = _PAIR_SET.fullmatch(text.strip())
     if match is None:
         return "", "", None

@@ -1,9 +1,9 @@
-"""Which images lie in a folder of people, ROOT/PERSON/IMAGE. A large set keeps the list from run to run.
+"""The list of images in a training folder, ROOT/PERSON/IMAGE, which large sets keep in a file for the next run.
 
-Opening a hundred thousand folders takes minutes on some disks; asking when each of them changed takes seconds. So the
-list is kept in ROOT/.images.npz, with the inode and the times of change of each person's folder, and only folders that
+Opening a hundred thousand folders takes minutes on some disks. Asking when each folder changed takes seconds. So the
+list is kept in ROOT/.images.npz, with the inode and the times of change of each person's folder. Only folders that
 differ in one of these are opened again. Adding, removing or renaming an image or a person changes them, and so does
-copying the set; what is written into an image does not, and need not.
+copying the set. Writing into an image does not change them, and the list stays valid.
 """
 
 import os
@@ -11,156 +11,159 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from util.console import logger
 from util.errors import DataError
 from util.progress import progress
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-KEPT = ".images.npz"
-KEPT_FROM = 100_000  # images; fewer are listed in a second or two, and their folder stays as it is
+INDEX_FILE = ".images.npz"
+MIN_INDEXED = 100_000  # images; smaller sets are listed in a second or two, and get no index file
 _FORMAT = f"1 {' '.join(IMAGE_SUFFIXES)}"
-_TICK = 2_000_000_000  # nanoseconds: the coarsest clock of a file system, FAT's
-_LONG = 5  # seconds
+_CLOCK_TICK = 2_000_000_000  # nanoseconds: the coarsest clock of a file system, FAT's
+_SLOW = 5  # seconds
 
-Stamp = tuple[int, int, int]  # a folder's inode, mtime_ns and ctime_ns
-_ARRAYS = ("format", "people", "stamps", "counts", "images")
-_UNKNOWN: Stamp = (0, 0, 0)
+FolderStat = tuple[int, int, int]  # a folder's inode, mtime_ns and ctime_ns
+_UNKNOWN: FolderStat = (0, 0, 0)
 
 
-class Names:
-    """Many names, as the file system has them, in one bytes object: worker processes, which copy what they touch,
-    would copy millions of Python objects one by one as they count their references."""
+def pack_names(names: Iterable[str]) -> np.ndarray:
+    """Return file names as one array (N,) of numpy's StringDType, each byte of a name as one character.
 
-    def __init__(self, joined: bytes):
-        self.joined = joined  # a zero byte after each name, which no name can hold
-        ends = np.flatnonzero(np.frombuffer(joined, np.uint8) == 0)
-        self.starts = np.concatenate([[0], ends + 1])  # (N + 1,) int64
+    Worker processes copy the memory that they write to. Reading a Python string writes its reference count, so a list
+    of millions of names would be copied bit by bit. Bytes keep names that are not UTF-8, which StringDType refuses.
+    """
+    return np.array([os.fsencode(name).decode("latin-1") for name in names], dtype=np.dtypes.StringDType())
 
-    @staticmethod
-    def of(names: Iterable[str]) -> "Names":
-        return Names(b"".join(os.fsencode(name) + b"\0" for name in names))
 
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def __getitem__(self, index: int) -> bytes:
-        return self.joined[self.starts[index] : self.starts[index + 1] - 1]
+def unpack_name(packed: str) -> str:
+    """Return an entry of pack_names() as the file name."""
+    return os.fsdecode(packed.encode("latin-1"))
 
 
 @dataclass(frozen=True)
 class FolderIndex:
-    """The P folders in ROOT, in alphabetical order, and the N images in them, in alphabetical order in each.
+    """The P folders in ROOT and the N images in them, both in alphabetical order.
 
-    `people`: the folders' names, also of those without images; `stamps`: theirs; `counts` (P,) int64: how many images
-    each has; `images`: the names of all images, one person's after another's.
+    `people`: the folders' names, also of folders without images; `stats`: of each folder; `counts` (P,) int64: images
+    in each folder; `images` (N,): the packed names of all images, folder by folder.
     """
 
     people: list[str]
-    stamps: list[Stamp]
+    stats: list[FolderStat]
     counts: np.ndarray
-    images: Names
-
-    def by_person(self) -> dict[tuple[str, Stamp], bytes]:
-        """The names of the images of each person, joined."""
-        limits = self.images.starts[np.concatenate([[0], np.cumsum(self.counts)])].tolist()
-        parts = [self.images.joined[start:stop] for start, stop in pairwise(limits)]
-        return dict(zip(zip(self.people, self.stamps, strict=True), parts, strict=True))
+    images: np.ndarray
 
 
 def list_images(root: Path) -> FolderIndex:
-    """What lies in ROOT now. Raises DataError, naming the folder, if one cannot be read."""
-    began = time.perf_counter()
-    people, stamps = _people(root)
-    kept = _read(root / KEPT)
-    if kept is not None and (kept.people, kept.stamps) == (people, stamps):
-        return kept
-    known = {} if kept is None else kept.by_person()
-    parts = []
-    for folder in progress(list(zip(people, stamps, strict=True)), f"listing {root.name}", "folders"):
-        part = known.get(folder)
-        parts.append(_names_in(f"{root}/{folder[0]}") if part is None else part)
-    counts = np.array([part.count(0) for part in parts], np.int64)
-    listing = FolderIndex(people, stamps, counts, Names(b"".join(parts)))
-    if len(listing.images) >= KEPT_FROM:
-        _keep(root, listing, time.perf_counter() - began)
-    return listing
+    """List the images in ROOT. Raise DataError, naming the folder, if one cannot be read."""
+    start_time = time.perf_counter()
+    people, stats = _list_people(root)
+    stored = _load(root / INDEX_FILE)
+    known: dict[tuple[str, FolderStat], np.ndarray] = {}
+    if stored is not None:
+        if (stored.people, stored.stats) == (people, stats):
+            return stored
+        images_by_folder = np.split(stored.images, np.cumsum(stored.counts)[:-1])
+        known = dict(zip(zip(stored.people, stored.stats, strict=True), images_by_folder, strict=False))
+    found = [pack_names([])]
+    for folder in progress(list(zip(people, stats, strict=True)), f"listing {root.name}", "folders"):
+        if folder in known:
+            found.append(known[folder])
+        else:
+            found.append(_list_folder(f"{root}/{folder[0]}"))
+    counts = np.array([len(images) for images in found[1:]], np.int64)
+    index = FolderIndex(people, stats, counts, np.concatenate(found))
+    if len(index.images) >= MIN_INDEXED:
+        _save(root, index, time.perf_counter() - start_time)
+    return index
 
 
-def _people(root: Path) -> tuple[list[str], list[Stamp]]:
-    """The names and the stamps of the folders in ROOT."""
+def _list_people(root: Path) -> tuple[list[str], list[FolderStat]]:
     try:
         with os.scandir(root) as entries:
             folders = sorted((entry.name, entry.stat()) for entry in entries if entry.name[0] != "." and entry.is_dir())
     except OSError as error:
         raise _unreadable(error, str(root)) from None
-    # Inodes of some file systems need all 64 bits; arrays of whole numbers that can be compared have 63.
-    stamps = [(stat.st_ino & (2**63 - 1), stat.st_mtime_ns, stat.st_ctime_ns) for _, stat in folders]
-    return [name for name, _ in folders], stamps
+    # Inodes of some file systems need all 64 bits, and int64 has 63 for them.
+    stats = [(stat.st_ino & (2**63 - 1), stat.st_mtime_ns, stat.st_ctime_ns) for _, stat in folders]
+    return [name for name, _ in folders], stats
 
 
-def _names_in(folder: str) -> bytes:
-    """The names of a folder's images, joined. Hidden files are none: macOS leaves `._0001.jpg` beside `0001.jpg`."""
+def _list_folder(folder: str) -> np.ndarray:
+    """Return the packed names of a folder's images, without hidden files such as macOS's `._0001.jpg`."""
     try:
         names = [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."]
     except OSError as error:
         raise _unreadable(error, folder) from None
-    return Names.of(sorted(names)).joined
+    return pack_names(sorted(names))
 
 
 def _unreadable(error: OSError, folder: str) -> DataError:
-    return DataError(f"{error.filename or folder}: cannot be read ({error.strerror}); change that, or move it away")
+    return DataError(f"{error.filename or folder}: cannot be read ({error.strerror}). Change that, or move it away.")
 
 
-def _read(path: Path) -> FolderIndex | None:
-    """The list as it was kept, or None where there is none that holds together."""
+def _join(names: Iterable[str]) -> np.ndarray:
+    """Join packed names to one uint8 array, with a zero byte, which no file name has, after each name."""
+    return np.frombuffer("".join(f"{name}\0" for name in names).encode("latin-1"), np.uint8)
+
+
+def _split(array: np.ndarray) -> list[str]:
+    """Split an array of _join() to packed names."""
+    return array.tobytes().decode("latin-1").split("\0")[:-1]
+
+
+def _load(path: Path) -> FolderIndex | None:
+    """Load the index file, or return None if it is missing, damaged, inconsistent or of another version."""
     try:
         with np.load(path) as arrays:
-            form, people, stamps, counts, images = (arrays[key] for key in _ARRAYS)
-        folders = os.fsdecode(people.tobytes()).split("\0")[:-1]
-        listing = FolderIndex(folders, list(map(tuple, stamps.tolist())), counts, Names(images.tobytes()))
-        whole = (
-            str(form) == _FORMAT
-            and (people.dtype, images.dtype, stamps.dtype, counts.dtype) == (np.uint8, np.uint8, np.int64, np.int64)
-            and (stamps.shape, counts.shape) == ((len(folders), 3), (len(folders),))
-            and 0 <= counts.min(initial=0) <= counts.max(initial=0) <= len(images)
-            and len(listing.images) == counts.sum()
-            and listing.images.starts[-1] == len(images)
-            and b"/" not in listing.images.joined
+            version, people, stats = arrays["format"], arrays["people"], arrays["stamps"]
+            counts, images = arrays["counts"], arrays["images"]
+        folders = [unpack_name(name) for name in _split(people)]
+        names = np.array(_split(images), dtype=np.dtypes.StringDType())
+        is_valid = (
+            str(version) == _FORMAT
+            and (people.dtype, images.dtype, stats.dtype, counts.dtype) == (np.uint8, np.uint8, np.int64, np.int64)
+            and (stats.shape, counts.shape) == ((len(folders), 3), (len(folders),))
+            # The limits come first, because a sum of huge counts could overflow to the right number.
+            and 0 <= counts.min(initial=0) <= counts.max(initial=0) <= len(names)
+            and len(names) == counts.sum()
+            and images[-1:].sum() == 0  # the last name ends in its zero byte
+            and not (images == ord("/")).any()
         )
-    except Exception:  # numpy and zipfile raise all kinds for a damaged file, and each only costs time
+    except Exception:  # numpy and zipfile raise all kinds for a damaged file, and listing again costs only time
         return None
-    return listing if whole else None
+    return FolderIndex(folders, list(map(tuple, stats.tolist())), counts, names) if is_valid else None
 
 
-def _keep(root: Path, listing: FolderIndex, seconds: float) -> None:
-    """Writes the list, whole or not at all, where ROOT can be written to. `seconds`: how long it took to make it.
+def _save(root: Path, index: FolderIndex, seconds: float) -> None:
+    """Write the index file atomically if ROOT is writable. `seconds`: how long it took to list the images.
 
-    A folder that changed while it was listed, or so shortly before that its times could not tell, goes in as unknown.
+    A folder that changed during the listing, or shortly before it, is stored as unknown: a later change in the same
+    tick of the clock would leave the same times.
     """
-    partial = root / f"{KEPT}.{os.getpid()}.partial"  # of each process its own: those of a run open the set at once
+    partial = root / f"{INDEX_FILE}.{os.getpid()}.partial"  # one for each process: all ranks open the set at once
     try:
         with partial.open("wb") as file:
-            began = os.fstat(file.fileno()).st_mtime_ns - int(seconds * 1e9)  # by the clock of the file system
-            stamps = [stamp if max(stamp[1:]) < began - _TICK else _UNKNOWN for stamp in listing.stamps]
-            content = (
-                np.array(_FORMAT),
-                np.frombuffer(Names.of(listing.people).joined, np.uint8),
-                np.array(stamps, np.int64).reshape(-1, 3),
-                listing.counts,
-                np.frombuffer(listing.images.joined, np.uint8),
+            start_ns = os.fstat(file.fileno()).st_mtime_ns - int(seconds * 1e9)  # by the clock of the file system
+            stats = [stat if max(stat[1:]) < start_ns - _CLOCK_TICK else _UNKNOWN for stat in index.stats]
+            np.savez(
+                file,
+                format=np.array(_FORMAT),
+                people=_join(pack_names(index.people)),
+                stamps=np.array(stats, np.int64).reshape(-1, 3),
+                counts=index.counts,
+                images=_join(index.images),
             )
-            np.savez(file, **dict(zip(_ARRAYS, content, strict=True)))
-        partial.replace(root / KEPT)
+        partial.replace(root / INDEX_FILE)
     except OSError as error:
-        if seconds > _LONG:
-            print(
-                f"note: listing {root} took {seconds:.0f} s; the next start would be faster if {KEPT} could be kept "
-                f"there ({error.strerror})",
-                flush=True,
+        if seconds > _SLOW:
+            logger.info(
+                f"note: listing {root} took {seconds:.0f} s; the next start would be faster if {INDEX_FILE} could be "
+                f"kept there ({error.strerror})"
             )
     finally:
         with suppress(OSError):

@@ -1,66 +1,54 @@
-"""Training sets in folders: aligned faces, one folder a person."""
+"""Training sets in folders: aligned faces, one folder for each person."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from util.data.decode import decode_face
-from util.data.folder_index import Names, list_images
+from util.data.folder_index import list_images, pack_names, unpack_name
 from util.errors import DataError
+from util.files import read_bytes
 
-_REMEDY = "restore it or remove it"
-_READ_AT_ONCE = 1 << 14  # an aligned face
+_FIX = "Restore it or remove it."
 
 
 class ImageFolder:
-    """Aligned faces in one folder a person: ROOT/PERSON/IMAGE. Classes and images are in alphabetical order.
+    """Aligned faces in one folder for each person: ROOT/PERSON/IMAGE.
 
-    People without images are left out. What a worker process uses of it lies in arrays and in two bytes objects, and is
-    not copied. Raises DataError if there are fewer than two people.
+    Classes and images are in alphabetical order. People without images are left out. Worker processes use arrays only,
+    so they do not copy the names.
     """
 
     def __init__(self, root: Path):
+        """List the images in `root`. Raise DataError for an unreadable folder or fewer than two people."""
         self.root = root
-        listing = list_images(root)
-        self.classes = [name for name, count in zip(listing.people, listing.counts.tolist(), strict=True) if count]
+        index = list_images(root)
+        self.classes = [name for name, count in zip(index.people, index.counts.tolist(), strict=True) if count]
         if len(self.classes) < 2:
             raise DataError(
-                f"{root}: found images in {len(self.classes)} folders, and training needs two people or more; lay them "
-                f"out as {root}/PERSON/IMAGE.jpg"
+                f"{root}: found images in {len(self.classes)} folders, and training needs two people or more. Lay them "
+                f"out as {root}/PERSON/IMAGE.jpg."
             )
-        self.labels = np.repeat(np.arange(len(self.classes)), listing.counts[listing.counts > 0])  # (N,) int64
-        self._people, self._images = Names.of(self.classes), listing.images
+        self.labels = np.repeat(np.arange(len(self.classes)), index.counts[index.counts > 0])  # (N,) int64
+        self._folders = pack_names(self.classes)
+        self._images = index.images
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def path(self, index: int) -> Path:
+        """Return the file of image `index`."""
         return Path(self.where(index))
 
     def where(self, index: int) -> str:
-        return f"{self.root}/{os.fsdecode(self._people[self.labels[index]])}/{os.fsdecode(self._images[index])}"
+        """Return the path of image `index`, for messages."""
+        folder = unpack_name(str(self._folders[self.labels[index]]))
+        return f"{self.root}/{folder}/{unpack_name(str(self._images[index]))}"
 
     def encoded(self, index: int) -> bytes:
-        """The bytes of the file of image `index`. DataError names a file that cannot be read."""
-        return _bytes_of(self.where(index))
+        """Return the content of the file of image `index`. Raise DataError if it cannot be read."""
+        return read_bytes(self.path(index), _FIX)
 
     def image(self, index: int) -> np.ndarray:
-        """Image `index` as (S, S, 3) RGB uint8. DataError names a file that cannot be used."""
-        path = self.where(index)
-        return decode_face(_bytes_of(path), path, _REMEDY)
-
-
-def _bytes_of(path: str) -> bytes:
-    """What a file holds, with as few calls of the system as can be: a third of the time of Path.read_bytes()."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            parts = [os.read(descriptor, _READ_AT_ONCE)]
-            while parts[-1]:
-                parts.append(os.read(descriptor, _READ_AT_ONCE))
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
-    return b"".join(parts)
+        """Return image `index` as (S, S, 3) RGB uint8. Raise DataError if the file cannot be used."""
+        return decode_face(self.encoded(index), self.where(index), _FIX)

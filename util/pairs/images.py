@@ -10,7 +10,7 @@ FACE_SIZE = 112
 
 def decode_pair_image(encoded: bytes, where: str) -> np.ndarray:
     """The bytes of an image file -> (112, 112, 3) RGB uint8. DataError names `where` they come from."""
-    image = decode_image(encoded, where, "restore it, or make the set anew")
+    image = decode_image(encoded, where, "Restore it, or rebuild the set.")
     check_shape(image.shape, where)
     return image
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from util.device import prefetch_to_device
 from util.errors import RunError
@@ -13,17 +13,26 @@ from util.training.optim import Schedule
 from util.transform import normalize
 
 Report = Callable[[int, dict[str, float]], None]
-# From embeddings (B, D) and labels (B,) to the loss and, for all samples that it is of, the ranks of their labels.
-Objective = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+# (embeddings (B, D), labels (B,), margin, step) -> (scalar loss, target rank (N,) of every sample in the loss)
+LossFn = Callable[[Tensor, Tensor, float | None, int], tuple[Tensor, Tensor]]
 
 
 class TrainingStep:
-    """Forward, backward and update on one batch: everything but what the schedule changes.
+    """Forward, backward and optimizer update for one batch.
 
-    The batch is worked through in `accumulate` parts, whose gradients add up to those of the whole batch: to rounding,
-    the weights are those of a single part, except that batch norm normalises each part by itself. `scaler` is for fp16,
-    see util.device. `objective` takes the place of head and criterion where the head is spread over processes, or
-    sampled. Nothing here waits for a GPU, except the scaler.
+    The batch is split into `accumulate` micro-batches, whose gradients add up. Up to rounding, the new weights do not
+    depend on `accumulate`, except that batch norm normalizes each micro-batch separately. Nothing here waits for a GPU,
+    except the scaler.
+
+    Args:
+        backbone: may be wrapped in DataParallel or DistributedDataParallel.
+        head: called with (embeddings, labels, margin=...).
+        criterion: called with (logits, labels).
+        optimizer: has the parameters of the backbone and the head.
+        device: where the batches are.
+        accumulate: micro-batches per batch.
+        scaler: scales the loss for fp16, see util.device.
+        loss_fn: replaces head and criterion if the head is sampled or split over ranks; usually a PartialFC.
     """
 
     def __init__(
@@ -35,87 +44,107 @@ class TrainingStep:
         device: torch.device,
         accumulate: int = 1,
         scaler: torch.amp.GradScaler | None = None,
-        objective: Objective | None = None,
+        loss_fn: LossFn | None = None,
     ):
-        self.backbone, self.head, self.criterion = backbone, head, criterion
-        self.objective = objective or self._whole
-        self.optimizer, self.device, self.accumulate = optimizer, device, accumulate
+        self.backbone = backbone
+        self.head = head
+        self.criterion = criterion
+        self.loss_fn = loss_fn or self._dense_loss
+        self.optimizer = optimizer
+        self.device = device
+        self.accumulate = accumulate
         self.scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, 3) uint8 images and (B,) labels on the device -> (3,): loss, prec1 and prec5 of the batch."""
+    def __call__(self, images: Tensor, labels: Tensor, margin: float | None = None, step: int = 0) -> Tensor:
+        """Train on one batch.
+
+        Args:
+            images: (B, H, W, 3) uint8 RGB, on the device.
+            labels: (B,) int64, on the device.
+            margin: margin of this step; None: the head's own m.
+            step: number of the step in the run, from 0.
+
+        Returns:
+            (3,) loss, top-1 and top-5 accuracy in percent, on the device.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         size = -(-len(labels) // self.accumulate)
-        *parts, last = zip(images.split(size), labels.split(size), strict=True)
-        # DistributedDataParallel exchanges gradients once, with the last part.
+        *micro_batches, last = zip(images.split(size), labels.split(size), strict=True)
+        totals = []
+        # DistributedDataParallel averages the gradients over ranks once, in the backward of the last micro-batch.
         with getattr(self.backbone, "no_sync", nullcontext)():
-            totals = [self._backward(*part, share=len(part[1]) / len(labels)) for part in parts]
-        totals.append(self._backward(*last, share=len(last[1]) / len(labels)))
+            for micro_batch in micro_batches:
+                totals.append(self._backward(*micro_batch, margin, step, weight=len(micro_batch[1]) / len(labels)))
+        totals.append(self._backward(*last, margin, step, weight=len(last[1]) / len(labels)))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return torch.stack(totals).sum(dim=0)
 
-    def _backward(self, images: torch.Tensor, labels: torch.Tensor, share: float) -> torch.Tensor:
-        loss, ranks = self.objective(self.backbone(normalize(images)), labels)
-        loss = loss * share
+    def _backward(self, images: Tensor, labels: Tensor, margin: float | None, step: int, *, weight: float) -> Tensor:
+        loss, target_rank = self.loss_fn(self.backbone(normalize(images)), labels, margin, step)
+        loss = loss * weight
         self.scaler.scale(loss).backward()
-        return torch.cat([loss.detach()[None], topk_accuracy(ranks) * share])
+        return torch.cat([loss.detach()[None], topk_accuracy(target_rank) * weight])
 
-    def _whole(self, embeddings: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = self.head(embeddings, labels)
+    def _dense_loss(self, embeddings: Tensor, labels: Tensor, margin: float | None, step: int) -> tuple[Tensor, Tensor]:
+        logits = self.head(embeddings, labels, margin=margin)
         return self.criterion(logits, labels), target_rank(logits.detach(), labels)
 
 
 def train_one_epoch(
     step: TrainingStep,
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]],
     schedule: Schedule,
     epoch: int,
     report: Report,
     report_every: int = 100,
 ) -> dict[str, float]:
-    """Trains on `batches` ((B, H, W, 3) uint8 images and (B,) labels), the steps of epoch 0, 1, ... of `schedule`.
+    """Train on all batches of one epoch.
 
-    Returns the epoch's averages: loss, prec1 and prec5 (per cent, of the logits that the loss sees, margin included),
-    and the last lr. `report(steps done, averages so far)` is called every `report_every` steps and at the end, and only
-    then are numbers fetched from the device. Raises RunError there if the loss is no longer finite.
+    Numbers are copied from the device only when `report` is called.
+
+    Args:
+        step: trains on one batch.
+        batches: (B, H, W, 3) uint8 images and (B,) labels, schedule.steps_per_epoch of them.
+        schedule: learning rate and margin of each step.
+        epoch: from 0.
+        report: called with the finished steps and the averages so far, every `report_every` steps and at the end.
+        report_every: in steps.
+
+    Returns:
+        Averages over the epoch: loss, prec1 and prec5 (top-1 and top-5 accuracy in percent, of the logits in the loss,
+        with the margin), and the last learning rate as lr.
+
+    Raises:
+        RunError: the loss was no longer finite at a report.
     """
     step.backbone.train()
     step.head.train()
     totals = torch.zeros(3, device=step.device)
     averages: dict[str, float] = {}
     for index, (images, labels) in enumerate(prefetch_to_device(batches, step.device)):
-        number = epoch * schedule.steps_per_epoch + index
+        global_step = epoch * schedule.steps_per_epoch + index
         for group in step.optimizer.param_groups:
-            group["lr"] = schedule.lr_at(number)
-        step.head.m, step.head.step = schedule.margin_at(number), number
-        totals += step(images, labels)
+            group["lr"] = schedule.lr_at(global_step)
+        totals += step(images, labels, margin=schedule.margin_at(global_step), step=global_step)
         done = index + 1
         if done % report_every == 0 or done == schedule.steps_per_epoch:
-            averages = _averages(totals, done) | {"lr": schedule.lr_at(number)}
-            if not math.isfinite(averages["loss"]):
+            loss, top1, top5 = (totals / done).tolist()
+            averages = {"loss": loss, "prec1": top1, "prec5": top5, "lr": schedule.lr_at(global_step)}
+            if not math.isfinite(loss):
                 raise RunError(
-                    f"the loss became {averages['loss']} in epoch {epoch + 1}, between steps "
-                    f"{max(0, done - report_every) + 1} and {done}; lower --lr, or raise --warmup_epochs"
+                    f"the loss became {loss} in epoch {epoch + 1}, between steps "
+                    f"{max(0, done - report_every) + 1} and {done}. Lower --lr, or raise --warmup_epochs"
                 )
             report(done, averages)
     return averages
 
 
-def precision(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(N, C) logits -> (2,): the per cent of samples whose class is the highest, and among the five highest."""
-    return topk_accuracy(target_rank(logits, labels))
-
-
-def target_rank(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(N,) how many classes have a larger logit than each label: 0 for the highest."""
+def target_rank(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the number of classes (N,) with a larger logit than each label: 0 if the label has the highest."""
     return (logits > logits.gather(1, labels[:, None])).sum(dim=1)
 
 
-def topk_accuracy(ranks: torch.Tensor) -> torch.Tensor:
-    """(N,) ranks of the labels -> (2,): the per cent of them that are the highest, and among the five highest."""
-    return torch.stack([(ranks < k).float().mean() * 100 for k in (1, 5)])
-
-
-def _averages(totals: torch.Tensor, steps: int) -> dict[str, float]:
-    return dict(zip(("loss", "prec1", "prec5"), (totals / steps).tolist(), strict=True))
+def topk_accuracy(target_rank: Tensor) -> Tensor:
+    """Return top-1 and top-5 accuracy (2,) in percent, from the target ranks (N,)."""
+    return torch.stack([(target_rank < k).float().mean() * 100 for k in (1, 5)])

@@ -1,25 +1,27 @@
-"""What a run says: on the console while it trains, and in its files after each epoch."""
+"""Log of a run: progress on the console, and after each epoch Evaluation.txt, metrics.jsonl, TensorBoard and plots."""
 
 import json
 import math
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import cv2
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from util.checkpoint.io import Run
-from util.evaluate import average_accuracy
+from util.checkpoint.run_dir import Run
+from util.console import logger
 from util.files import atomic_write
 from util.plot import roc_figure, save_figure, score_histogram, training_curves
-from util.verification import VerificationResult
+from util.training.report import Results, evaluation_lines, flatten_results
 
-_FORMS: dict[str, Callable[[float], str]] = {
+METRIC_FORMATS: dict[str, Callable[[float], str]] = {
     "loss": "loss {:.4f}".format,
     "prec1": "Prec@1 {:.2f}".format,
     "prec5": "Prec@5 {:.2f}".format,
@@ -30,31 +32,33 @@ _FORMS: dict[str, Callable[[float], str]] = {
 
 
 class Progress:
-    """The progress of one epoch: a tqdm bar on a terminal, elsewhere a plain line every tenth of the epoch."""
+    """The progress of one epoch: a tqdm bar on a terminal, otherwise a line every tenth of the epoch."""
 
     def __init__(self, title: str, steps: int, batch_size: int, terminal: bool | None = None):
-        self._title, self._steps, self._batch_size = title, steps, batch_size
-        self._started = time.perf_counter()
+        self._title = title
+        self._steps = steps
+        self._batch_size = batch_size
+        self._start = time.perf_counter()
         self._tenths = 0
         terminal = sys.stderr.isatty() if terminal is None else terminal
         self._bar = tqdm(total=steps, desc=title, unit="batch", dynamic_ncols=True) if terminal else None
 
     @property
     def report_every(self) -> int:
-        """Steps between reports: often enough to look alive, seldom enough not to hold up a GPU."""
+        """Return the number of steps between reports. A report waits for the GPU, so it must not be too small."""
         return max(1, min(100, self._steps // 10))
 
     def report(self, done: int, averages: Mapping[str, float]) -> None:
-        """Shows the averages after `done` steps of the epoch."""
-        rate = done * self._batch_size / (time.perf_counter() - self._started)
-        text = f"{'  '.join(_FORMS[name](value) for name, value in averages.items())}  {rate:.0f} images/s"
+        """Show the averages after `done` steps of the epoch."""
+        rate = done * self._batch_size / (time.perf_counter() - self._start)
+        text = f"{'  '.join(METRIC_FORMATS[name](value) for name, value in averages.items())}  {rate:.0f} images/s"
         tenths = done * 10 // self._steps
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(done - self._bar.n)
         elif tenths > self._tenths:
             left = tqdm.format_interval((self._steps - done) * self._batch_size / rate)
-            print(f"{self._title}  {done}/{self._steps}  {text}  {left} left", flush=True)
+            logger.info(f"{self._title}  {done}/{self._steps}  {text}  {left} left")
         self._tenths = tenths
 
     def __enter__(self) -> Self:
@@ -65,99 +69,99 @@ class Progress:
             self._bar.close()
 
 
-class RunLog:
-    """A run's Evaluation.txt (in its checkpoint folder), and metrics.jsonl, TensorBoard events and plots (in log/).
+class BaseLog:
+    """The files of any run in log/RUN: metrics.jsonl and TensorBoard events.
 
-    `step` is that of the checkpoint a run is resumed from, `epoch` its epoch, both 0 for a new run: what was logged
-    beyond is cut.
+    `epoch` and `step` are those of the checkpoint that a run resumes from, 0 for a new run. Later lines are removed.
     """
 
     def __init__(self, run: Run, epoch: int = 0, step: int = 0):
         from torch.utils.tensorboard import SummaryWriter
 
+        threading.excepthook = _ignore_os_errors
         run.log.mkdir(parents=True, exist_ok=True)
-        self._log, self._evaluation = run.log, run.checkpoints / "Evaluation.txt"
+        self._log = run.log
         self._metrics = run.log / "metrics.jsonl"
-        _keep_lines(self._evaluation, lambda line: _epoch_of_evaluation(line) <= epoch)
-        cut_metrics(self._metrics, epoch)
+        _keep_lines(self._metrics, lambda line: _epoch_of_record(line) <= epoch)
         self._writer = SummaryWriter(str(run.log), purge_step=step + 1 if step else None)
 
-    def samples(self, images: torch.Tensor) -> None:
-        """Shows training images as the network gets them, (B, H, W, 3) RGB uint8: wrong colours are seen at once."""
-        from util.torchvision_import import make_grid
-
-        grid = make_grid(images[:32].permute(0, 3, 1, 2), nrow=8)  # (3, H, W)
-        self._writer.add_image("train/samples", grid, 0)
-        write_png(self._log / "samples.png", grid)
-
-    def epoch(
-        self, epochs: int, record: Mapping[str, Any], results: Mapping[str, Mapping[str, VerificationResult]]
-    ) -> None:
-        """Adds an epoch. `record` has epoch, step, loss, prec1, prec5, lr …; `results` is {view: {set: result}}."""
-        step = record["step"]
-        lines = [f"Epoch {record['epoch']}/{epochs}, {line}\n" for line in evaluation_lines(results, " : ")]
-        if lines:
-            with self._evaluation.open("a") as file:
-                file.writelines(lines)
-            print("".join(lines), end="", flush=True)
-        for view, sets in results.items():
-            for name, result in sets.items():
-                self._writer.add_scalar(f"{view}/{name}", result.accuracy, step)
-        for name in ("loss", "prec1", "prec5", "lr", "margin"):
-            self._writer.add_scalar(f"train/{name}", record[name], step)
-        accuracies = {name: result.accuracy for name, result in flatten_results(results).items()}
+    def _add_record(self, record: Mapping[str, Any]) -> None:
         with self._metrics.open("a") as file:
-            file.write(json.dumps({**record, "accuracy": accuracies}) + "\n")
-        self._plot(results, step)
-        self._writer.flush()
+            file.write(json.dumps(record) + "\n")
 
-    def _plot(self, results: Mapping[str, Mapping[str, VerificationResult]], step: int) -> None:
-        named = flatten_results(results)
-        if named:
-            figure = roc_figure(named)
-            save_figure(figure, self._log / "roc.png")
-            self._writer.add_figure("ROC", figure, step)
-        for name, result in named.items():
-            self._writer.add_figure(f"distances/{name}", score_histogram(result), step)
-        records = [json.loads(line) for line in self._metrics.read_text().splitlines()]
-        save_figure(training_curves(records), self._log / "curves.png")
+    def _add_image(self, tag: str, image: np.ndarray, step: int) -> None:
+        """Write an (H, W, 3) RGB uint8 image to TensorBoard and to samples.png."""
+        self._writer.add_image(tag, image, step, dataformats="HWC")
+        _, png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        with atomic_write(self._log / "samples.png") as partial:
+            partial.write_bytes(png.tobytes())
 
     def close(self) -> None:
         self._writer.close()
 
 
-def flatten_results(results: Mapping[str, Mapping[str, VerificationResult]]) -> dict[str, VerificationResult]:
-    """{view: {set: result}} -> {"LFW": …, "LFW LR": …}: the names of curves and table rows."""
-    return {
-        name if view == "HR" else f"{name} {view}": result
-        for view, sets in results.items()
-        for name, result in sets.items()
-    }
+class RunLog(BaseLog):
+    """The log of recognition training: also Evaluation.txt in the run's checkpoint folder, and plots in log/RUN."""
+
+    def __init__(self, run: Run, epoch: int = 0, step: int = 0):
+        super().__init__(run, epoch, step)
+        self._evaluation = run.checkpoints / "Evaluation.txt"
+        _keep_lines(self._evaluation, lambda line: _epoch_of_evaluation(line) <= epoch)
+
+    def samples(self, images: torch.Tensor) -> None:
+        """Show training images as the network gets them, (B, H, W, 3) RGB uint8. Wrong colors are seen at once."""
+        grid = image_grid(images[:32].numpy(), columns=8)
+        self._add_image("train/samples", np.pad(grid, ((2, 2), (2, 2), (0, 0))), 0)
+
+    def epoch(self, epochs: int, record: Mapping[str, Any], results: Results) -> None:
+        """Add an epoch.
+
+        Args:
+            epochs: of the complete run.
+            record: epoch, step, loss, prec1, prec5, lr and margin.
+            results: {view: {set: result}}.
+        """
+        step = record["step"]
+        lines = [f"Epoch {record['epoch']}/{epochs}, {line}" for line in evaluation_lines(results, " : ")]
+        if lines:
+            with self._evaluation.open("a") as file:
+                file.writelines(f"{line}\n" for line in lines)
+            logger.info("\n".join(lines))
+        for view, sets in results.items():
+            for name, result in sets.items():
+                self._writer.add_scalar(f"{view}/{name}", result.accuracy, step)
+        for name in ("loss", "prec1", "prec5", "lr", "margin"):
+            self._writer.add_scalar(f"train/{name}", record[name], step)
+        flat = flatten_results(results)
+        self._add_record({**record, "accuracy": {name: result.accuracy for name, result in flat.items()}})
+
+        if flat:
+            figure = roc_figure(flat)
+            save_figure(figure, self._log / "roc.png")
+            self._writer.add_figure("ROC", figure, step)
+        for name, result in flat.items():
+            self._writer.add_figure(f"distances/{name}", score_histogram(result), step)
+        records = [json.loads(line) for line in self._metrics.read_text().splitlines()]
+        save_figure(training_curves(records), self._log / "curves.png")
+        self._writer.flush()
 
 
-def evaluation_lines(results: Mapping[str, Mapping[str, VerificationResult]], separator: str) -> list[str]:
-    """A line a view, `Evaluation: LFW : 0.9912, …, Avg : 0.95`: the older toolkit's form.
-
-    The separator is ` : ` in Evaluation.txt and ` Acc: ` on validation.py's console.
-    """
-    lines = []
-    for view, sets in results.items():
-        accuracies = {name: result.accuracy for name, result in sets.items()} | {"Avg": average_accuracy(sets)}
-        text = ", ".join(f"{name}{separator}{value:.4f}" for name, value in accuracies.items())
-        lines.append(f"Evaluation: {text}" if view == "HR" else f"Evaluation {view}: {text}")
-    return lines
-
-
-def write_png(path: Path, image: torch.Tensor) -> None:
-    """Writes (3, H, W) RGB uint8, whole or not at all."""
-    _, png = cv2.imencode(".png", cv2.cvtColor(image.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2BGR))
-    with atomic_write(path) as partial:
-        partial.write_bytes(png.tobytes())
+def image_grid(images: np.ndarray, columns: int, gap: int = 2, color: int = 0) -> np.ndarray:
+    """Arrange (N, H, W, 3) uint8 images in rows of `columns`, with gaps of `gap` pixels between them."""
+    number, height, width, channels = images.shape
+    columns = min(columns, number)
+    rows = -(-number // columns)
+    # Each cell is an image with a gap below and to the right of it; the outer gaps are cut off in the end.
+    cells = np.full((rows * columns, height + gap, width + gap, channels), color, np.uint8)
+    cells[:number, :height, :width] = images
+    cells = cells.reshape((rows, columns, height + gap, width + gap, channels)).swapaxes(1, 2)
+    return cells.reshape(rows * (height + gap), columns * (width + gap), channels)[:-gap, :-gap]
 
 
-def cut_metrics(path: Path, epoch: int) -> None:
-    """Cuts the lines of a metrics.jsonl, if there is one, that come after the epoch."""
-    _keep_lines(path, lambda line: _epoch_of_record(line) <= epoch)
+def _ignore_os_errors(failed: threading.ExceptHookArgs) -> None:
+    """Print no traceback for TensorBoard's thread on a full disk: the main thread reports the same error."""
+    if not issubclass(failed.exc_type, OSError):
+        threading.__excepthook__(failed)
 
 
 def _epoch_of_evaluation(line: str) -> int:
@@ -166,7 +170,7 @@ def _epoch_of_evaluation(line: str) -> int:
 
 
 def _epoch_of_record(line: str) -> float:
-    """Of a line of metrics.jsonl; later than any for one that a kill cut short."""
+    """Return the epoch of a line of metrics.jsonl, infinity for a line that a kill cut short."""
     try:
         return json.loads(line)["epoch"]
     except ValueError:
@@ -178,24 +182,3 @@ def _keep_lines(path: Path, keep: Callable[[str], bool]) -> None:
         lines = [line for line in path.read_text().splitlines(keepends=True) if keep(line)]
         with atomic_write(path) as partial:
             partial.write_text("".join(lines))
-
-
-def format_table(lines: list[list[str]]) -> str:
-    """Rows of cells as text, each column as wide as its widest cell."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-
-
-def result_to_dict(result: VerificationResult) -> dict[str, Any]:
-    """The numbers of a result that JSON can hold and that people quote."""
-    return {
-        "accuracy": result.accuracy,
-        "accuracy_std": result.accuracy_std,
-        "fold_accuracies": result.fold_accuracies.tolist(),
-        "threshold": result.threshold,
-        "auc": result.auc,
-        "eer": result.eer,
-        "tar_at_far": {"1e-3": result.tar_at_far(1e-3), "1e-2": result.tar_at_far(1e-2)},
-        "pairs": result.pairs,
-        "images_per_second": result.images_per_second,
-    }
