@@ -1,4 +1,4 @@
-"""Reading whole sets: what is counted, what is named, and when it is an error."""
+"""Test the check of complete sets: its counts, its lists of names, and its errors."""
 
 import json
 import shutil
@@ -9,8 +9,14 @@ import cv2
 import numpy as np
 import pytest
 
-from applications.prepare import channel_order as color
-from applications.prepare import check
+from applications.prepare import channel_order, check
+from applications.prepare.channel_order import (
+    RIGHT,
+    SWAPPED,
+    UNDECIDED,
+    classify_channel_order,
+    describe_channel_order,
+)
 from applications.prepare.check_training import groups_of_equals
 from tests.write_records import write_identities
 from util.errors import DataError, RunError, UsageError
@@ -20,7 +26,7 @@ SKIN = (200, 150, 120)
 
 
 def face(color: tuple[int, int, int] = SKIN, seed: int = 0, size: int = 112) -> np.ndarray:
-    """Skin with noise, (size, size, 3) RGB uint8."""
+    """Return skin with noise, (size, size, 3) RGB uint8."""
     noise = np.random.default_rng(seed).normal(0, 8, (size, size, 3))
     return np.clip(np.array(color) + noise, 0, 255).astype(np.uint8)
 
@@ -31,7 +37,7 @@ def encoded(image: np.ndarray) -> bytes:
 
 @pytest.fixture
 def write_folder(tmp_path: Path) -> Callable[..., Path]:
-    """write_folder(ann=[image, bytes], …) -> a training folder."""
+    """Return write_folder(ann=[image, bytes], …), which makes a training folder."""
 
     def write(**people: list[np.ndarray | bytes]) -> Path:
         for name, images in people.items():
@@ -46,7 +52,7 @@ def write_folder(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def write_pairs(tmp_path: Path) -> Callable[..., Path]:
-    """write_pairs(images, truth) -> a carray."""
+    """Return write_pairs(images, truth), which makes a carray."""
 
     def write(images: list[np.ndarray], truth: list[bool]) -> Path:
         write_carray(tmp_path / "own", images, truth)
@@ -74,14 +80,14 @@ def test_people_images_and_sizes_are_counted(write_folder, capsys, processes):
     text = capsys.readouterr().out
     assert "6 images of 3 people; 1 to 3 images a person (median 2), 1 people with a single one" in text
     assert "sizes: 112x112 (5), 128x128 (1)" in text
-    assert "colours: 6 like skin, 0 as if red and blue were swapped, 0 undecided" in text
+    assert "colors: 6 like skin, 0 as if red and blue were swapped, 0 undecided" in text
     assert "the set can be used; no warnings" in text
 
 
-def test_images_that_training_would_stumble_over_are_errors_and_named(write_folder, tmp_path, capsys):
+def test_unusable_images_are_errors_with_names(write_folder, tmp_path, capsys):
     cut = encoded(face())[:500]
     ann = [face(seed=1), b"", b"text", face()[:100]]
-    with pytest.raises(DataError, match=r"1 of 1 sets cannot be used as they are: .*imgs"):
+    with pytest.raises(DataError, match=r"1 of 1 sets cannot be used: .*imgs"):
         report(tmp_path / "report.json", write_folder(ann=ann, bob=[face(seed=2), cut]))
     text = capsys.readouterr().out
     assert "ERROR: 4 images cannot be used:" in text
@@ -91,7 +97,7 @@ def test_images_that_training_would_stumble_over_are_errors_and_named(write_fold
     assert len(found["details"]["unreadable"]) == found["details"]["unreadable count"] == 4
 
 
-def test_the_console_names_ten_and_the_report_all(write_folder, tmp_path, capsys):
+def test_console_lists_ten_names_and_the_report_all(write_folder, tmp_path, capsys):
     folder = write_folder(ann=[b"x"] * 14 + [face()], bob=[face(seed=1)])
     with pytest.raises(DataError):
         run(folder, "--report", tmp_path / "report.json")
@@ -100,17 +106,17 @@ def test_the_console_names_ten_and_the_report_all(write_folder, tmp_path, capsys
     assert len(json.loads((tmp_path / "report.json").read_text())[0]["details"]["unreadable"]) == 14
 
 
-def test_files_that_are_there_twice_are_told_apart_by_whose_they_are(write_folder, capsys):
+def test_duplicates_within_and_across_people_are_counted(write_folder, capsys):
     one, two = face(seed=1), face(seed=2)
     run(write_folder(ann=[one, face(seed=3), one, one], bob=[two, face(seed=4)], cid=[two]))
     text = capsys.readouterr().out
     assert "2 files repeat another of the same person" in text
     assert "ann/0.png = " in text and "ann/3.png" in text
-    assert "1 files lie with two or more people" in text and "bob/0.png = " in text and "cid/0.png" in text
+    assert "1 files are in the folders of two or more people" in text and "bob/0.png = " in text and "cid/0.png" in text
     assert "the set can be used; 2 warnings" in text
 
 
-def test_records_are_checked_as_folders_are(tmp_path, capsys):
+def test_records_are_checked_like_folders(tmp_path, capsys):
     path = tmp_path / "train.rec"
     write_identities(path, [[encoded(face(seed=i)) for i in (1, 2)], [encoded(face(seed=3)), b"broken"]])
     with pytest.raises(DataError):
@@ -118,7 +124,7 @@ def test_records_are_checked_as_folders_are(tmp_path, capsys):
     assert "train.rec: record 4: not an image" in capsys.readouterr().out
 
 
-def test_a_set_that_cannot_be_opened_is_an_error_among_others(write_folder, tmp_path, capsys):
+def test_unreadable_set_does_not_stop_the_others(write_folder, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="1 of 2 sets cannot be used"):
         run(tmp_path / "empty", write_folder(ann=[face()], bob=[face(seed=1)]))
@@ -133,17 +139,17 @@ def test_equal_hashes_are_grouped():
     assert list(groups_of_equals(hashes, np.zeros(8, bool))) == []
 
 
-def test_a_process_that_dies_is_one_line(write_folder, monkeypatch):
+def test_killed_process_is_one_line(write_folder, monkeypatch):
     folder = write_folder(ann=[face()], bob=[face(seed=1)])
-    monkeypatch.setattr(color, "judge", lambda image: __import__("os")._exit(9))
+    monkeypatch.setattr(channel_order, "classify_channel_order", lambda image: __import__("os")._exit(9))
     with pytest.raises(RunError, match=r"a process died, .* fewer --processes"):
         run(folder, processes="2")
 
 
-# --- Colours.
+# --- Colors.
 
 
-def test_a_set_with_red_and_blue_swapped_is_suspected_and_grey_images_say_nothing(write_folder, capsys):
+def test_swapped_set_is_a_warning_and_grey_is_undecided(write_folder, capsys):
     grey = [face((90, 90, 90), seed) for seed in range(30)]
     bgr = [face(seed=seed)[:, :, ::-1] for seed in range(100, 112)]
     run(write_folder(ann=grey, bob=bgr))
@@ -152,7 +158,7 @@ def test_a_set_with_red_and_blue_swapped_is_suspected_and_grey_images_say_nothin
     assert "red and blue look swapped (BGR instead of RGB) in the whole set" in text
 
 
-def test_some_swapped_images_are_named_and_one_is_no_warning(write_folder, tmp_path, capsys):
+def test_swapped_images_are_listed_if_several(write_folder, tmp_path, capsys):
     bob = [face(seed=seed) for seed in range(100, 150)]
     folder = write_folder(ann=[face(seed=1)[:, :, ::-1]], bob=bob)
     run(folder)
@@ -163,17 +169,19 @@ def test_some_swapped_images_are_named_and_one_is_no_warning(write_folder, tmp_p
     assert "red and blue look swapped in 2 images" in text and "ann/1.png" in text
 
 
-def test_the_color_rule_is_right_for_real_faces(shared):
+def test_channel_order_is_right_for_real_faces(shared):
     files = sorted((shared / "lfw" / "aligned_112").glob("*/*.jpg"))[::5]
     images = [cv2.imread(str(file))[:, :, ::-1] for file in files]
-    right = np.array([color.judge(image) for image in images])
-    swapped = np.array([color.judge(image[:, :, ::-1]) for image in images])
-    assert (right == color.SWAPPED).mean() < 0.001 and (swapped == color.RIGHT).mean() < 0.001
-    assert (right == color.UNDECIDED).mean() < 0.01
+    right = np.array([classify_channel_order(image) for image in images])
+    swapped = np.array([classify_channel_order(image[:, :, ::-1]) for image in images])
+    assert (right == SWAPPED).mean() < 0.001 and (swapped == RIGHT).mean() < 0.001
+    assert (right == UNDECIDED).mean() < 0.01
     rng = np.random.default_rng(0)
     for _ in range(200):
         chosen = rng.choice(len(images), 20, replace=False)
-        assert color.describe(right[chosen])[1] == "" and "whole set" in color.describe(swapped[chosen])[1]
+        assert (
+            describe_channel_order(right[chosen])[1] == "" and "whole set" in describe_channel_order(swapped[chosen])[1]
+        )
 
 
 # --- Verification sets.
@@ -187,16 +195,16 @@ def test_folds_are_counted(write_pairs, capsys, tmp_path):
     assert found["warnings"] == found["errors"] == []
 
 
-def test_a_set_that_has_to_be_interleaved_is_a_warning_and_one_that_cannot_be_an_error(write_pairs, capsys):
+def test_one_sided_folds_are_a_warning_or_an_error(write_pairs, capsys):
     images = [face(seed=seed) for seed in range(40)]
     run(write_pairs(images, [True] * 10 + [False] * 10))
-    assert "train.py and validation.py interleave them" in capsys.readouterr().out
+    assert "train.py and validation.py interleave the pairs" in capsys.readouterr().out
     with pytest.raises(DataError):
         run(write_pairs(images, [True] * 11 + [False] * 9))
     assert "ERROR: " in capsys.readouterr().out
 
 
-def test_pairs_of_one_image_and_repeated_pairs_are_found(write_pairs, capsys):
+def test_repeated_images_and_pairs_are_found(write_pairs, capsys):
     images = [face(seed=seed) for seed in range(40)]
     images[1] = images[0]
     images[7] = images[6]
@@ -208,12 +216,12 @@ def test_pairs_of_one_image_and_repeated_pairs_are_found(write_pairs, capsys):
     assert "1 pairs repeat another" in text
 
 
-def test_a_set_stored_with_red_and_blue_swapped_is_suspected(write_pairs, capsys):
+def test_swapped_pairs_are_a_warning(write_pairs, capsys):
     run(write_pairs([face(seed=seed)[:, :, ::-1] for seed in range(40)], [True, False] * 10))
     assert "swapped (BGR instead of RGB) in the whole set" in capsys.readouterr().out
 
 
-def test_every_broken_image_of_a_list_is_named(tmp_path, capsys):
+def test_broken_images_of_a_list_are_listed(tmp_path, capsys):
     for number in range(40):
         (tmp_path / f"{number}.png").write_bytes(encoded(face(seed=number)))
     lines = [f"{2 * pair} {2 * pair + 1} {pair % 2}" for pair in range(20)]
@@ -238,31 +246,31 @@ def test_the_published_formats_can_be_used(shared, capsys):
 # --- What is checked.
 
 
-def test_without_paths_everything_that_training_would_find_is_checked(tiny_data, capsys):
+def test_all_sets_are_checked_without_paths(tiny_data, capsys):
     run("--data_dir", tiny_data)
     text = capsys.readouterr().out
     assert "12 images of 3 people" in text and "verification set LFW" in text and "verification set AgeDB" in text
     assert f"not in {tiny_data}: CFP_FF, CFP_FP" in text and "all 3 sets can be used" in text
 
 
-def test_one_broken_set_does_not_hide_the_others(tiny_data, tmp_path, capsys):
+def test_broken_set_does_not_hide_the_others(tiny_data, tmp_path, capsys):
     shutil.copytree(tiny_data, tmp_path / "data")
     (tmp_path / "data/lfw_align_112/lfw_list.npy").unlink()
-    with pytest.raises(DataError, match=r"1 of 3 sets cannot be used as they are: .*lfw"):
+    with pytest.raises(DataError, match=r"1 of 3 sets cannot be used: .*lfw"):
         run("--data_dir", tmp_path / "data")
     text = capsys.readouterr().out
     assert "lfw_list.npy: missing" in text and "23 pairs" in text
 
 
-def test_verification_sets_alone_are_enough_and_nothing_at_all_is_an_error(tiny_data, tmp_path, capsys):
+def test_verification_sets_suffice_and_no_sets_are_an_error(tiny_data, tmp_path, capsys):
     shutil.copytree(tiny_data / "AgeDB", tmp_path / "data/AgeDB")
     run("--data_dir", tmp_path / "data")
-    assert "nothing to train on" in capsys.readouterr().out
-    with pytest.raises(DataError, match="nor is there a verification set"):
+    assert "no training images" in capsys.readouterr().out
+    with pytest.raises(DataError, match="no verification set either"):
         run("--data_dir", tmp_path / "nothing")
 
 
-def test_a_path_that_is_not_there_and_a_report_that_cannot_be_written_are_told_before_the_work(tmp_path, tiny_data):
+def test_missing_path_and_report_are_errors_before_the_work(tmp_path, tiny_data):
     with pytest.raises(UsageError, match="missing: no such file or folder"):
         run(tiny_data / "imgs", tmp_path / "missing")
     (tmp_path / "file").write_text("")

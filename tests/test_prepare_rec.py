@@ -1,4 +1,4 @@
-"""Unpacking records into folders: byte for byte, whole classes or none, and going on where it was stopped."""
+"""Test unpacking records into folders: exact bytes, complete classes, and continuing an interrupted run."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def image(level: int, suffix: str = ".jpg") -> bytes:
 
 @pytest.fixture
 def write_set(tmp_path: Path) -> Callable[[list[list[bytes]]], Path]:
-    """write_set([[image, …], …]) -> a .rec file with these people."""
+    """Return write_set([[image, …], …]), which makes a .rec file with these people."""
 
     def write(people: list[list[bytes]]) -> Path:
         path = tmp_path / "set" / "train.rec"
@@ -47,7 +47,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("processes", ["0", "2"])
-def test_images_are_unpacked_byte_for_byte_under_the_numbers_of_their_records(three_people, tmp_path, processes):
+def test_images_are_unpacked_unchanged_by_record_number(three_people, tmp_path, processes):
     rec.main([str(three_people), "--out", str(tmp_path / "out"), "--processes", processes])
     assert contents(tmp_path / "out" / "imgs") == {
         "0000000/00000001.jpg": image(1),
@@ -59,15 +59,15 @@ def test_images_are_unpacked_byte_for_byte_under_the_numbers_of_their_records(th
     }
 
 
-def test_training_finds_the_same_images_and_people(shared, tmp_path, capsys):
+def test_unpacked_folder_is_the_same_training_set(shared, tmp_path, capsys):
     rec.main([str(shared / "formats/rec"), "--out", str(tmp_path / "out"), "--processes", "0"])
     records, folder = (open_training_images(path) for path in (shared / "formats/rec", tmp_path / "out"))
     assert folder.classes == records.classes and folder.labels.tolist() == records.labels.tolist()
     assert all(folder.encoded(index) == records.encoded(index) for index in range(200))
-    assert "200 images of 20 people, as many as the index of" in capsys.readouterr().out
+    assert "200 images of 20 people, all that" in capsys.readouterr().out
 
 
-def test_a_second_run_writes_only_what_is_missing(three_people, tmp_path):
+def test_second_run_writes_only_missing_folders(three_people, tmp_path):
     command = [str(three_people.parent), "--out", str(tmp_path), "--processes", "0"]
     rec.main(command)
     before = contents(tmp_path / "imgs")
@@ -81,11 +81,11 @@ def test_a_second_run_writes_only_what_is_missing(three_people, tmp_path):
     assert kept.stat().st_ino == stamp and not left.exists()
 
 
-def test_a_killed_run_leaves_whole_folders_and_is_finished_by_the_next(write_set, tmp_path):
+def test_killed_run_leaves_complete_folders_and_continues(write_set, tmp_path):
     path = write_set([[b"\xff\xd8\xff" + os.urandom(3000) for _ in range(20)] for _ in range(400)])
     out = tmp_path / "out"
-    command = [sys.executable, str(ROOT / "applications/prepare/rec.py"), str(path), "--out", str(out)]
-    process = subprocess.Popen([*command, "--processes", "2"], stderr=subprocess.PIPE)
+    command = [sys.executable, "-m", "applications.prepare.rec", str(path), "--out", str(out)]
+    process = subprocess.Popen([*command, "--processes", "2"], cwd=ROOT, stderr=subprocess.PIPE)
     while process.poll() is None and len(list(out.glob("imgs/0*"))) < 20:
         time.sleep(0.005)
     process.kill()
@@ -96,7 +96,7 @@ def test_a_killed_run_leaves_whole_folders_and_is_finished_by_the_next(write_set
     assert sorted(os.listdir(out / "imgs")) == [f"{number:07d}" for number in range(400)]
 
 
-def test_an_interrupted_run_ends_in_one_word(write_set, tmp_path):
+def test_interrupted_run_ends_in_one_word(write_set, tmp_path):
     path = write_set([[b"\xff\xd8\xff" + os.urandom(30_000) for _ in range(20)] for _ in range(300)])
     command = [sys.executable, "-m", "applications.prepare.rec", str(path), "--out", str(tmp_path / "out")]
     process = subprocess.Popen([*command, "--processes", "2"], stderr=subprocess.PIPE, cwd=ROOT, text=True)
@@ -107,52 +107,54 @@ def test_an_interrupted_run_ends_in_one_word(write_set, tmp_path):
     assert process.returncode == 130 and "Traceback" not in errors and errors.rstrip().endswith("Interrupted.")
 
 
-def test_broken_records_are_counted_and_all_others_unpacked(write_set, tmp_path):
+def test_broken_records_are_counted_and_others_unpacked(write_set, tmp_path):
     path = write_set([[image(1), b"\x93NUMPY array", image(3)], [image(4)]])
     for _ in range(2):
         with pytest.raises(
-            DataError, match=r"1 of 4 images could not be unpacked, all others lie in .*record 2: not a"
+            DataError, match=r"1 of 4 images could not be unpacked, all others are in .*record 2: not a"
         ):
             rec.main([str(path), "--out", str(tmp_path / "out"), "--processes", "0"])
         assert len(contents(tmp_path / "out/imgs")) == 3
 
 
-def test_the_images_of_another_file_are_never_mixed_in(three_people, write_set, tmp_path):
+def test_images_of_another_file_are_refused(three_people, write_set, tmp_path):
     command = [str(three_people), "--out", str(tmp_path / "out"), "--processes", "0"]
     rec.main(command)
     write_set([[image(1)], [image(2)]])
-    with pytest.raises(UsageError, match="has images of another file, or of another state of it"):
+    with pytest.raises(UsageError, match="was made with other settings"):
         rec.main(command)
     (tmp_path / "own" / "imgs").mkdir(parents=True)
-    with pytest.raises(UsageError, match="has a folder imgs already, which is not touched"):
+    with pytest.raises(UsageError, match="already has a folder imgs"):
         rec.main([str(three_people), "--out", str(tmp_path / "own")])
 
 
-def test_what_is_no_record_file_is_refused(people_folder, tmp_path):
-    with pytest.raises(DataError, match="a folder of images already"):
+def test_other_files_than_records_are_refused(people_folder, tmp_path):
+    with pytest.raises(DataError, match="already a folder of images"):
         rec.main([str(people_folder), "--out", str(tmp_path / "out")])
     with pytest.raises(DataError, match="no training set"):
         rec.main([str(tmp_path / "missing.bin"), "--out", str(tmp_path / "out")])
 
 
-def test_files_that_vanish_are_counted_in_the_end(three_people, tmp_path):
+def test_vanished_files_are_counted_at_the_end(three_people, tmp_path):
     images = open_training_images(three_people)
     rec.unpack(images, tmp_path / "imgs", processes=0)
     (tmp_path / "imgs/0000002/00000004.webp").unlink()
-    with pytest.raises(RunError, match="0000002: 2 images, and the index says 3"):
+    with pytest.raises(RunError, match="0000002: 2 images, but the index has 3"):
         rec.check_count(images, tmp_path / "imgs")
 
 
-def test_a_full_disk_is_one_line(three_people, tmp_path, monkeypatch):
+def test_full_disk_is_one_line(three_people, tmp_path, monkeypatch):
     def full(path: Path, content: bytes) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(RunError, match=r"0000000: cannot be written \(No space left on device\); run the same command"):
+    with pytest.raises(
+        RunError, match=r"0000000: cannot be written \(No space left on device\)\. Run the same command"
+    ):
         rec.unpack(open_training_images(three_people), tmp_path / "imgs", processes=0)
 
 
-def test_processes_work_after_opencv_had_threads_of_its_own_in_this_one():
+def test_processes_work_after_opencv_started_threads():
     code = (
         "import cv2, numpy as np\n"
         "from util.parallel import parallel_map\n"

@@ -1,17 +1,14 @@
-"""Makes a bcolz verification set out of a .bin file of InsightFace: lfw.bin, cfp_fp.bin, agedb_30.bin, calfw.bin ...
+"""Convert a .bin verification set of InsightFace (lfw.bin, cfp_fp.bin, agedb_30.bin, calfw.bin …) to bcolz.
 
     python -m applications.prepare.bin agedb_30.bin --out data/AgeDB/agedb_30
 
-Pairs stay in the order of the file where ten folds can be cut from it; otherwise same and different ones are
-interleaved. This is for programs that read bcolz only: train.py and validation.py read the .bin itself, in data/ or
-with --val_data NAME=FILE.bin.
+Pairs keep the order of the file if each of its ten folds has same and different pairs. Otherwise same and different
+pairs are interleaved. Use this for programs that read bcolz only: train.py and validation.py read the .bin itself, from
+data/ or with --val_data NAME=FILE.bin.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from util.cli.parser import Settings, flag, option, parse
 from util.cli.types import to_file
@@ -43,14 +40,18 @@ def main(arguments: list[str]) -> None:
 
     pairs = load_pairs(flags.file)
     if not isinstance(pairs, BinPairs):
-        raise DataError(f"{flags.file}: not a .bin of InsightFace; for a list of pairs use applications.prepare.pairs")
+        raise DataError(
+            f"{flags.file}: not a .bin of InsightFace. For a list of pairs, use applications.prepare.pairs."
+        )
     made_from = {"program": "bin", "file": str(flags.file.resolve()), "sha256": sha256(flags.file)}
     if is_made(flags.out, made_from, flags.force):
         return
     order = new_order(flags.file, pairs.issame)
-    write_set(flags.out, pairs, order, made_from, {})
+    write_set(flags.out, pairs, order, made_from=made_from, notes={})
     same = int(pairs.issame.sum())
-    how = "in its order" if not is_reordered(order) else "interleaved, since its own order cannot be cut into ten folds"
+    how = "in its order"
+    if is_reordered(order):
+        how = "interleaved, because some of its ten folds would have only same or only different pairs"
     print(f"{flags.out}: {same} same and {len(pairs) - same} different pairs of {flags.file}, {how}")
     print(f"use it: python validation.py --val_data {flags.out.name}={flags.out}")
 

@@ -1,23 +1,20 @@
-"""Reads whole training and verification sets and says what is wrong with them: before a training finds out.
+"""Read all images of training and verification sets, and report errors before a training fails on them.
 
-    python -m applications.prepare.check                            # what train.py and validation.py find in data/
+    python -m applications.prepare.check                            # all sets that train.py and validation.py find
     python -m applications.prepare.check data/imgs_casia faces_emore/train.rec lfw.bin
     python -m applications.prepare.check own/pairs.txt --root own/faces --report report.json
 
-A folder of people, a .rec file or a folder with one is a training set; a bcolz folder, a .bin or a list of pairs (with
-its images in --root) is a verification set. Every image is decoded. Exit code 3 if training or validation would fail,
-and 0 otherwise, also with warnings. "Swapped" colours are a guess from the colour of skin, and wrong for about one face
-in 2,000; for a set as a whole it can be trusted.
+Training sets are a folder of people, a .rec file, or a folder with a .rec file. Verification sets are a bcolz folder,
+a .bin or a list of pairs (with its images in --root). Every image is decoded. The exit code is 3 if training or
+validation would fail, and 0 otherwise, also with warnings. "Swapped" colors are a guess from the color of skin. It is
+wrong for about one face in 2,000, but reliable for a complete set.
 """
 
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from util.cli.parser import Settings, option, parse, processes
 from util.cli.types import to_file
@@ -55,25 +52,24 @@ def main(arguments: list[str]) -> None:
         require_writable_file("--report", flags.report)
     for path in flags.paths:
         if not path.exists():
-            raise UsageError(f"{path}: no such file or folder; name a training or a verification set")
+            raise UsageError(f"{path}: no such file or folder. Name a training or a verification set.")
 
     from util.device import num_cpus
 
     processes = num_cpus() if flags.processes is None else flags.processes
+    by_path = check_paths(flags.paths, flags.root, processes)
     found = []
-    for findings in (
-        check_paths(flags.paths, flags.root, processes) if flags.paths else check_all(flags.data_dir, processes)
-    ):
+    for findings in by_path if flags.paths else check_all(flags.data_dir, processes):
         print("\n".join(findings.lines()), flush=True)
         found.append(findings)
     if flags.report:
         with atomic_write(flags.report) as partial:
             partial.write_text(json.dumps([findings.to_dict() for findings in found], indent=1) + "\n")
         print(f"report: {flags.report}")
-    conclude(found)
+    summarize(found)
 
 
-def check_paths(paths: list[Path], root: Path | None, processes: int) -> "Iterator[Findings]":
+def check_paths(paths: Iterable[Path], root: Path | None, processes: int) -> "Iterator[Findings]":
     from applications.prepare.check_pairs import check_pairs
 
     for path in paths:
@@ -84,7 +80,7 @@ def check_paths(paths: list[Path], root: Path | None, processes: int) -> "Iterat
 
 
 def check_all(data_dir: Path, processes: int) -> "Iterator[Findings]":
-    """Findings about all that train.py and validation.py would take from `data_dir`. DataError if that is nothing."""
+    """Yield findings about all sets that train.py and validation.py use in `data_dir`. Raise DataError without any."""
     from applications.prepare.check_pairs import check_pairs
     from util.data.loader import find_train_data
     from util.pairs import VERIFICATION_SETS
@@ -92,22 +88,24 @@ def check_all(data_dir: Path, processes: int) -> "Iterator[Findings]":
     try:
         images = find_train_data(data_dir, None)
     except DataError as error:
-        images, missing = None, str(error)
+        images = None
+        missing = str(error)
     sets = {}
     for name, places in VERIFICATION_SETS.items():
         paths = [data_dir / place for place in places]
         sets[name] = next((path for path in paths if (path / "meta").is_dir() or path.is_file()), None)
     if images is None and not any(sets.values()):
-        raise DataError(f"{missing}; nor is there a verification set")
+        raise DataError(f"{missing} There is no verification set either.")
     if images is None:
-        print(f"nothing to train on: {missing}")
+        print(f"no training images: {missing}")
     else:
         yield check_images(images, processes)
     for name, path in sets.items():
         if path is not None:
             yield check_pairs(name, path)
-    if None in sets.values():
-        print(f"not in {data_dir}: {', '.join(name for name, path in sets.items() if path is None)}")
+    absent = [name for name, path in sets.items() if path is None]
+    if absent:
+        print(f"not in {data_dir}: {', '.join(absent)}")
 
 
 def check_images(path: Path, processes: int) -> "Findings":
@@ -122,12 +120,12 @@ def check_images(path: Path, processes: int) -> "Findings":
     return check_training(images, processes)
 
 
-def conclude(found: "list[Findings]") -> None:
-    """Says how many sets are all right. DataError if training or validation would fail on one."""
+def summarize(found: "list[Findings]") -> None:
+    """Print the number of usable sets. Raise DataError if training or validation would fail on a set."""
     failing = [findings.path for findings in found if findings.errors]
     warnings = sum(len(findings.warnings) for findings in found)
     if failing:
-        raise DataError(f"{len(failing)} of {len(found)} sets cannot be used as they are: {', '.join(failing)}")
+        raise DataError(f"{len(failing)} of {len(found)} sets cannot be used: {', '.join(failing)}")
     sets = "the set can" if len(found) == 1 else f"all {len(found)} sets can"
     print(f"{sets} be used; {warnings or 'no'} warning{'' if warnings == 1 else 's'}")
 

@@ -1,4 +1,4 @@
-"""Reads every image of a training set, on all cores, and counts what is wrong with it."""
+"""Read every image of a training set on all cores and report its errors."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -7,81 +7,85 @@ from hashlib import blake2b
 import numpy as np
 from tqdm import tqdm
 
-from applications.prepare import channel_order as color
+from applications.prepare import channel_order
+from applications.prepare.channel_order import SWAPPED, UNDECIDED, describe_channel_order
 from applications.prepare.report import KEPT, SHOWN, Findings
 from util.data.loader import TrainingImages
 from util.errors import DataError
 from util.parallel import parallel_map
 
-_CHUNK = 256  # images that a process takes at once
+_CHUNK = 256  # images that a process reads at a time
 
 
 @dataclass
-class Measured:
-    """What is known of n images. `hashes` (n,) uint64: of the files' bytes; 64 bits of BLAKE2b, which two of 40 million
-    different images share in one of 23,000 sets. `sizes` (n,) uint16: pixels a side, 0 for an image that cannot be
-    used; `colours` (n,) uint8, as colour.judge says; `broken`: (index, message)."""
+class ImageStats:
+    """Properties of n images, in 11 bytes each."""
 
+    # (n,) uint64: 64 bits of BLAKE2b of the file. Two of 40 million different images collide in one of 23,000 sets.
     hashes: np.ndarray
-    sizes: np.ndarray
-    colors: np.ndarray
-    broken: list[tuple[int, str]] = field(default_factory=list)
+    sizes: np.ndarray  # (n,) uint16: pixels a side, 0 for an image that cannot be used
+    colors: np.ndarray  # (n,) uint8: the result of classify_channel_order
+    broken: list[tuple[int, str]] = field(default_factory=list)  # (index, message)
 
     @staticmethod
-    def empty(count: int) -> "Measured":
-        return Measured(*(np.zeros(count, dtype) for dtype in (np.uint64, np.uint16, np.uint8)))
+    def empty(count: int) -> "ImageStats":
+        colors = np.full(count, UNDECIDED, np.uint8)
+        return ImageStats(np.zeros(count, np.uint64), np.zeros(count, np.uint16), colors)
 
 
 def check_training(images: TrainingImages, processes: int) -> Findings:
-    """Findings about a training set, whose every image is decoded as training would do it."""
+    """Return findings about a training set. Every image is decoded as in training."""
     findings = Findings("training images", str(images.root))
     counts = np.bincount(images.labels, minlength=len(images.classes))
     findings.facts.append(
         f"{len(images)} images of {len(images.classes)} people; {counts.min()} to {counts.max()} images a person "
         f"(median {np.median(counts):g}), {(counts == 1).sum()} people with a single one"
     )
-    measured = measure(images, processes)
-    describe_sizes(findings, measured.sizes)
-    if measured.broken:
-        findings.details["unreadable count"] = int((measured.sizes == 0).sum())
-        named = findings.list_names("unreadable", [message for _, message in measured.broken])
-        findings.errors.append(f"{(measured.sizes == 0).sum()} images cannot be used:{named}")
-    describe_duplicates(findings, images, measured)
-    describe_colors(findings, images, measured)
+    stats = read_images(images, processes)
+    describe_sizes(findings, stats.sizes)
+    if stats.broken:
+        count = int((stats.sizes == 0).sum())
+        findings.details["unreadable count"] = count
+        names = findings.list_names("unreadable", [message for _, message in stats.broken])
+        findings.errors.append(f"{count} images cannot be used:{names}")
+    describe_duplicates(findings, images, stats)
+    describe_colors(findings, images, stats)
     return findings
 
 
-def measure(images: TrainingImages, processes: int) -> Measured:
-    """Everything about all images, in 11 bytes each."""
-    total = Measured.empty(len(images))
+def read_images(images: TrainingImages, processes: int) -> ImageStats:
+    """Return the properties of all images."""
+    stats = ImageStats.empty(len(images))
     chunks = [range(start, min(start + _CHUNK, len(images))) for start in range(0, len(images), _CHUNK)]
     with tqdm(total=len(images), desc=f"reading {images.root.name}", unit="image", unit_scale=True) as bar:
-        for chunk, part in zip(chunks, parallel_map(measure_chunk, images, chunks, processes), strict=True):
-            for name in ("hashes", "sizes", "colours"):
-                getattr(total, name)[chunk.start : chunk.stop] = getattr(part, name)
-            total.broken += part.broken[: KEPT - len(total.broken)]
+        for chunk, found in zip(chunks, parallel_map(read_chunk, images, chunks, processes), strict=True):
+            rows = slice(chunk.start, chunk.stop)
+            stats.hashes[rows] = found.hashes
+            stats.sizes[rows] = found.sizes
+            stats.colors[rows] = found.colors
+            stats.broken += found.broken[: KEPT - len(stats.broken)]
             bar.update(len(chunk))
-    return total
+    return stats
 
 
-def measure_chunk(images: TrainingImages, chunk: range) -> Measured:
-    measured = Measured.empty(len(chunk))
-    measured.colors[:] = color.UNDECIDED
-    for place, index in enumerate(chunk):
+def read_chunk(images: TrainingImages, chunk: range) -> ImageStats:
+    """Return the properties of the images with these indices."""
+    stats = ImageStats.empty(len(chunk))
+    for row, index in enumerate(chunk):
         try:
             encoded = images.encoded(index)
-            measured.hashes[place] = int.from_bytes(blake2b(encoded, digest_size=8).digest())
+            stats.hashes[row] = int.from_bytes(blake2b(encoded, digest_size=8).digest())
             image = images.image(index)
         except DataError as error:
-            measured.broken.append((index, str(error)))
+            stats.broken.append((index, str(error)))
             continue
-        measured.sizes[place] = min(image.shape[0], np.iinfo(np.uint16).max)
-        measured.colors[place] = color.judge(image)
-    return measured
+        stats.sizes[row] = min(image.shape[0], np.iinfo(np.uint16).max)
+        stats.colors[row] = channel_order.classify_channel_order(image)
+    return stats
 
 
 def describe_sizes(findings: Findings, sizes: np.ndarray) -> None:
-    """How many images there are of each size, the most frequent first."""
+    """Add the number of images of each size, the most frequent size first."""
     values, counts = np.unique(sizes[sizes > 0], return_counts=True)
     order = np.argsort(-counts, kind="stable")
     texts = [f"{values[i]}x{values[i]} ({counts[i]})" for i in order[:SHOWN]]
@@ -90,11 +94,12 @@ def describe_sizes(findings: Findings, sizes: np.ndarray) -> None:
     findings.details["sizes"] = {int(values[i]): int(counts[i]) for i in order}
 
 
-def describe_duplicates(findings: Findings, images: TrainingImages, measured: Measured) -> None:
-    """Files with the same bytes: of one person they only weigh more, of two people one of them is wrong."""
-    within, across = [], []
+def describe_duplicates(findings: Findings, images: TrainingImages, stats: ImageStats) -> None:
+    """Warn of files with the same bytes. Within a person they have a higher weight; across people a label is wrong."""
+    within: list[str] = []
+    across: list[str] = []
     count_within = count_across = 0
-    for group in groups_of_equals(measured.hashes, measured.sizes > 0):
+    for group in groups_of_equals(stats.hashes, stats.sizes > 0):
         people = np.unique(images.labels[group])
         kept = across if len(people) > 1 else within
         if len(people) > 1:
@@ -109,24 +114,25 @@ def describe_duplicates(findings: Findings, images: TrainingImages, measured: Me
     if count_across:
         names = findings.list_names("duplicates across people", across)
         findings.warnings.append(
-            f"{count_across} files lie with two or more people, so that all but one mislead:{names}"
+            f"{count_across} files are in the folders of two or more people, with a wrong label in all but one:{names}"
         )
 
 
 def groups_of_equals(hashes: np.ndarray, usable: np.ndarray) -> Iterator[np.ndarray]:
-    """The indices, ascending, of each group of two or more equal hashes among the usable ones."""
+    """Yield the ascending indices of each group of two or more equal hashes, among the usable images."""
     order = np.flatnonzero(usable)
     order = order[np.argsort(hashes[order], kind="stable")]
+    # A group starts where a hash differs from the one before.
     starts = np.flatnonzero(np.r_[True, hashes[order[1:]] != hashes[order[:-1]]][: len(order)])
     sizes = np.diff(np.r_[starts, len(order)])
     for start, size in zip(starts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
         yield order[start : start + size]
 
 
-def describe_colors(findings: Findings, images: TrainingImages, measured: Measured) -> None:
-    fact, warning = color.describe(measured.colors[measured.sizes > 0])
+def describe_colors(findings: Findings, images: TrainingImages, stats: ImageStats) -> None:
+    fact, warning = describe_channel_order(stats.colors[stats.sizes > 0])
     findings.facts.append(fact)
-    swapped = np.flatnonzero(measured.colors == color.SWAPPED)[:KEPT].tolist()
+    swapped = np.flatnonzero(stats.colors == SWAPPED)[:KEPT].tolist()
     names = findings.list_names("red and blue swapped", [images.where(index) for index in swapped])
     if warning:
         findings.warnings.append(warning + ":" + names)

@@ -2,5 +2,8 @@
 
 import sys
 
-print("error: applications.prepare.demo has moved. Run `python -m applications.demo` with the same flags.", file=sys.stderr)
+print(
+    "error: applications.prepare.demo has moved. Run `python -m applications.demo` with the same flags.",
+    file=sys.stderr,
+)
 sys.exit(2)
