@@ -1,4 +1,4 @@
-"""The curve of accuracy against resolution, as a user draws it, with embeddings whose answer is known."""
+"""Test the curve of accuracy over resolution with embeddings of known results."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from applications.resolution_curve.__main__ import main, table
+from applications.resolution_curve.__main__ import curve_table, main
 from applications.resolution_curve.figure import curve_figure
 from applications.resolution_curve.measure import Curve, measure
 from applications.resolution_curve.settings import parse_curve
@@ -20,7 +20,7 @@ from util.pairs.bcolz import write_carray
 
 
 class Pixels(nn.Module):
-    """A coarse look at the image: a 7x7 grid of its green channel, centred."""
+    """A backbone that returns a 7x7 grid of the green channel, centered."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         grid = nn.functional.avg_pool2d(images[:, 1:2], 16).flatten(1)
@@ -29,7 +29,7 @@ class Pixels(nn.Module):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, made_pairs):
-    """A data folder with LFW and AgeDB, two runs, and networks for x2 and x8."""
+    """Return a folder with LFW and AgeDB, two runs, and networks for x2 and x8."""
     root = tmp_path_factory.mktemp("curve")
     _, images, issame = made_pairs
     for name in ("lfw_align_112/lfw", "AgeDB/agedb_30"):
@@ -55,7 +55,7 @@ def settings(*more: str):
     return parse_curve(["--checkpoints=x.pth", "--gpu_num=cpu", *more])
 
 
-def test_each_size_is_what_evaluation_says_of_that_scale(made_pairs):
+def test_each_size_equals_evaluation_at_that_scale(made_pairs):
     pairs = load_pairs(made_pairs[0])
     (curve,) = measure("P", Pixels(), [pairs], {}, settings("--sizes", "28", "56", "112", "9"), [torch.device("cpu")])
     assert list(curve.results) == [112, 56, 28, 9]
@@ -64,7 +64,7 @@ def test_each_size_is_what_evaluation_says_of_that_scale(made_pairs):
         np.testing.assert_array_equal(curve.results[size][pairs.name].distances, expected[view][pairs.name].distances)
 
 
-def test_super_resolution_has_a_curve_of_its_own_with_the_sizes_that_a_network_enlarges(made_pairs):
+def test_super_resolution_curve_has_the_sizes_with_a_network(made_pairs):
     pairs, network = load_pairs(made_pairs[0]), nn.Upsample(scale_factor=4)
     curves = measure("P", Pixels(), [pairs], {28: network}, settings(), [torch.device("cpu")])
     assert [(curve.title, list(curve.results)) for curve in curves] == [
@@ -75,20 +75,20 @@ def test_super_resolution_has_a_curve_of_its_own_with_the_sizes_that_a_network_e
     np.testing.assert_array_equal(curves[1].results[28][pairs.name].distances, expected.distances)
 
 
-def test_one_side_alone_is_degraded_if_wanted(made_pairs):
+def test_oneside_degrades_the_first_image_only(made_pairs):
     pairs = load_pairs(made_pairs[0])
     (curve,) = measure("P", Pixels(), [pairs], {}, settings("--sizes=14", "--LR_oneside"), [torch.device("cpu")])
     expected = evaluate(Pixels(), [pairs], views=("HR", "LR"), lr_scale=8, first_image_only=True)["LR"][pairs.name]
     np.testing.assert_array_equal(curve.results[14][pairs.name].distances, expected.distances)
 
 
-def test_a_run_prints_draws_and_writes_every_curve(place, tmp_path, capsys):
+def test_program_prints_draws_and_writes_every_curve(place, tmp_path, capsys):
     more = [f"--json={tmp_path}/c.json", f"--plot={tmp_path}/c.png", "--sizes", "56", "28", "14"]
     runs = [str(place / "best" / "HRTRAIN_2024-01-01-00-00"), f"LR={place}/best/LRTRAIN_LRx4_2024-01-02-00-00"]
     sr = ["--SR_eval", f"--sr_checkpoint_dir={place}/best"]
     main(["--checkpoints", *runs, f"--data_dir={place}/data", "--gpu_num=cpu", *sr, *more])
     printed = capsys.readouterr().out
-    assert "bicubic alone, for want of a network: 28\n" in printed
+    assert "bicubic only, because there is no network: 28\n" in printed
     assert "accuracy on LFW (23 pairs)" in printed and "accuracy on AgeDB (23 pairs)" in printed
     content = json.loads((tmp_path / "c.json").read_text())
     found = [(c["checkpoint"], c["enlarged_by"], list(c["sizes"])) for c in content["curves"]]
@@ -107,18 +107,18 @@ def test_a_run_prints_draws_and_writes_every_curve(place, tmp_path, capsys):
     assert (tmp_path / "c.png").stat().st_size > 10_000
 
 
-def test_the_table_leaves_empty_what_was_not_measured(made_pairs):
+def test_table_leaves_unmeasured_cells_empty(made_pairs):
     pairs = load_pairs(made_pairs[0])
     result = evaluate(Pixels(), [pairs])["HR"]
     curves = [Curve("A", "bicubic", {112: result, 20: result}), Curve("A", "SR", {112: result})]
     number = f"{result[pairs.name].accuracy:.4f}"
-    assert table(curves, lambda sets: sets[pairs.name].accuracy) == [
+    assert curve_table(curves, lambda sets: sets[pairs.name].accuracy) == [
         ["", "112", "20"], ["A, bicubic", number, number], ["A, SR", number, ""],
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("sets", [1, 3])
-def test_the_figure_has_a_panel_a_set_and_a_line_a_curve(made_pairs, sets):
+def test_figure_has_a_panel_per_set_and_a_line_per_curve(made_pairs, sets):
     pairs = load_pairs(made_pairs[0])
     result = evaluate(Pixels(), [pairs])["HR"][pairs.name]
     names = [f"set{index}" for index in range(sets)]
@@ -136,7 +136,7 @@ def test_the_figure_has_a_panel_a_set_and_a_line_a_curve(made_pairs, sets):
     assert [text.get_text() for text in legend.get_texts()] == ["A, bicubic", "A, SR", "B, bicubic", "B, SR"]
 
 
-def test_a_network_is_named_by_its_user_or_else_by_its_run():
+def test_networks_are_named_by_the_user_or_by_their_run():
     given = ["HR=/runs/lr=0.1/A", "/runs/lr=0.1/B_v1.5", "/runs/C/Backbone_7_42.pth", "D/Backbone_Best.pth"]
     paths = parse_curve(["--checkpoints", *given]).paths
     assert {name: str(path) for name, path in paths.items()} == {
@@ -163,17 +163,17 @@ def test_a_network_is_named_by_its_user_or_else_by_its_run():
         (["--checkpoints=x.pth", "--json=/"], r"^--json=/: is a folder"),
     ],
 )
-def test_a_mistake_is_named_before_the_work(given, message):
+def test_mistakes_are_reported_before_the_work(given, message):
     with pytest.raises(UsageError, match=message):
         parse_curve(given)
 
 
-def test_what_is_not_there_is_named(place, tmp_path):
+def test_missing_files_are_reported(place, tmp_path):
     with pytest.raises(DataError, match=r"^--checkpoints=.*gone: no such file or folder"):
         main([f"--checkpoints={tmp_path}/gone", "--gpu_num=cpu"])
     with pytest.raises(DataError, match=r"no verification set in it"):
         main([*arguments(place)[:1], f"--data_dir={tmp_path}", "--gpu_num=cpu"])
     with pytest.raises(DataError, match=r"^--sr_checkpoint_dir=.*: no super resolution network for scale 8"):
         main([*arguments(place), "--SR_eval", f"--sr_checkpoint_dir={tmp_path}"])
-    with pytest.raises(DataError, match=r"networks enlarge from 56, 28 or 14"):
+    with pytest.raises(DataError, match=r"Networks enlarge from 56, 28 or 14"):
         main([*arguments(place), "--SR_eval", "--sizes=20"])

@@ -1,4 +1,4 @@
-"""Verification accuracy against resolution, for one or several networks. From the repository root:
+"""Measure verification accuracy at several resolutions, for one or more networks. From the repository root:
 
 python -m applications.resolution_curve --checkpoints HR=checkpoints_best/HRTRAIN_… LR=checkpoints_best/LRTRAIN_LRx4_… --plot curve.png
 python -m applications.resolution_curve --checkpoints checkpoints_best/HRTRAIN_… --SR_eval --sizes 112 56 28 14 --json curve.json
@@ -7,14 +7,13 @@ python -m applications.resolution_curve --checkpoints RUN --val_data qmul=/sets/
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from applications.resolution_curve.settings import FACE, CurveSettings, parse_curve
+from applications.resolution_curve.settings import CurveSettings, parse_curve
 from util.errors import DataError, run_script
-from util.files import atomic_write
+from util.face import FACE_SIZE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> None:
     settings = parse_curve(arguments)
 
-    # torch takes seconds to import, and a mistake in the command line is answered at once.
+    # These import torch, which takes seconds. Errors on the command line are reported before.
     from applications.resolution_curve.figure import curve_figure
     from applications.resolution_curve.measure import measure
     from model.backbone.fold import fold_batch_norm
@@ -36,7 +35,7 @@ def main(arguments: list[str]) -> None:
     from util.evaluate import average_accuracy
     from util.pairs import find_pair_sets
     from util.plot import save_figure
-    from util.training.report import format_table
+    from util.training.report import format_table, sets_to_dict, write_json
 
     devices = select_devices(settings.gpu_num)
     dtype = resolve_dtype(settings.precision, devices[0])
@@ -44,37 +43,50 @@ def main(arguments: list[str]) -> None:
     networks = find_networks(settings, devices) if settings.SR_eval else {}
     pair_sets, missing = find_pair_sets(settings.data_dir, settings.named_pair_sets)
     if not pair_sets:
-        raise DataError(f"{settings.data_dir}: no verification set in it; put one there, or name sets with --val_data")
+        raise DataError(f"{settings.data_dir}: no verification set in it. Put one there, or name sets with --val_data.")
     if missing:
         print(f"not in {settings.data_dir}, so left out: {', '.join(missing)}")
+
+    # Load all backbones before the long work, so that a damaged file is reported first.
+    loaded = {label: load_backbone(file) for label, file in files.items()}
     curves: list[Curve] = []
-    loaded = {label: load_backbone(file) for label, file in files.items()}  # all, before the work begins
-    for (label, file), (name, backbone) in zip(files.items(), loaded.values(), strict=True):
-        print(f"{label}: {file} ({name})", flush=True)
-        judged = prepare_module(fold_batch_norm(backbone), devices, dtype=dtype)
-        curves += measure(label, judged, pair_sets, networks, settings, devices)
+    for label, (name, backbone) in loaded.items():
+        print(f"{label}: {files[label]} ({name})", flush=True)
+        module = prepare_module(fold_batch_norm(backbone), devices, dtype=dtype)
+        curves += measure(label, module, pair_sets, networks=networks, settings=settings, devices=devices)
+
     for pairs in pair_sets:
         print(f"\naccuracy on {pairs.name} ({len(pairs)} pairs), by pixels a side")
-        print(format_table(table(curves, lambda sets, name=pairs.name: sets[name].accuracy)))
+        print(format_table(curve_table(curves, lambda sets, name=pairs.name: sets[name].accuracy)))
     if len(pair_sets) > 1:
         print(f"\naverage accuracy over the {len(pair_sets)} sets")
-        print(format_table(table(curves, average_accuracy)))
+        print(format_table(curve_table(curves, average_accuracy)))
     if settings.json:
-        write_json(Path(settings.json), curves, {label: str(file) for label, file in files.items()}, settings)
+        checkpoints = {label: str(file) for label, file in files.items()}
+        content = {"checkpoints": checkpoints, "LR_oneside": settings.LR_oneside, "curves": []}
+        for curve in curves:
+            sizes = {str(size): sets_to_dict(sets) for size, sets in curve.results.items()}
+            content["curves"].append({"checkpoint": curve.label, "enlarged_by": curve.method, "sizes": sizes})
+        write_json(Path(settings.json), content)
+        print(f"numbers: {settings.json}")
     if settings.plot:
         save_figure(curve_figure(curves, [pairs.name for pairs in pair_sets]), Path(settings.plot))
         print(f"curve: {settings.plot}")
 
 
 def find_networks(settings: CurveSettings, devices: list) -> dict[int, nn.Module]:
-    """{size of what it enlarges: network}, for those of the sizes that there is one for, which is said."""
+    """Load and print the super resolution network of each size that has one: {input size: network}.
+
+    Raises:
+        DataError: no size has a network.
+    """
     from util.device import prepare_module
     from util.super_resolution import find_super_resolution, load_super_resolution
 
     found: dict[int, nn.Module] = {}
     missing: DataError | None = None
     for scale in (2, 4, 8):
-        size = FACE // scale
+        size = FACE_SIZE // scale
         if size not in settings.sizes:
             continue
         try:
@@ -83,45 +95,32 @@ def find_networks(settings: CurveSettings, devices: list) -> dict[int, nn.Module
             missing = error
             continue
         network = load_super_resolution(file, None)
-        if network.scale == scale:  # a file, or a single run, is for one scale only
+        if network.scale == scale:  # a file or a single run has one scale and is found for every scale
             found[size] = prepare_module(network.requires_grad_(False), devices)
             print(f"super resolution from {size}x{size}: {file}")
     if not found:
         raise missing or DataError(
-            f"--sr_checkpoint_dir={settings.sr_path}: for none of --sizes; networks enlarge from 56, 28 or 14"
+            f"--sr_checkpoint_dir={settings.sr_path}: no network for any of --sizes. Networks enlarge from 56, 28 or 14."
         )
-    bicubic = [str(size) for size in settings.sizes if size not in found and size != FACE]
+    bicubic = [str(size) for size in settings.sizes if size not in found and size != FACE_SIZE]
     if bicubic:
-        print(f"bicubic alone, for want of a network: {', '.join(bicubic)}")
+        print(f"bicubic only, because there is no network: {', '.join(bicubic)}")
     return found
 
 
-def table(curves: list[Curve], value: Callable[[dict[str, VerificationResult]], float]) -> list[list[str]]:
-    """A row for each curve, a column for each size; `value` makes a number of the results of all sets."""
+def curve_table(curves: list[Curve], value: Callable[[dict[str, VerificationResult]], float]) -> list[list[str]]:
+    """Return a table with a row for each curve and a column for each size.
+
+    Args:
+        curves: the curves. A size that a curve does not have leaves an empty cell.
+        value: returns the number of a cell from the results {set: result} of one size.
+    """
     sizes = sorted({size for curve in curves for size in curve.results}, reverse=True)
     rows = [["", *map(str, sizes)]]
     for curve in curves:
-        results = [curve.results.get(size) for size in sizes]
-        rows.append([curve.title, *("" if sets is None else f"{value(sets):.4f}" for sets in results)])
+        cells = [f"{value(curve.results[size]):.4f}" if size in curve.results else "" for size in sizes]
+        rows.append([curve.title, *cells])
     return rows
-
-
-def write_json(file: Path, curves: list[Curve], checkpoints: dict[str, str], settings: CurveSettings) -> None:
-    from util.evaluate import average_accuracy
-
-    content = {"checkpoints": checkpoints, "LR_oneside": settings.LR_oneside, "curves": []}
-    for curve in curves:
-        sizes = {
-            str(size): {
-                "sets": {name: result.to_dict() for name, result in sets.items()},
-                "average": average_accuracy(sets),
-            }
-            for size, sets in curve.results.items()
-        }
-        content["curves"].append({"checkpoint": curve.label, "enlarged_by": curve.method, "sizes": sizes})
-    with atomic_write(file) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-    print(f"numbers: {file}")
 
 
 if __name__ == "__main__":

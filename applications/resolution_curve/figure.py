@@ -1,4 +1,4 @@
-"""The figure of papers on low resolution: accuracy over the pixels that a face has."""
+"""Draw accuracy over the resolution of the face, as papers on low resolution do."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ PANELS_IN_A_ROW = 2
 
 
 def curve_figure(curves: Sequence[Curve], sets: Sequence[str]) -> Figure:
-    """A panel for each verification set: a colour for each network, solid for bicubic and dashed for super resolution.
+    """Return a figure with a panel for each verification set.
 
-    The bars are one standard error of a proportion of P pairs, sqrt(a (1 - a) / P).
+    A color stands for a network; lines are solid for bicubic and dashed for super resolution. The bars are one standard
+    error of a proportion a of P pairs, sqrt(a (1 - a) / P).
     """
     from matplotlib.figure import Figure
 
@@ -30,17 +31,18 @@ def curve_figure(curves: Sequence[Curve], sets: Sequence[str]) -> Figure:
     sizes = sorted({size for curve in curves for size in curve.results})
     for name, axes in zip(sets, panels, strict=False):
         for shift, curve in enumerate(curves):
+            is_bicubic = curve.method == BICUBIC
             results = {size: sets[name] for size, sets in curve.results.items()}
             accuracies = [100 * result.accuracy for result in results.values()]
             errors = [100 * math.sqrt(r.accuracy * (1 - r.accuracy) / r.pairs) for r in results.values()]
             axes.errorbar(
-                [size * 1.012**shift for size in results],  # else one bar hides another
+                [size * 1.012**shift for size in results],  # shifted, or bars would hide each other
                 accuracies,
                 errors,
                 label=curve.title,
                 color=COLORS[labels.index(curve.label) % len(COLORS)],
-                linestyle=DASHES[0] if curve.method == BICUBIC else DASHES[1],
-                marker="o" if curve.method == BICUBIC else "s",
+                linestyle=DASHES[0] if is_bicubic else DASHES[1],
+                marker="o" if is_bicubic else "s",
                 markersize=4,
                 linewidth=1.6,
                 elinewidth=0.9,
@@ -51,11 +53,11 @@ def curve_figure(curves: Sequence[Curve], sets: Sequence[str]) -> Figure:
         axes.minorticks_off()
         axes.set_title(name, color=INK, fontsize=10)
         style_axes(axes, grid="y")
-    for axes in list(panels):  # of the last row, where it is not full
+    for axes in list(panels):  # unused panels of the last row
         axes.set_visible(False)
     bars, texts = figure.axes[0].get_legend_handles_labels()
     figure.legend(
-        [bar[0] for bar in bars],  # the lines alone: a bar across would hide which is dashed
+        [bar[0] for bar in bars],  # without the error bars, which would hide the dashes
         texts,
         loc="outside upper center",
         ncols=min(2, len(texts)),

@@ -1,4 +1,4 @@
-"""The numbers of the curve: one evaluation of a network gives all of its sizes."""
+"""Measure the points of a curve: one evaluation of a backbone covers all sizes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from torch import nn
 from applications.resolution_curve.settings import CurveSettings
 from util.device import default_eval_batch_size
 from util.evaluate import evaluate, hr_view, low_res_view
+from util.face import FACE_SIZE
 from util.pairs import PairSet
-from util.transform import SIZE
 from util.verification import VerificationResult
 
 BICUBIC, SUPER_RESOLUTION = "bicubic", "SR"
-FULL = "HR"  # evaluate()'s name of the view that the other side keeps when one side is degraded
+FULL = "HR"  # evaluate() keeps this view for the second image if only the first is degraded
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One network, with one way of enlarging: `results` is {size: {set name: result}}, the largest size first."""
+    """The results of one backbone with one way of enlarging: {size: {set name: result}}, the largest size first."""
 
     label: str
     method: str
@@ -38,12 +38,21 @@ def measure(
     settings: CurveSettings,
     devices: Sequence[torch.device],
 ) -> list[Curve]:
-    """The bicubic curve of a backbone, and, if there are networks ({size of what it enlarges: network}), theirs.
+    """Return the bicubic curve of a backbone, and a super resolution curve if there are networks.
 
-    112 pixels are the image as it is: a point of both curves, and evaluated once.
+    Args:
+        label: name of the backbone in legends.
+        backbone: returns (N, D) embeddings.
+        pair_sets: the verification sets.
+        networks: {input size: super resolution network}.
+        settings: sizes, batch size and LR_oneside.
+        devices: evaluation runs on the first one; the default batch size depends on all.
+
+    Returns:
+        The curves. The point at 112 pixels, the full image, is evaluated once and belongs to both.
     """
     device = devices[0]
-    low = sorted(set(settings.sizes) - {SIZE}, reverse=True)
+    low = sorted(set(settings.sizes) - {FACE_SIZE}, reverse=True)
     views = {FULL: hr_view(device)}
     views |= {f"{size} {BICUBIC}": low_res_view(size, device) for size in low}
     views |= {f"{size} {SUPER_RESOLUTION}": low_res_view(size, device, network) for size, network in networks.items()}
@@ -51,7 +60,7 @@ def measure(
     results = evaluate(backbone, pair_sets, device, batch_size, views, first_image_only=settings.LR_oneside)
     curves = []
     for method in (BICUBIC, SUPER_RESOLUTION) if networks else (BICUBIC,):
-        points = {SIZE: results[FULL]}
+        points = {FACE_SIZE: results[FULL]}
         points |= {size: results[f"{size} {method}"] for size in low if f"{size} {method}" in results}
         curves.append(Curve(label, method, points))
     return curves

@@ -1,4 +1,4 @@
-"""Every flag of the accuracy curve: its default, its rule and its help. Imports no torch."""
+"""Define every flag of the accuracy curve: its default, its rule and its help. Imports no torch."""
 
 import re
 from collections import Counter
@@ -17,7 +17,7 @@ from util.cli.types import (
     to_path,
 )
 from util.errors import UsageError
-from util.face import FACE_SIZE as FACE
+from util.face import FACE_SIZE
 from util.files import check_report_paths
 
 PATHS, RESOLUTION, MACHINE, OUTPUT = "Where things are", "Resolution", "Machine", "Output"
@@ -73,11 +73,11 @@ class CurveSettings(Settings):
         default=(112, 56, 28, 21, 16, 14, 8),
         type=integers(
             None,
-            f"different whole numbers from 4 to {FACE}, like 112 56 28",
-            lambda sizes: len(set(sizes)) == len(sizes) > 0 and all(4 <= size <= FACE for size in sizes),
+            f"different whole numbers from 4 to {FACE_SIZE}, like 112 56 28",
+            lambda sizes: len(set(sizes)) == len(sizes) > 0 and all(4 <= size <= FACE_SIZE for size in sizes),
         ),
         metavar="N ...",
-        help=f"pixels a side that faces are shrunk to; {FACE}, the full face, is always included",
+        help=f"pixels a side that faces are shrunk to; {FACE_SIZE}, the full face, is always included",
         group=RESOLUTION,
     )
     SR_eval: bool = flag(help="also enlarge by super resolution, at the scales that have a network", group=RESOLUTION)
