@@ -1,15 +1,15 @@
-"""How fast and how well photographs are aligned, compared with a plain MTCNN of the same weights in the same run.
+"""Measure speed and accuracy of alignment, compared with a plain MTCNN with the same weights in the same run.
 
 python -m benchmarks.align --images LFW/images
 python -m benchmarks.align --images LFW/images --count 0 --landmarks LFW/landmarks.jsonl --aligned LFW/aligned_112
 python -m benchmarks.align --images LFW/images --count 320 --parts
 
-Times are those of the whole work (reading, finding, warping, writing) and, of ours, of starting its processes too. They
-take turns: ours with a process for each core, and the plain one with all cores for each of its operations, once with
-every network looking at one input at a time and once with the crops of a photograph together. With --landmarks every
-photograph is compared with what a reference detector found (a line of JSON each: name, landmarks [x1 … x5 y1 … y5] of
-each face, central, the index of the one meant); with --aligned the faces are compared with those of another program.
---parts says instead where the time of one process on one core goes.
+The times include reading, detection, warping and writing; our times also include starting processes. The programs are
+measured alternately. Ours uses one process per core. The plain MTCNN uses all cores for each operation, and is measured
+twice: with one input at a time, and with all crops of a photograph in one batch. With --landmarks, every photograph is
+compared with the result of a reference detector. Each line of that file is JSON: name, landmarks ([x1 … x5 y1 … y5] of
+each face) and central (the index of the central face). With --aligned, the faces are compared with the faces of another
+program. With --parts, the time of each step of one process on one core is measured instead.
 """
 
 import json
@@ -28,8 +28,7 @@ import cv2
 import numpy as np
 import torch
 
-from applications.align import batch as tree
-from applications.align import detector, networks, pyramid
+from applications.align import batch, detector, networks, pyramid
 from applications.align.batch import AlignSettings, align_tree
 from applications.align.manifest import ALIGNED, read_manifest
 from benchmarks.plain_mtcnn import PlainDetector, align_image
@@ -38,20 +37,20 @@ from util.cli.types import integer, to_file
 from util.errors import DataError, run_script
 from util.files import atomic_write, require_writable_file
 
-# Where the steps of the alignment lie, for --parts; their own steps are not counted a second time.
+# (module or class, function, name) of the steps that --parts measures. No step contains another one.
 STEPS = (
-    (tree, "read_photo", "reading"),
+    (batch, "read_photo", "reading"),
     (pyramid, "paint", "pyramid levels onto canvases"),
     (networks.ProposalNet, "forward", "P-Net"),
     (detector, "_crops", "crops"),
     (networks.RefinementNet, "forward", "R-Net"),
     (networks.OutputNet, "forward", "O-Net"),
     (detector, "suppress", "non-maximum suppression"),
-    (tree, "align", "warping"),
-    (tree, "write_image", "writing"),
+    (batch, "align", "warping"),
+    (batch, "write_image", "writing"),
 )
 ROUNDS = 3
-PLAIN_SHARE = 10  # the plain one gets every tenth photograph of a round: it takes so much longer
+PLAIN_STRIDE = 10  # the plain MTCNN gets every tenth photograph of a round, because it is slow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +72,13 @@ def main(arguments: list[str]) -> None:
         require_writable_file("--json", options.json)
     files = sorted(str(path.relative_to(options.images)) for path in options.images.rglob("*.jpg"))
     if len(files) < 100:
-        raise DataError(f"{options.images}: {len(files)} JPEG files, and 100 are needed to measure anything")
+        raise DataError(f"{options.images}: {len(files)} JPEG files, but 100 are needed. Name another folder.")
     random.Random(0).shuffle(files)
     files = files[: options.count or None]
-    figures = (
-        parts(options.images, files) if options.parts else speed(options.images, files, torch.device(options.device))
-    )
+    if options.parts:
+        figures = step_times(options.images, files)
+    else:
+        figures = speed(options.images, files, torch.device(options.device))
     with tempfile.TemporaryDirectory() as folder:
         if options.landmarks:
             align_tree(options.images, Path(folder), AlignSettings(select="central"), files=files)
@@ -90,8 +90,8 @@ def main(arguments: list[str]) -> None:
             partial.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def parts(images: Path, files: list[str]) -> dict[str, float]:
-    """Milliseconds an image of the steps, on one core; the second half of the files counts, when all is warm."""
+def step_times(images: Path, files: list[str]) -> dict[str, float]:
+    """Measure milliseconds per image of the steps on one core, over the second half of the files, after warming up."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     times: Counter[str] = Counter()
@@ -107,8 +107,8 @@ def parts(images: Path, files: list[str]) -> dict[str, float]:
         return call
 
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
-        for place, function, name in STEPS:
-            stack.enter_context(patch.object(place, function, timed(name, getattr(place, function))))
+        for owner, function, name in STEPS:
+            stack.enter_context(patch.object(owner, function, timed(name, getattr(owner, function))))
         half = len(files) // 2
         for turn, part in enumerate((files[:half], files[half:])):
             times.clear()
@@ -118,20 +118,21 @@ def parts(images: Path, files: list[str]) -> dict[str, float]:
 
 
 def speed(images: Path, files: list[str], device: torch.device) -> dict[str, float]:
-    """Milliseconds an image of ours and of the plain ones, in turns, and the ratios: medians over the rounds."""
+    """Measure milliseconds per image of ours and of the plain ones alternately. Return medians over the rounds."""
     plain = {"one input at a time": PlainDetector(False), "crops together": PlainDetector(True)}
-    ours, theirs = [], {name: [] for name in plain}
+    ours: list[float] = []
+    theirs: dict[str, list[float]] = {name: [] for name in plain}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(ROUNDS):
-            part = files[turn::ROUNDS]
-            few = part[::PLAIN_SHARE]
+            files_of_round = files[turn::ROUNDS]
+            few = files_of_round[::PLAIN_STRIDE]
             for name, detector in plain.items():
                 started = time.perf_counter()
                 for file in few:
                     align_image(detector, str(images / file), f"{folder}/face.jpg")
                 theirs[name].append((time.perf_counter() - started) / len(few))
-            summary = align_tree(images, Path(folder) / str(turn), AlignSettings(), [device], files=part)
-            ours.append(summary.seconds / len(part))
+            summary = align_tree(images, Path(folder) / str(turn), AlignSettings(), [device], files=files_of_round)
+            ours.append(summary.seconds / len(files_of_round))
     figures = {"ours, ms an image": statistics.median(ours) * 1e3, "ours, images/s": 1 / statistics.median(ours)}
     for name, seconds in theirs.items():
         figures[f"plain, {name}, ms an image"] = statistics.median(seconds) * 1e3
@@ -140,28 +141,32 @@ def speed(images: Path, files: list[str], device: torch.device) -> dict[str, flo
 
 
 def quality(aligned: Path, landmarks: Path, others: Path | None) -> dict[str, float]:
-    """How far our landmarks and faces are from those of the reference."""
+    """Measure the distance of our landmarks and faces from the reference."""
     references = {entry["name"]: entry for entry in map(json.loads, landmarks.read_text().splitlines())}
     rows = list(read_manifest(aligned))
-    distances, differences = [], []
+    distances = []
+    differences = []
     for row in rows:
         reference = references.get(Path(row.path).stem)
         if row.status == ALIGNED and reference:
             points = np.reshape(reference["landmarks"][reference["central"]], (2, 5)).T
             distances.append(np.linalg.norm(row.face.landmarks - points, axis=1).mean())
             if others:
-                ours, theirs = (cv2.imread(str(path)) for path in (aligned / row.output, others / row.path))
+                ours = cv2.imread(str(aligned / row.output))
+                theirs = cv2.imread(str(others / row.path))
                 differences.append(np.abs(ours.astype(int) - theirs).mean())
     if not distances:
-        raise DataError(f"{landmarks}: names none of the photographs")
+        raise DataError(f"{landmarks}: has none of the photographs. Name the landmarks of these images.")
     figures = {
         "photographs": len(rows),
-        "of them with a face, %": 100 * sum(row.status == ALIGNED for row in rows) / len(rows),
+        "with a face, %": 100 * sum(row.status == ALIGNED for row in rows) / len(rows),
         "landmarks, px from the reference, median": float(np.median(distances)),
         "landmarks, px from the reference, 99 %": float(np.percentile(distances, 99)),
         "landmarks, px from the reference, largest": max(distances),
     }
-    return figures | ({"faces, grey levels from the reference, mean": float(np.mean(differences))} if others else {})
+    if others:
+        figures["faces, grey levels from the reference, mean"] = float(np.mean(differences))
+    return figures
 
 
 if __name__ == "__main__":

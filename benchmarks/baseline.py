@@ -1,7 +1,6 @@
-"""What one would write without this toolkit: torchvision's folder and transforms, an eager float32 step, plain numpy.
+"""The baseline, written without this toolkit: torchvision's folder and transforms, an eager float32 step, plain numpy.
 
-Everything here is written to be fair: no work that its result does not need, and the libraries used as their manuals
-show it.
+It is meant to be fair: it does no unnecessary work, and it uses the libraries as their manuals show.
 """
 
 import math
@@ -24,12 +23,13 @@ except RuntimeError:  # a CUDA build with a CPU build of torch: its operators ar
     from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-SIZE, RESIZED = 112, 128
-_TO_RANGE = ([0.5] * 3, [0.5] * 3)  # [0, 1] -> [-1, 1]
+from util.face import CROP_FROM, FACE_SIZE
+
+_TO_RANGE = ([0.5] * 3, [0.5] * 3)  # mean and deviation that map [0, 1] to [-1, 1]
 
 
 class LowResolution:
-    """Down to size x size and up again, bicubic, for half of the images."""
+    """Shrink half of the images to size x size and enlarge them again, bicubic."""
 
     def __init__(self, size: int):
         self._size = size
@@ -42,23 +42,36 @@ class LowResolution:
 
 
 def training_loader(root: str, batch_size: int, low_size: int | None, images: int) -> DataLoader:
-    """Batches of (B, 3, 112, 112) float32 in [-1, 1] and (B,) labels, every person as often, made in this process."""
+    """Return a loader of random crops that samples every person equally often and works in this process.
+
+    Args:
+        root: folder of PERSON/IMAGE files.
+        batch_size: number of images of a batch.
+        low_size: side of low resolution images, for half of the images; None: no low resolution.
+        images: number of images of an epoch.
+
+    Returns:
+        Batches of (B, 3, 112, 112) float32 in [-1, 1] and (B,) labels.
+    """
     steps: list[Callable[[Any], Any]] = [
-        transforms.Resize([RESIZED, RESIZED]),
-        transforms.RandomCrop([SIZE, SIZE]),
+        transforms.Resize([CROP_FROM, CROP_FROM]),
+        transforms.RandomCrop([FACE_SIZE, FACE_SIZE]),
         transforms.RandomHorizontalFlip(),
     ]
     if low_size is not None:
         steps.append(LowResolution(low_size))
-    folder = ImageFolder(root, transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(*_TO_RANGE)]))
+    steps += [transforms.ToTensor(), transforms.Normalize(*_TO_RANGE)]
+    folder = ImageFolder(root, transforms.Compose(steps))
     weights = 1 / np.bincount(folder.targets)[folder.targets]
     sampler = WeightedRandomSampler(weights.tolist(), images)
     return DataLoader(folder, batch_size, sampler=sampler, drop_last=True)
 
 
 def evaluation_batch(images: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(N, 112, 112, 3) RGB uint8 -> the centre crops and their mirror images, (N, 3, 112, 112) in [-1, 1] each."""
-    crop = transforms.Compose([transforms.Resize([RESIZED, RESIZED]), transforms.CenterCrop([SIZE, SIZE])])
+    """Turn (N, 112, 112, 3) RGB uint8 into center crops and mirror images, (N, 3, 112, 112) in [-1, 1] each."""
+    crop = transforms.Compose(
+        [transforms.Resize([CROP_FROM, CROP_FROM]), transforms.CenterCrop([FACE_SIZE, FACE_SIZE])]
+    )
     to_network = transforms.Compose([transforms.ToTensor(), transforms.Normalize(*_TO_RANGE)])
     crops = [crop(Image.fromarray(image)) for image in images]
     mirrored = [crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for crop in crops]
@@ -66,13 +79,14 @@ def evaluation_batch(images: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 class OneHotArcFace(nn.Module):
-    """ArcFace over the whole matrix of cosines, with a one-hot matrix that picks where the margin holds."""
+    """ArcFace over the full matrix of cosines, with a one-hot matrix that selects the targets."""
 
     def __init__(self, in_features: int, classes: int, s: float = 64.0, m: float = 0.5):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(classes, in_features))
         nn.init.xavier_uniform_(self.weight)
-        self.s, self.m = s, m
+        self.s = s
+        self.m = m
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         cosine = F.linear(F.normalize(embeddings), F.normalize(self.weight))
@@ -86,7 +100,7 @@ class OneHotArcFace(nn.Module):
 
 
 class BatchFocalLoss(nn.Module):
-    """Focal loss of the batch's mean cross entropy, as older toolkits have it."""
+    """Focal loss of the mean cross entropy of the batch, as in older toolkits."""
 
     def forward(self, logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
         log_p = F.cross_entropy(logits, labels)
@@ -101,31 +115,33 @@ def train(
     batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device,
 ) -> tuple[float, float]:
-    """An eager float32 loop over ((B, 3, 112, 112), (B,)) batches; the sums of the losses and of the top-5 hits."""
+    """Train in an eager float32 loop over ((B, 3, 112, 112), (B,)) batches. Return the summed losses and top-5 hits."""
     backbone.train()
     head.train()
-    losses = hits = 0.0
+    losses = 0.0
+    correct = 0.0
     for images, labels in batches:
-        images, labels = images.to(device), labels.to(device)
+        images = images.to(device)
+        labels = labels.to(device)
         logits = head(backbone(images), labels)
         loss = criterion(logits, labels)
         top = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         losses += loss.item()
-        hits += top.sum().item()
+        correct += top.sum().item()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return losses, hits
+    return losses, correct
 
 
 @torch.no_grad()
 def embed(backbone: nn.Module, batch: Tensor) -> Tensor:
-    """(N, 3, 112, 112) -> (N, D), L2-normalised: image and mirror image."""
+    """Return L2-normalized embeddings (N, D) of images (N, 3, 112, 112) plus their mirror images."""
     return F.normalize(backbone(batch) + backbone(torch.flip(batch, [3])))
 
 
 def verify(embeddings: np.ndarray, issame: np.ndarray, folds: int = 10) -> float:
-    """Ten-fold accuracy of (2P, D) embeddings: for each fold, every threshold on the other folds' pairs in turn."""
+    """Return the ten-fold accuracy of (2P, D) embeddings. Each fold tries all thresholds on the other folds."""
     distances = np.square(embeddings[0::2] - embeddings[1::2]).sum(1)
     thresholds = np.arange(0, 4, 0.01)
     accuracies = []
@@ -138,7 +154,7 @@ def verify(embeddings: np.ndarray, issame: np.ndarray, folds: int = 10) -> float
 
 
 def _accuracy(threshold: float, distances: np.ndarray, issame: np.ndarray) -> tuple[float, float, float]:
-    """True and false accept rate, and accuracy, at one threshold."""
+    """Return the true and false accept rates and the accuracy at one threshold."""
     accepted = distances < threshold
     true_accepts = np.sum(accepted & issame)
     false_accepts = np.sum(accepted & ~issame)

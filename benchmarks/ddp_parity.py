@@ -1,10 +1,11 @@
-"""Compares the losses of one process with those of two that share each batch, over a few steps from the same start.
+"""Compare the losses of one process with the losses of DDP over a few steps from the same start.
 
 python -m benchmarks.ddp_parity --data data/imgs --processes 2 --batch 16 --steps 20
 
-All see the same pixels in the same step. With batch norm frozen the losses differ by rounding alone. Else each process
-normalises its own part of the batch, as GPUs do under DataParallel. One process that works through the batch in as many
-parts does the same, and beside one that does not, runs from several seeds show what is noise.
+Every step sees the same pixels. With frozen batch norm, the losses differ by rounding only. With trained batch norm,
+each process normalizes its own part of the batch, as GPUs do under DataParallel. One process that accumulates as many
+micro-batches does the same. It is also compared with one process that does not, for several seeds: their differences
+show what is noise.
 """
 
 import tempfile
@@ -34,7 +35,7 @@ class Flags(Settings):
     """The settings of this benchmark."""
 
     data: str = option(type=to_path, metavar="PATH", help="one folder per identity, or a train.rec", required=True)
-    processes: int = option(default=2, type=integer(2), metavar="N", help="processes of torchrun")
+    processes: int = option(default=2, type=integer(2), metavar="N", help="processes that split each batch")
     batch: int = option(default=16, type=integer(1), metavar="N", help="images per batch, over all processes")
     steps: int = option(default=20, type=integer(2), metavar="N", help="training steps")
     seeds: int = option(default=3, type=integer(2), metavar="N", help="seeds, with batch norm trained")
@@ -48,66 +49,87 @@ def main(arguments: list[str]) -> None:
     if options.batch % options.processes:
         raise UsageError(f"--batch={options.batch}: does not divide by --processes={options.processes}")
     open_training_images(options.data)
-    print_both("batch norm frozen", losses(1, True, options), losses(options.processes, True, options))
-    parted = losses(1, False, options, parts=options.processes)
-    print_both("batch norm trained, in parts", parted, losses(options.processes, False, options))
-    compare_trained(options)
+    print_losses("batch norm frozen", losses(1, True, options), losses(options.processes, True, options))
+    accumulated = losses(1, False, options, accumulate=options.processes)
+    print_losses("batch norm trained, micro-batches", accumulated, losses(options.processes, False, options))
+    compare_seeds(options)
 
 
-def print_both(title: str, one: torch.Tensor, several: torch.Tensor) -> None:
-    """Prints the losses of one process and of several, step by step, where they differ by rounding alone."""
-    print(f"{title}: largest relative difference {((several - one).abs() / one.abs()).max():.1e}")
-    for step in range(0, len(one), max(1, len(one) // 5)):
-        print(f"  step {step + 1:3}  1 process {one[step]:.6f}  several {several[step]:.6f}")
+def print_losses(title: str, single: torch.Tensor, ddp: torch.Tensor) -> None:
+    """Print the losses of one process and of DDP, which differ by rounding only."""
+    print(f"{title}: largest relative difference {((ddp - single).abs() / single.abs()).max():.1e}")
+    for step in range(0, len(single), max(1, len(single) // 5)):
+        print(f"  step {step + 1:3}  1 process {single[step]:.6f}  DDP {ddp[step]:.6f}")
 
 
-def compare_trained(options: Flags) -> None:
-    """Prints the mean loss of the second half of the steps for each seed, and what is noise between seeds."""
+def compare_seeds(options: Flags) -> None:
+    """Print the mean loss of the second half of the steps for each seed, and the noise between seeds."""
     print("batch norm trained: mean loss of the second half of the steps")
     half = options.steps // 2
     rows = []
     for seed in range(options.seeds):
-        one, several = (losses(ranks, False, options, seed)[half:].mean() for ranks in (1, options.processes))
-        print(f"  seed {seed}  1 process {one:.4f}  {options.processes} processes {several:.4f}")
-        rows.append(torch.stack([one, several, several - one]))
-    (one, several, change), (of_one, of_several, of_change) = torch.stack(rows).mean(0), torch.stack(rows).std(0)
-    print(f"  mean +- deviation of a seed: {one:.4f} +- {of_one:.4f}, {several:.4f} +- {of_several:.4f}")
-    print(f"  difference of the same seed: {change:+.4f} +- {of_change / options.seeds**0.5:.4f} (standard error)")
+        single = losses(1, False, options, seed)[half:].mean()
+        ddp = losses(options.processes, False, options, seed)[half:].mean()
+        print(f"  seed {seed}  1 process {single:.4f}  {options.processes} processes {ddp:.4f}")
+        rows.append(torch.stack([single, ddp, ddp - single]))
+    single, ddp, change = torch.stack(rows).mean(0)
+    single_std, ddp_std, change_std = torch.stack(rows).std(0)
+    print(f"  mean +- deviation of a seed: {single:.4f} +- {single_std:.4f}, {ddp:.4f} +- {ddp_std:.4f}")
+    print(f"  difference of the same seed: {change:+.4f} +- {change_std / options.seeds**0.5:.4f} (standard error)")
 
 
-def losses(ranks: int, frozen: bool, options: Flags, seed: int = 0, parts: int = 1) -> torch.Tensor:
-    """(steps,) the loss of each step, of all samples; each process works through its share in so many parts."""
+def losses(world_size: int, frozen: bool, options: Flags, seed: int = 0, accumulate: int = 1) -> torch.Tensor:
+    """Train from the same start and return the mean loss of all samples in each step, (steps,).
+
+    Args:
+        world_size: number of processes.
+        frozen: batch norm uses its running statistics.
+        options: sizes of the training.
+        seed: seed of weights and batches.
+        accumulate: number of micro-batches of each process.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_train, (ranks, frozen, options, seed, parts, folder), nprocs=ranks)
+        mp.spawn(_train, (world_size, frozen, options, seed, accumulate, folder), nprocs=world_size)
         return torch.load(Path(folder) / "losses.pt", weights_only=True)
 
 
-def _train(rank: int, ranks: int, frozen: bool, options: Flags, seed: int, parts: int, folder: str) -> None:
+def _train(rank: int, world_size: int, frozen: bool, options: Flags, seed: int, accumulate: int, folder: str) -> None:
     torch.set_num_threads(1)
-    if ranks > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
+    if world_size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     images = open_training_images(options.data)
-    device, classes, loss = torch.device("cpu"), len(images.classes), build_loss("focal")
+    classes = len(images.classes)
+    device = torch.device("cpu")
+    loss = build_loss("focal")
     torch.manual_seed(seed)
     torch.set_default_dtype(torch.float64 if options.double else torch.float32)
     backbone = build_backbone(options.backbone)
-    head = build_head("ArcFace", 512, classes, s=32.0, rows=shard_range(classes, rank, ranks))
+    head = build_head("ArcFace", 512, classes, s=32.0, rows=shard_range(classes, rank, world_size))
     optimizer = build_sgd([backbone, head], options.lr, momentum=0.9, weight_decay=5e-4)
     for layer in backbone.modules():
         if frozen and isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.eval()
     if options.double:
         backbone.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
-    runner = prepare_module(backbone, [device])
-    runner = wrap_ddp(runner, device) if ranks > 1 else runner
-    loss_fn = PartialFC(head, loss) if ranks > 1 else None
-    step = TrainingStep(runner, head, loss, optimizer, device, parts, loss_fn=loss_fn)
-    each = options.batch // ranks
-    loader = TrainLoader(images, each, Augmentation(), seed=seed, steps=options.steps, rank=rank, world_size=ranks)
+    module = prepare_module(backbone, [device])
+    loss_fn = None
+    if world_size > 1:
+        module = wrap_ddp(module, device)
+        loss_fn = PartialFC(head, loss)
+    step = TrainingStep(module, head, loss, optimizer=optimizer, device=device, accumulate=accumulate, loss_fn=loss_fn)
+    loader = TrainLoader(
+        images,
+        options.batch // world_size,
+        Augmentation(),
+        seed=seed,
+        steps=options.steps,
+        rank=rank,
+        world_size=world_size,
+    )
     found = torch.tensor([step(*batch)[0].item() for batch in loader.epoch(0)])
     if rank == 0:
         torch.save(found, Path(folder) / "losses.pt")
-    if ranks > 1:
+    if world_size > 1:
         dist.destroy_process_group()
 
 

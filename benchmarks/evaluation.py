@@ -1,11 +1,11 @@
-"""How fast images of a verification set become what the network gets, and what share of the validation that is.
+"""Measure the preparation of verification images, and its fraction of the time of a validation.
 
 python -m benchmarks.evaluation
 python -m benchmarks.evaluation --data data/imgs_casia --backbone MobileFaceNet
 
-The baseline sends each image through PIL: resized, cropped, mirrored and turned into a tensor. Both end in the batch
-of the images and that of their mirror images. The share is taken without reading the images, and with one thread; in a
-validation the crops are cut beside the network, in a thread of their own.
+The baseline uses PIL for each image: resize, crop, mirror and convert to a tensor. Both return a batch of the images
+and a batch of their mirror images. The fraction does not include reading the images and is measured with one thread. In
+a validation, another thread prepares the images while the network runs.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import baseline
 from benchmarks.sample_images import folder_of_people, some_images
-from benchmarks.timing import Benchmark, TimingFlags, finish, in_turns, rate_row, use_threads
+from benchmarks.timing import Benchmark, TimingFlags, rate_row, report, time_alternately, use_threads
 from model.backbone import build_backbone
 from model.names import BACKBONE_NAMES
 from util.cli.parser import choice, option, parse
@@ -48,17 +48,18 @@ def main(arguments: list[str]) -> None:
     use_threads(options.threads)
     with folder_of_people(options.data, options.quick) as folder:
         images = some_images(folder, 8 if options.quick else options.images)
-    finish(measure(images, name, options.threads, options.repeats), options.json)
+    report(measure(images, name, options.threads, options.repeats), options.json)
 
 
 def measure(images: np.ndarray, name: str, threads: int, repeats: int) -> Benchmark:
-    """Images per second of both, and the share of ours in judging with the backbone of that name."""
-    row = rate_row("crop and mirror", len(images), in_turns(partial(_ours, images), partial(_theirs, images), repeats))
-    backbone, few = build_backbone(name).eval(), images[:16]
-    backbone.to(memory_format=torch.channels_last)
-    preparing, judging = in_turns(partial(eval_crop, few), partial(embed, backbone, few), min(repeats, 3))
-    share = sum(preparing) / (sum(preparing) + sum(judging))
-    notes = (f"Reading the images apart, preparing them is {share:.2%} of the time of judging them with {name}.",)
+    """Measure images per second of both, and the fraction of preparation in an evaluation with the backbone `name`."""
+    times = time_alternately(partial(_ours, images), partial(_baseline, images), repeats)
+    row = rate_row("crop and mirror", len(images), times)
+    backbone = build_backbone(name).eval().to(memory_format=torch.channels_last)
+    few = images[:16]
+    preparing, embedding = time_alternately(partial(eval_crop, few), partial(embed, backbone, few), min(repeats, 3))
+    fraction = sum(preparing) / (sum(preparing) + sum(embedding))
+    notes = (f"Preparation, without reading the images, is {fraction:.2%} of the time of an evaluation with {name}.",)
     setting = f"{len(images)} images of 112x112, threads: {threads}, median of {repeats} turns"
     return Benchmark("evaluation", setting, (row,), notes)
 
@@ -68,7 +69,7 @@ def _ours(images: np.ndarray) -> None:
         with_flip(torch.from_numpy(eval_crop(images[start : start + 64])))
 
 
-def _theirs(images: np.ndarray) -> None:
+def _baseline(images: np.ndarray) -> None:
     for start in range(0, len(images), 64):
         baseline.evaluation_batch(images[start : start + 64])
 

@@ -1,10 +1,10 @@
-"""Time and memory of ArcFace with focal loss over many classes, beside the same with one-hot matrices.
+"""Measure time and memory of ArcFace with focal loss over many classes. The baseline uses one-hot matrices.
 
 python -m benchmarks.head
 python -m benchmarks.head --classes 360232 --batch_size 128 --json head.json
 
-A step is forward and backward; embeddings and weights both get their gradients. The times are taken in turns in one
-process. The memory is the most that a process of its own has resident over a few steps, less what it had before.
+A step is forward and backward; embeddings and weights get gradients. The times are measured alternately in one process.
+The memory is the peak resident memory of a separate process over a few steps, in total and above its start.
 """
 
 import json
@@ -12,14 +12,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from benchmarks import baseline
-from benchmarks.timing import Benchmark, Row, TimingFlags, finish, in_turns, time_row, use_threads
+from benchmarks.timing import Benchmark, Row, TimingFlags, report, time_alternately, time_row, use_threads
 from model.head import ArcFace
 from model.loss import FocalLoss
 from util.cli.parser import choice, option, parse
@@ -29,7 +28,7 @@ from util.errors import RunError, run_script
 
 DIMENSIONS = 512
 OURS, BASELINE = "ours", "baseline"
-_STEPS = 3  # of which the memory is taken
+_STEPS = 3  # of a measurement of memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,55 +50,63 @@ def main(arguments: list[str]) -> None:
     if options.memory_of:
         print(json.dumps(memory(options.memory_of, classes, batch_size)))
     else:
-        finish(measure(classes, batch_size, options.threads, options.repeats), options.json)
+        report(measure(classes, batch_size, options.threads, options.repeats), options.json)
 
 
 def measure(classes: int, batch_size: int, threads: int, repeats: int) -> Benchmark:
-    """Time of a step, and memory, of both."""
-    ours, theirs = (_memory_apart(which, classes, batch_size, threads) for which in (OURS, BASELINE))
-    times = in_turns(_step(OURS, classes, batch_size), _step(BASELINE, classes, batch_size), repeats)
+    """Measure the time of a step and the memory of both."""
+    ours = _memory_in_process(OURS, classes, batch_size, threads)
+    theirs = _memory_in_process(BASELINE, classes, batch_size, threads)
+    times = time_alternately(_step(OURS, classes, batch_size), _step(BASELINE, classes, batch_size), repeats)
     rows = (
         time_row("forward and backward", times),
-        Row("memory of the process at its peak", "MB", ours["peak"], theirs["peak"], theirs["peak"] / ours["peak"]),
-        Row("the same, beyond what it began with", "MB", ours["own"], theirs["own"], theirs["own"] / ours["own"]),
+        _memory_row("peak memory of the process", ours["peak"], theirs["peak"]),
+        _memory_row("peak memory above the start", ours["own"], theirs["own"]),
     )
-    logits, weights = batch_size * classes * 4 / 1e6, DIMENSIONS * classes * 4 / 1e6
+    logits = batch_size * classes * 4 / 1e6
+    weights = DIMENSIONS * classes * 4 / 1e6
     notes = (f"A matrix of logits is {logits:.0f} MB, one of weights {weights:.0f} MB.",)
     setting = f"{classes} classes, batches of {batch_size}, threads: {threads}, median of {repeats} turns"
     return Benchmark("head", setting, rows, notes)
 
 
+def _memory_row(name: str, ours: float, baseline: float) -> Row:
+    return Row(name, "MB", ours=ours, baseline=baseline, ratio=baseline / ours)
+
+
 def _step(which: str, classes: int, batch_size: int) -> Callable[[], None]:
-    """Forward and backward of one of the two, on random embeddings."""
+    """Return a function that runs forward and backward of one of the two on random embeddings."""
     torch.manual_seed(0)
     embeddings = torch.randn(batch_size, DIMENSIONS, requires_grad=True)
     labels = torch.randint(classes, (batch_size,))
     if which == OURS:
-        head, criterion = ArcFace(DIMENSIONS, classes), FocalLoss()
+        head: nn.Module = ArcFace(DIMENSIONS, classes)
+        criterion: nn.Module = FocalLoss()
     else:
-        head, criterion = baseline.OneHotArcFace(DIMENSIONS, classes), baseline.BatchFocalLoss()
-    return partial(_forward_backward, head, criterion, embeddings, labels)
+        head = baseline.OneHotArcFace(DIMENSIONS, classes)
+        criterion = baseline.BatchFocalLoss()
+
+    def step() -> None:
+        head.zero_grad(set_to_none=True)
+        embeddings.grad = None
+        criterion(head(embeddings, labels), labels).backward()
+
+    return step
 
 
-def _forward_backward(head: nn.Module, criterion: nn.Module, embeddings: torch.Tensor, labels: torch.Tensor) -> None:
-    head.zero_grad(set_to_none=True)
-    embeddings.grad = None
-    criterion(head(embeddings, labels), labels).backward()
-
-
-def _memory_apart(which: str, classes: int, batch_size: int, threads: int) -> dict[str, float]:
-    """`memory` in a process of its own: what one has freed, another would find."""
+def _memory_in_process(which: str, classes: int, batch_size: int, threads: int) -> dict[str, float]:
+    """Run memory() in a new process, because a process reuses memory that was freed before."""
     flags = {"memory_of": which, "classes": classes, "batch_size": batch_size, "threads": threads}
     command = [sys.executable, "-m", "benchmarks.head", *(f"--{name}={value}" for name, value in flags.items())]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
     if done.returncode:
-        raise RunError(f"the process that takes the memory of {which} failed: {done.stderr.strip() or 'killed'}")
+        raise RunError(f"the process that measures the memory of {which} failed: {done.stderr.strip() or 'killed'}")
     return json.loads(done.stdout)
 
 
 def memory(which: str, classes: int, batch_size: int) -> dict[str, float]:
-    """Resident MB of this process at its peak, after a few steps, and how many of them it did not have before."""
-    _step(which, 10, 2)()  # loads what torch loads at its first step
+    """Return the peak resident memory of this process after a few steps, in MB: in total, and above the start."""
+    _step(which, 10, 2)()  # torch loads libraries in its first step
     before = _peak()
     step = _step(which, classes, batch_size)
     for _ in range(_STEPS):
@@ -108,7 +115,7 @@ def memory(which: str, classes: int, batch_size: int) -> dict[str, float]:
 
 
 def _peak() -> float:
-    import resource  # not on Windows, where nothing else here needs it
+    import resource  # does not exist on Windows, where the other functions work
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

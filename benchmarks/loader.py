@@ -1,11 +1,11 @@
-"""How fast one process makes training batches, beside torchvision's ImageFolder and PIL transforms.
+"""Measure how fast one process makes training batches, compared with torchvision's ImageFolder and PIL transforms.
 
 python -m benchmarks.loader
 python -m benchmarks.loader --data data/imgs_casia --images 4000 --json loader.json
 
-Both read the same image files and give batches of random crops, flipped at random, every person as often. The
-baseline's are floats; ours are uint8, which the device turns into floats, and that work is counted as ours here. One
-process with one thread, no worker.
+Both read the same image files and return batches of random crops with random flips, and sample every person equally
+often. The baseline returns floats. Our loader returns uint8, and the conversion to floats is included in its time.
+There is one process with one thread and no worker.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,15 @@ from pathlib import Path
 
 from benchmarks import baseline
 from benchmarks.sample_images import folder_of_people
-from benchmarks.timing import Benchmark, TimingFlags, finish, in_turns, rate_row, use_threads
+from benchmarks.timing import Benchmark, TimingFlags, rate_row, report, time_alternately, use_threads
 from util.cli.parser import option, parse
 from util.cli.types import integer, to_file
 from util.data.loader import Augmentation, TrainLoader, open_training_images
 from util.errors import run_script
-from util.transform import SIZE, normalize
+from util.face import FACE_SIZE
+from util.transform import normalize
 
-SCALE = 4  # of the low resolution
+SCALE = 4  # low resolution is 112 // SCALE pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +45,18 @@ def main(arguments: list[str]) -> None:
     images, batch_size = (16, 8) if options.quick else (options.images, min(options.batch_size, options.images))
     use_threads(options.threads)
     with folder_of_people(options.data, options.quick) as folder:
-        finish(measure(folder, images, batch_size, options.threads, options.repeats), options.json)
+        benchmark = measure(folder, images, batch_size, threads=options.threads, repeats=options.repeats)
+    report(benchmark, options.json)
 
 
 def measure(folder: Path, images: int, batch_size: int, threads: int, repeats: int) -> Benchmark:
-    """Images per second at full resolution, and with half of the samples at low resolution."""
+    """Measure images per second at full resolution, and with half of the samples at low resolution."""
     rows = []
-    for name, size in (("full resolution", None), (f"half of the samples at x{SCALE}", SIZE // SCALE)):
+    for name, size in (("full resolution", None), (f"half of the samples at x{SCALE}", FACE_SIZE // SCALE)):
         augmentation = Augmentation(low_res_sizes=() if size is None else (size,))
         ours = TrainLoader(open_training_images(folder), batch_size, augmentation, steps=images // batch_size)
         theirs = baseline.training_loader(str(folder), batch_size, size, images)
-        times = in_turns(partial(_read_ours, ours), partial(_read, theirs), repeats)
+        times = time_alternately(partial(_read_ours, ours), partial(_read_baseline, theirs), repeats)
         rows.append(rate_row(name, len(ours) * batch_size, times))
     setting = f"{images} images in batches of {batch_size}, one process, threads: {threads}, median of {repeats} turns"
     return Benchmark("loader", setting, tuple(rows))
@@ -65,7 +67,7 @@ def _read_ours(loader: TrainLoader) -> None:
         normalize(images)
 
 
-def _read(loader: baseline.DataLoader) -> None:
+def _read_baseline(loader: baseline.DataLoader) -> None:
     for _ in loader:
         pass
 

@@ -1,7 +1,7 @@
-"""MTCNN as it is usually written: one photograph after the other, one level of the pyramid after the other.
+"""A usual MTCNN, which processes one photograph and one level of the pyramid at a time.
 
-What benchmarks/align.py compares with. The networks, weights, thresholds and steps are those of applications/align, in
-PyTorch's default memory layout; images are resized with Pillow, as the older toolkits do.
+It is the baseline of benchmarks/align.py. It has the networks, weights, thresholds and steps of applications/align, in
+PyTorch's default memory layout. Images are resized with Pillow, as in older toolkits.
 """
 
 import math
@@ -19,17 +19,20 @@ from applications.align.warp import align
 
 
 class PlainDetector:
-    """Finds faces in one image: rows of (box, score, landmarks), as applications.align.Detector gives them.
+    """A detector that returns (box, score, landmarks) of each face of an image, like applications.align.Detector.
 
-    `crops_together`: R-Net and O-Net get all crops of a photograph at once, else one after the other.
+    With `crops_together`, R-Net and O-Net get all crops of a photograph in one batch, otherwise one by one.
     """
 
     def __init__(self, crops_together: bool):
         self._crops_together = crops_together
-        kinds = (networks.ProposalNet, networks.RefinementNet, networks.OutputNet)
-        self._propose, self._refine, self._finish = (
-            networks.build(kind, torch.device("cpu")).to(memory_format=torch.contiguous_format) for kind in kinds
-        )
+        self._pnet = self._build(networks.ProposalNet)
+        self._rnet = self._build(networks.RefinementNet)
+        self._onet = self._build(networks.OutputNet)
+
+    @staticmethod
+    def _build(network: type[nn.Module]) -> nn.Module:
+        return networks.build(network, torch.device("cpu")).to(memory_format=torch.contiguous_format)
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> list[tuple[np.ndarray, float, np.ndarray]]:
@@ -37,11 +40,11 @@ class PlainDetector:
         boxes, scores, offsets = self._proposals(picture)
         kept = _suppress(boxes, scores, 0.7)
         boxes = square(calibrate(boxes[kept], offsets[kept]))
-        scores, offsets = self._look(self._refine, image, boxes, 24)
+        scores, offsets = self._run_on_crops(self._rnet, image, boxes, size=24)
         likely = np.flatnonzero(scores > THRESHOLDS[1])
         kept = likely[_suppress(boxes[likely], scores[likely], 0.7)]
         boxes = square(calibrate(boxes[kept], offsets[kept]))
-        scores, offsets, landmarks = self._look(self._finish, image, boxes, 48)
+        scores, offsets, landmarks = self._run_on_crops(self._onet, image, boxes, size=48)
         likely = np.flatnonzero(scores > THRESHOLDS[2])
         points = boxes[likely, None, :2] + landmarks[likely] * sizes(boxes[likely])[:, None]
         boxes = calibrate(boxes[likely], offsets[likely])
@@ -53,7 +56,7 @@ class PlainDetector:
         scale = networks.WINDOW / MIN_FACE
         while min(picture.size) * scale > networks.WINDOW:
             size = math.ceil(picture.width * scale), math.ceil(picture.height * scale)
-            logits, offsets = self._propose(_input(np.array(picture.resize(size, Image.Resampling.BILINEAR))))
+            logits, offsets = self._pnet(_input(np.array(picture.resize(size, Image.Resampling.BILINEAR))))
             scores = logits[0].sigmoid().numpy()
             row, column = np.nonzero(scores > THRESHOLDS[0])
             corners = networks.STRIDE * np.stack([column, row, column, row], axis=1) + 1
@@ -64,19 +67,23 @@ class PlainDetector:
             scale *= 0.707
         return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
 
-    def _look(self, network: nn.Module, image: np.ndarray, boxes: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
+    def _run_on_crops(
+        self, network: nn.Module, image: np.ndarray, boxes: np.ndarray, size: int
+    ) -> tuple[np.ndarray, ...]:
         crops = np.zeros((max(len(boxes), 1), size, size, 3), np.uint8)
         for crop, box in zip(crops, boxes.astype(int), strict=False):
             picture = Image.fromarray(image).crop((box[0], box[1], box[2] + 1, box[3] + 1))
             crop[:] = np.array(picture.resize((size, size), Image.Resampling.BILINEAR))
         inputs = [_input(crop) for crop in crops]
-        inputs = [torch.cat(inputs)] if self._crops_together else inputs
-        logits, *others = map(torch.cat, zip(*map(network, inputs), strict=True))
+        if self._crops_together:
+            inputs = [torch.cat(inputs)]
+        outputs = [network(batch) for batch in inputs]
+        logits, *others = (torch.cat(values) for values in zip(*outputs, strict=True))
         return tuple(values.numpy()[: len(boxes)] for values in (logits.sigmoid(), *others))
 
 
 def align_image(detector: PlainDetector, source: str, target: str) -> None:
-    """Reads a photograph, and writes its largest face aligned, if there is one."""
+    """Read a photograph and write its largest face aligned, if it has one."""
     image = cv2.imread(source)[:, :, ::-1].copy()
     faces = detector(image)
     if faces:
@@ -85,20 +92,22 @@ def align_image(detector: PlainDetector, source: str, target: str) -> None:
 
 
 def _input(pixels: np.ndarray) -> torch.Tensor:
-    """(H, W, 3) RGB uint8 -> (1, 3, H, W) float32, contiguous."""
+    """Turn (H, W, 3) RGB uint8 into (1, 3, H, W) float32, contiguous."""
     return torch.from_numpy(((pixels.astype(np.float32) - 127.5) / 128).transpose(2, 0, 1)[None].copy())
 
 
 def _suppress(boxes: np.ndarray, scores: np.ndarray, threshold: float, of_smaller: bool = False) -> np.ndarray:
-    """The usual loop: the best box stays, what overlaps it goes, and so on. -> indices, the best first."""
+    """Return the indices kept by non-maximum suppression, best first, in the usual loop over boxes."""
     width, height = sizes(boxes).T
     areas = width * height
-    order, kept = np.argsort(-scores), []
+    order = np.argsort(-scores)
+    kept = []
     while len(order):
         best, rest = order[0], order[1:]
         kept.append(best)
-        low, high = np.maximum(boxes[best, :2], boxes[rest, :2]), np.minimum(boxes[best, 2:], boxes[rest, 2:])
+        low = np.maximum(boxes[best, :2], boxes[rest, :2])
+        high = np.minimum(boxes[best, 2:], boxes[rest, 2:])
         shared = np.clip(high - low + 1, 0, None).prod(axis=1)
-        whole = np.minimum(areas[best], areas[rest]) if of_smaller else areas[best] + areas[rest] - shared
-        order = rest[shared / whole <= threshold]
+        total = np.minimum(areas[best], areas[rest]) if of_smaller else areas[best] + areas[rest] - shared
+        order = rest[shared / total <= threshold]
     return np.array(kept, int)

@@ -1,4 +1,4 @@
-"""Ours and a baseline against the clock, in turns, and the tables and files that come of it."""
+"""Time our code and a baseline alternately, and report tables and files."""
 
 import json
 import platform
@@ -20,7 +20,7 @@ from util.files import atomic_write, require_writable_file
 
 @dataclass(frozen=True)
 class Row:
-    """A figure of ours beside the baseline's; `ratio` above 1 means that ours is better."""
+    """A figure of our code and of the baseline. A `ratio` above 1 means that our code is better."""
 
     name: str
     unit: str
@@ -31,7 +31,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What a benchmark found: rows for the table, and remarks with figures that have no baseline."""
+    """The result of a benchmark: rows for the table, and notes with figures that have no baseline."""
 
     subject: str
     setting: str  # sizes, threads, repeats
@@ -39,14 +39,23 @@ class Benchmark:
     notes: tuple[str, ...] = ()
 
 
-def in_turns(
+def time_alternately(
     ours: Callable[[], object], baseline: Callable[[], object], repeats: int, wait: Callable[[], object] = lambda: None
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each call of both, `repeats` each in alternation, after one of each that does not count.
+    """Call both functions alternately and measure each call, after a first call of both that does not count.
 
-    `wait` returns once the work that a call has started is done: on a GPU a call itself returns sooner.
+    Args:
+        ours: our code.
+        baseline: the code that it is compared with.
+        repeats: number of measured calls of each function.
+        wait: called after each call; returns when the GPU has finished, because the call itself returns sooner.
+
+    Returns:
+        The seconds of each call of ours, and of the baseline.
     """
-    ours(), baseline(), wait()
+    ours()
+    baseline()
+    wait()
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
         for function, seconds in zip((ours, baseline), times, strict=True):
@@ -58,24 +67,24 @@ def in_turns(
 
 
 def rate_row(name: str, images: int, times: tuple[list[float], list[float]]) -> Row:
-    """Images per second of both, from the seconds that `images` of them took: medians."""
+    """Return a row of median images per second, from the seconds of calls with `images` images each."""
     ours, baseline = (images / statistics.median(seconds) for seconds in times)
-    return Row(name, "images/s", ours, baseline, _ratio(times))
+    return Row(name, "images/s", ours=ours, baseline=baseline, ratio=_ratio(times))
 
 
 def time_row(name: str, times: tuple[list[float], list[float]]) -> Row:
-    """Milliseconds of both: medians."""
+    """Return a row of median milliseconds."""
     ours, baseline = (1e3 * statistics.median(seconds) for seconds in times)
-    return Row(name, "ms", ours, baseline, _ratio(times))
+    return Row(name, "ms", ours=ours, baseline=baseline, ratio=_ratio(times))
 
 
 def _ratio(times: tuple[list[float], list[float]]) -> float:
-    """The median over the turns: what slows the machine for a while slows both calls of a turn."""
+    """Return the median ratio of a turn. A slow phase of the machine affects both calls of a turn."""
     return statistics.median(baseline / ours for ours, baseline in zip(*times, strict=True))
 
 
 def use_threads(threads: int) -> None:
-    """So many threads for each operation of torch, numpy and OpenCV, from now on."""
+    """Set the number of threads for each operation of torch, numpy and OpenCV."""
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     threadpool_limits(limits=threads)
@@ -96,24 +105,26 @@ class TimingFlags(Settings):
             require_writable_file("--json", self.json)
 
 
-def finish(benchmark: Benchmark, json_file: Path | None) -> None:
-    """Prints the table; writes the figures, if a file is wanted."""
-    print(f"{benchmark.setting}\n")
-    print("\n".join([*table(benchmark.rows), *(["", *benchmark.notes] if benchmark.notes else [])]))
+def report(benchmark: Benchmark, json_file: Path | None) -> None:
+    """Print the table, and write the figures if there is a file for them."""
+    lines = [benchmark.setting, "", *markdown_table(benchmark.rows)]
+    if benchmark.notes:
+        lines += ["", *benchmark.notes]
+    print("\n".join(lines))
     if json_file:
         with atomic_write(json_file) as partial:
             partial.write_text(json.dumps({"machine": machine(), **asdict(benchmark)}, indent=2) + "\n")
 
 
-def read(json_file: Path) -> Benchmark:
-    """What `finish` has written."""
+def read_report(json_file: Path) -> Benchmark:
+    """Return the benchmark that report() has written."""
     content: Mapping[str, object] = json.loads(json_file.read_text())
     rows = tuple(Row(**row) for row in content["rows"])
     return Benchmark(content["subject"], content["setting"], rows, tuple(content["notes"]))
 
 
-def table(rows: tuple[Row, ...]) -> list[str]:
-    """The lines of a Markdown table."""
+def markdown_table(rows: tuple[Row, ...]) -> list[str]:
+    """Return the lines of a Markdown table."""
     lines = ["| | ours | baseline | unit | ratio |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
         lines.append(f"| {row.name} | {row.ours:,.4g} | {row.baseline:,.4g} | {row.unit} | {row.ratio:.2f} |")
@@ -121,7 +132,7 @@ def table(rows: tuple[Row, ...]) -> list[str]:
 
 
 def machine() -> str:
-    """The processor, the cores that this process has, the GPU, and the versions."""
+    """Return the processor, the number of cores of this process, the GPU, and the versions."""
     parts = [_processor(), f"{num_cpus()} cores"]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())

@@ -1,4 +1,4 @@
-"""How long ten-fold verification of embeddings takes, beside a loop over folds and thresholds.
+"""Measure ten-fold verification of embeddings, compared with a loop over folds and thresholds.
 
 python -m benchmarks.verification
 """
@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from benchmarks import baseline
-from benchmarks.timing import Benchmark, TimingFlags, finish, in_turns, time_row, use_threads
+from benchmarks.timing import Benchmark, TimingFlags, report, time_alternately, time_row, use_threads
 from util.cli.parser import option, parse
 from util.cli.types import integer
 from util.device import num_cpus
@@ -32,26 +32,29 @@ class Flags(TimingFlags):
 
 def main(arguments: list[str]) -> None:
     options = parse(Flags, "-m benchmarks.verification", arguments, description=__doc__, check=TimingFlags.check)
-    finish(measure(200 if options.quick else options.pairs, options.threads, options.repeats), options.json)
+    report(measure(200 if options.quick else options.pairs, options.threads, options.repeats), options.json)
 
 
 def measure(pairs: int, threads: int, repeats: int) -> Benchmark:
-    """Milliseconds with one thread, and with `threads`. RunError if the two do not agree on the accuracy."""
+    """Measure milliseconds with one thread and with `threads`. Raise RunError if the two accuracies differ."""
     embeddings, issame = random_pairs(pairs)
-    both = verify(embeddings, issame).accuracy, baseline.verify(embeddings, issame)
-    if abs(both[0] - both[1]) > 1e-9:
-        raise RunError(f"ours finds an accuracy of {both[0]}, the baseline {both[1]}; one of them is wrong")
+    ours = verify(embeddings, issame).accuracy
+    theirs = baseline.verify(embeddings, issame)
+    if abs(ours - theirs) > 1e-9:
+        raise RunError(f"our accuracy is {ours}, the baseline's is {theirs}. One of them is wrong.")
     rows = []
     for count in sorted({1, threads}):
         use_threads(count)
-        times = in_turns(partial(verify, embeddings, issame), partial(baseline.verify, embeddings, issame), repeats)
+        times = time_alternately(
+            partial(verify, embeddings, issame), partial(baseline.verify, embeddings, issame), repeats
+        )
         rows.append(time_row(f"threads: {count}", times))
     setting = f"{pairs} pairs of {DIMENSIONS} dimensions, ten folds, 400 thresholds, median of {repeats} turns"
     return Benchmark("verification", setting, tuple(rows))
 
 
 def random_pairs(pairs: int) -> tuple[np.ndarray, np.ndarray]:
-    """(2P, 512) float32 of unit length and (P,) bool: every other pair is the same vector twice, with noise."""
+    """Return (2P, 512) float32 embeddings of unit length and (P,) bool. Every other pair is a vector and a noisy copy."""
     rng = np.random.default_rng(0)
     embeddings = rng.standard_normal((2 * pairs, DIMENSIONS)).astype(np.float32)
     issame = np.arange(pairs) % 2 == 0

@@ -1,4 +1,4 @@
-"""Benchmarks: that they run, that what is compared does the same, and that tables land where they belong. No times."""
+"""Test that benchmarks run, compare equal work, and write their tables. Times are not tested."""
 
 import json
 import math
@@ -25,44 +25,46 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("name", ["loader", "evaluation", "verification", "head", "network"])
-def test_a_benchmark_prints_a_table_and_writes_the_same_figures(name, tmp_path):
+def test_benchmark_prints_and_writes_the_same_figures(name, tmp_path):
     file = tmp_path / "figures.json"
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--repeats=1", "--threads=1", f"--json={file}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    found = timing.read(file)
+    found = timing.read_report(file)
     assert found.subject.startswith(name) and "threads: 1" in str(found)
     assert json.loads(file.read_text())["machine"] == timing.machine()
-    for row, line in zip(found.rows, timing.table(found.rows)[2:], strict=True):
+    for row, line in zip(found.rows, timing.markdown_table(found.rows)[2:], strict=True):
         assert line in done.stdout
         assert all(math.isfinite(value) and value > 0 for value in (row.ours, row.baseline, row.ratio))
 
 
-def test_calls_alternate_and_the_first_of_each_does_not_count():
+def test_calls_alternate_after_a_first_one_of_each():
     calls = []
-    ours, theirs = timing.in_turns(lambda: calls.append("a"), lambda: calls.append("b"), 2, lambda: calls.append("-"))
+    ours, theirs = timing.time_alternately(
+        lambda: calls.append("a"), lambda: calls.append("b"), 2, lambda: calls.append("-")
+    )
     assert "".join(calls) == "ab-" + "a-b-" * 2
     assert len(ours) == len(theirs) == 2
 
 
-def test_a_ratio_is_the_median_of_the_turns_ratios():
+def test_ratio_is_the_median_over_the_turns():
     row = timing.rate_row("x", 10, ([1.0, 2.0, 5.0], [3.0, 4.0, 50.0]))
     assert (row.ours, row.baseline, row.ratio) == (5.0, 2.5, 3.0)
     assert timing.time_row("x", ([1.0], [3.0])).ratio == 3.0
 
 
 @pytest.mark.parametrize("flags", [["--repeats=0"], ["--threads=0"], ["--threads=100000"], ["--images=0"], ["--no"]])
-def test_flags_that_make_no_sense_are_refused(flags):
+def test_invalid_flags_are_refused(flags):
     with pytest.raises(UsageError, match=flags[0].split("=")[0]):
         import_module("benchmarks.loader").main(flags)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
-def test_the_network_benchmark_says_that_there_is_no_gpu(capsys):
+def test_network_benchmark_is_skipped_without_a_gpu(capsys):
     import_module("benchmarks.network").main(["--device=cuda", "--quick"])
     assert capsys.readouterr().out.startswith("skipped: there is no CUDA device")
 
 
-def test_the_baselines_batches_are_those_of_a_training(people_folder):
+def test_baseline_loader_returns_training_batches(people_folder):
     for low_size in (None, 28):
         batches = list(baseline.training_loader(str(people_folder), 4, low_size, 10))
         assert len(batches) == 2
@@ -71,7 +73,7 @@ def test_the_baselines_batches_are_those_of_a_training(people_folder):
             assert -1 <= images.min() < images.max() <= 1
 
 
-def test_the_baseline_prepares_what_evaluation_prepares():
+def test_baseline_preparation_equals_evaluation():
     coarse = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
     smooth = F.interpolate(coarse, (112, 112), mode="bilinear").mul(255).byte().permute(0, 2, 3, 1).contiguous().numpy()
     ours = normalize(torch.from_numpy(eval_crop(smooth)))
@@ -80,26 +82,26 @@ def test_the_baseline_prepares_what_evaluation_prepares():
         assert (theirs - expected).abs().max() <= 2 / 127.5  # two grey levels: libraries round differently
 
 
-def test_the_baselines_head_and_loss_agree_with_ours():
+def test_baseline_head_and_loss_agree_with_ours():
     torch.manual_seed(0)
     theirs, ours = baseline.OneHotArcFace(8, 6), ArcFace(8, 6)
     ours.load_state_dict(theirs.state_dict())
     embeddings, labels = torch.randn(40, 8), torch.arange(40) % 6
     logits = theirs(embeddings, labels)
     torch.testing.assert_close(logits, ours(embeddings, labels), rtol=1e-4, atol=1e-3)
-    # The baseline weighs the batch's mean, ours each sample: on one sample they are the same.
+    # The baseline weights the mean of the batch, ours each sample. They are equal for one sample.
     for row, label in zip(logits[:, None], labels[:, None], strict=True):
         torch.testing.assert_close(baseline.BatchFocalLoss()(row, label), FocalLoss()(row, label))
 
 
-def test_the_baselines_verification_agrees_with_ours():
+def test_baseline_verification_agrees_with_ours():
     embeddings, issame = random_pairs(300)
     accuracy = verify(embeddings, issame).accuracy
     assert 0.6 < accuracy < 1  # neither chance nor trivial
     assert baseline.verify(embeddings, issame) == pytest.approx(accuracy, abs=1e-12)
 
 
-def test_the_baselines_loop_learns():
+def test_baseline_loop_learns():
     torch.manual_seed(0)
     backbone, head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 8)), baseline.OneHotArcFace(8, 3, 8, 0)
     optimizer = torch.optim.SGD([*backbone.parameters(), *head.parameters()], lr=0.3)
@@ -112,16 +114,16 @@ def test_the_baselines_loop_learns():
     assert [epoch() for _ in range(30)][-1] < 0.5 * first
 
 
-def test_a_table_replaces_what_is_between_its_marks_and_nothing_else():
+def test_table_replaces_only_the_text_between_its_marks():
     text = (
         "# R\n\n<!-- benchmark: loader -->\nold\n<!-- end -->\nbetween\n<!-- benchmark: head -->\nkept\n<!-- end -->\n"
     )
-    assert everything.with_table(text, "loader", "new") == text.replace("old", "new")
-    assert everything.with_table(text, "head", "new") == text.replace("kept", "new")
+    assert everything.insert_table(text, "loader", "new") == text.replace("old", "new")
+    assert everything.insert_table(text, "head", "new") == text.replace("kept", "new")
 
 
 def test_missing_marks_are_added_at_the_end_in_one_section():
-    text = everything.with_table(everything.with_table("# R\n\nwords\n", "loader", "one"), "head", "two")
+    text = everything.insert_table(everything.insert_table("# R\n\nwords\n", "loader", "one"), "head", "two")
     assert text == (
         f"# R\n\nwords\n\n{everything.SECTION}\n\n<!-- benchmark: loader -->\none\n<!-- end -->\n\n"
         "<!-- benchmark: head -->\ntwo\n<!-- end -->\n"
@@ -137,7 +139,7 @@ def test_missing_marks_are_added_at_the_end_in_one_section():
         b"\xff\xfe",
     ],
 )
-def test_a_results_file_with_broken_marks_is_refused_and_left_alone(text, tmp_path):
+def test_file_with_broken_marks_is_refused_and_kept(text, tmp_path):
     file = tmp_path / "results.md"
     file.write_bytes(text)
     with pytest.raises(DataError, match=r"results\.md"):
@@ -145,8 +147,8 @@ def test_a_results_file_with_broken_marks_is_refused_and_left_alone(text, tmp_pa
     assert file.read_bytes() == text
 
 
-def test_quick_figures_do_not_get_into_the_projects_results():
-    with pytest.raises(DataError, match=r"RESULTS\.md.*--results"):
+def test_quick_figures_are_refused_in_tables_md():
+    with pytest.raises(DataError, match=r"TABLES\.md.*--results"):
         everything.main(["--quick"])
 
 

@@ -100,7 +100,7 @@ def find_networks(settings: CurveSettings, devices: list) -> dict[int, nn.Module
             print(f"super resolution from {size}x{size}: {file}")
     if not found:
         raise missing or DataError(
-            f"--sr_checkpoint_dir={settings.sr_path}: no network for any of --sizes. Networks enlarge from 56, 28 or 14."
+            f"--sr_checkpoint_dir={settings.sr_path}: no network for these --sizes. Networks enlarge from 56, 28 or 14."
         )
     bicubic = [str(size) for size in settings.sizes if size not in found and size != FACE_SIZE]
     if bicubic:
