@@ -57,7 +57,7 @@ def measure(images: TrainingImages, processes: int) -> Measured:
     chunks = [range(start, min(start + _CHUNK, len(images))) for start in range(0, len(images), _CHUNK)]
     with tqdm(total=len(images), desc=f"reading {images.root.name}", unit="image", unit_scale=True) as bar:
         for chunk, part in zip(chunks, parallel_map(measure_chunk, images, chunks, processes), strict=True):
-            for name in ("hashes", "sizes", "colours"):
+            for name in ("hashes", "sizes", "colors"):
                 getattr(total, name)[chunk.start : chunk.stop] = getattr(part, name)
             total.broken += part.broken[: KEPT - len(total.broken)]
             bar.update(len(chunk))

@@ -43,7 +43,7 @@ def _pattern(kind: str, column: np.ndarray, row: np.ndarray) -> np.ndarray:
 
 
 def _lay(image: np.ndarray, color: np.ndarray, weight: np.ndarray, tone: np.ndarray) -> None:
-    """image + weight * (tone * colour - image), channel by channel."""
+    """Image + weight * (tone * colour - image), channel by channel."""
     for channel in range(3):
         below = image[:, :, channel]
         below += weight * (tone * np.float32(color[channel]) - below)

@@ -75,7 +75,7 @@ class Head:
 
     @cached_property
     def mouth_corner(self) -> tuple[float, float]:
-        """x and y of the right corner of the mouth."""
+        """X and y of the right corner of the mouth."""
         p, smile = self.person, self.condition.smile
         return p.mouth_width * (1 + 0.12 * smile), p.mouth_y - 2.6 * smile - 0.5 * p.mouth_rest
 
@@ -138,7 +138,7 @@ class Head:
 
     @cached_property
     def jaw_line(self) -> np.ndarray:
-        """y at which the face ends and the neck begins, for each point's |x|."""
+        """Y at which the face ends and the neck begins, for each point's |x|."""
         p = self.person
         chin = p.chin + 2.5 * self.condition.mouth_open
         inside = np.maximum(1 - np.clip(self.side / p.jaw_width, 0, 1) ** p.chin_square, 0) ** (1 / p.chin_square)
