@@ -24,7 +24,7 @@ from util.checkpoint import io, run_dir
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-SMALL = ("--backbone=MobileFaceNet_025", "--batch_size=2", "--embedding_size=32", "--s=16", "--lr=0.01")
+SMALL = ("--backbone=MobileFaceNet_025", "--batch_size=2", "--embedding_size=32", "--s=16", "--lr=0.001")
 Train = Callable[..., subprocess.Popen]
 
 pytestmark = pytest.mark.slow
@@ -119,7 +119,7 @@ def test_two_processes_have_the_losses_of_one_where_batch_norm_is_frozen(tiny_da
 def test_one_process_saves_what_two_resume_and_samples_classes(train, tiny_data) -> None:
     run, _ = train(1, "--epochs=1", "--sample_rate=0.5", *SMALL, data=tiny_data)
     _, output = train(2, "--epochs=2", "--scale_lr", f"--resume_dir={run}", data=tiny_data)
-    assert "learning rate 0.02: --lr=0.01, scaled by the number of processes" in output
+    assert "learning rate 0.002: --lr=0.001, scaled by the number of processes" in output
     before, after = (states(run, suffix)[1]["weight"] for suffix in ("1_6", "2_9"))
     assert before.shape == after.shape and not torch.equal(before, after)
 

@@ -141,10 +141,10 @@ def prepare_module(
         The module to call; `backbone` itself if no wrapper is needed.
     """
     # The layout in which pixels arrive. Without it a CPU spends most of a step on reordering them.
-    backbone.to(devices[0], memory_format=torch.channels_last)
+    backbone.to(devices[0], memory_format=torch.channels_last)  # type: ignore[call-overload]
     runner = autocast_module(backbone, dtype)
     if compiled:
-        runner = torch.compile(runner)
+        runner = torch.compile(runner)  # type: ignore[assignment]
     return runner if len(devices) == 1 else nn.DataParallel(runner, device_ids=list(devices))
 
 
@@ -158,7 +158,7 @@ def wrap_ddp(runner: nn.Module, device: torch.device) -> nn.Module:
     # torch 2.13 renamed the flag and warns about the old name.
     names = ("forward_sync_buffers", "broadcast_buffers")
     sync = next(name for name in names if name in signature(wrapper).parameters)
-    return wrapper(runner, device_ids=device_ids, gradient_as_bucket_view=True, **{sync: False})
+    return wrapper(runner, device_ids=device_ids, gradient_as_bucket_view=True, **{sync: False})  # type: ignore[arg-type]
 
 
 # Collectives: every rank has to call them

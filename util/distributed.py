@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from util.console import logger
 from util.errors import TERMINATED, RunError, UsageError, ignore_sigterm
@@ -125,7 +125,7 @@ def broadcast_from_main(make: Callable[[], Result], env: DistEnv) -> Result:
 
     results = [make() if env.is_main_process else None]
     dist.broadcast_object_list(results)
-    return results[0]
+    return cast(Result, results[0])
 
 
 def seed_epoch(seed: int, epoch: int, rank: int) -> None:

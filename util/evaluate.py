@@ -170,7 +170,7 @@ def recovered_fraction(
     return (enlarged.accuracy - low_res.accuracy) / loss
 
 
-def average_accuracy(results: dict[str, VerificationResult]) -> float:
+def average_accuracy(results: Mapping[str, VerificationResult]) -> float:
     """Return the mean accuracy of the sets."""
     return sum(result.accuracy for result in results.values()) / len(results)
 

@@ -59,13 +59,14 @@ def _draw_cell(row: Row, source: Path) -> np.ndarray:
     after = np.full((_CELL, _CELL, 3), _BACKGROUND, np.uint8)
     if row.face:
         corners = np.rint(row.face.box.reshape(2, 2) * scale + start).astype(int).tolist()
-        cv2.rectangle(before, *corners, color=_MARK, thickness=1, lineType=cv2.LINE_AA)
+        cv2.rectangle(before, corners[0], corners[1], color=_MARK, thickness=1, lineType=cv2.LINE_AA)
         for point in np.rint(row.face.landmarks * scale + start).astype(int).tolist():
             cv2.circle(before, point, radius=2, color=_MARK, thickness=-1, lineType=cv2.LINE_AA)
         after = align(photo, row.face.landmarks, _CELL)
     else:
-        style = {"fontFace": cv2.FONT_HERSHEY_SIMPLEX, "fontScale": 0.6, "color": _FAILED, "lineType": cv2.LINE_AA}
-        cv2.putText(after, row.status, (30, _CELL // 2), **style)
+        place = (30, _CELL // 2)
+        font = cv2.FONT_HERSHEY_SIMPLEX
+        cv2.putText(after, row.status, place, fontFace=font, fontScale=0.6, color=_FAILED, lineType=cv2.LINE_AA)
     cell = np.full((_CELL + _GAP, 2 * _CELL + 3 * _GAP, 3), _BACKGROUND, np.uint8)
     cell[:_CELL, :_CELL] = before
     cell[:_CELL, _CELL + _GAP : 2 * _CELL + _GAP] = after

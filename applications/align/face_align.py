@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
         select=flags.select,
         keep_all=flags.keep_all,
         min_face=flags.min_face,
-        thresholds=flags.thresholds,
+        thresholds=(flags.thresholds[0], flags.thresholds[1], flags.thresholds[2]),
         format=flags.format,
     )
     devices = select_devices(available_gpus() if flags.gpu_num is None else flags.gpu_num)

@@ -120,7 +120,8 @@ def _fill(layers: nn.Sequential, arrays: list[np.ndarray]) -> None:
     assert not remaining
 
 
-def _set(parameter: nn.Parameter, values: np.ndarray) -> None:
+def _set(parameter: torch.Tensor | None, values: np.ndarray) -> None:
+    assert parameter is not None
     if parameter.shape != values.shape:
         raise ValueError(f"weights of shape {values.shape} for a layer of shape {tuple(parameter.shape)}")
     parameter.data = torch.tensor(values.copy())
@@ -129,4 +130,4 @@ def _set(parameter: nn.Parameter, values: np.ndarray) -> None:
 
 def build(network: type[nn.Module], device: torch.device) -> nn.Module:
     """Return a network with its weights, in eval mode on the device."""
-    return network().eval().to(device, memory_format=torch.channels_last)
+    return network().eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -77,7 +77,7 @@ class _JoblibUnpickler(SafeUnpickler):
             self.stack[-1] = self._array_that_follows(self.stack[-1])
 
     def _array_that_follows(self, wrapper: _Wrapper) -> PickledArray:
-        """joblib writes a byte with the length of a padding, the padding, and the array's bytes."""
+        """Joblib writes a byte with the length of a padding, the padding, and the array's bytes."""
         if wrapper.aligned:
             self.read(self.read(1)[0])
         if not isinstance(wrapper.dtype, PickledDtype):

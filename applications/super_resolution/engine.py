@@ -70,7 +70,7 @@ def train_one_epoch(
         enlarged = network(to_unit(low.to(device, non_blocking=True)))
         l1 = nn.functional.l1_loss(enlarged, real)
         terms = [l1, identity(enlarged, real)] if identity else [l1]
-        loss = sum(weight * term for weight, term in zip((1.0, identity_weight), terms, strict=False))
+        loss = l1 if identity is None else l1 + identity_weight * terms[1]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -58,7 +58,8 @@ class PairDataset(BatchDataset):
         made = super().__getitem__(batch)
         if isinstance(made, DataError):
             return made
-        transform: PairTransform = self._augmentation
+        transform = self._augmentation
+        assert isinstance(transform, PairTransform)
         high = made[0].numpy()
         low = shrink(high, SIZE // transform.scale)
         if transform.patch is not None:

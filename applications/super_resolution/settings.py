@@ -36,7 +36,7 @@ _SCALE = number(f"one of {', '.join(map(str, SR_SCALES))}", lambda value: value 
 class TrainSettings(Settings):
     """The settings of applications/super_resolution/train.py."""
 
-    data: str | None = option(
+    data: str = option(
         type=to_path,
         metavar="PATH",
         help="aligned faces: a folder with one folder per identity, or a .rec",
@@ -114,14 +114,14 @@ class TrainSettings(Settings):
     steps: int | None = option(
         type=integer(1), metavar="N", help="batches per epoch", default_help="images / batch_size", group=OPTIMIZATION
     )
-    batch_size: int | None = option(
+    batch_size: int = option(
         type=integer(1),
         metavar="N",
         help="images per batch",
         default_help="4 for small, 16 (the paper's) for default",
         group=OPTIMIZATION,
     )
-    lr: float | None = option(
+    lr: float = option(
         type=number("a number above 0", lambda value: value > 0),
         metavar="X",
         help="highest learning rate of Adam: it rises over a twentieth of the steps, then falls to 0 along a cosine",
@@ -175,7 +175,7 @@ class TrainSettings(Settings):
     def network_sizes(self) -> dict[str, int]:
         """Return the sizes of the network from --size, each replaced by its own flag if that is given."""
         own = {name: getattr(self, name) for name in SIZES["small"] if getattr(self, name) is not None}
-        return dict(SIZES.get(self.size, {})) | own
+        return dict(SIZES.get(str(self.size), {})) | own
 
     def with_size(self, size: str) -> "TrainSettings":
         """Return the settings with lr and batch_size of the size filled in; --size takes precedence over `size`."""
@@ -198,10 +198,10 @@ def parse_train(argv: list[str], inherit: Callable[[str], Explicit]) -> TrainSet
 class UpscaleSettings(Settings):
     """The settings of applications/super_resolution/upscale.py."""
 
-    source: str | None = option(
+    source: str = option(
         type=to_path, metavar="DIR", help="images, in folders; only read", default_help="required", group=PATHS
     )
-    out: str | None = option(
+    out: str = option(
         type=to_path,
         metavar="DIR",
         help="where the enlarged images go, in the same folders",

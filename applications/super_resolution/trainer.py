@@ -92,9 +92,9 @@ class SuperResolutionTrainer(TrainingLoop):
         # Loss: L1, and optionally the identity term.
         self.identity = None
         if settings.identity_weight:
-            name, identity = load_identity(settings.identity_backbone)
+            name, identity = load_identity(str(settings.identity_backbone))
             logger.info(f"identity: {settings.identity_weight:g} * (1 - cosine) under {name}")
-            self.identity = identity.to(self.device, memory_format=torch.channels_last)
+            self.identity = identity.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
         # Optimizer and schedule.
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.lr)

@@ -53,11 +53,14 @@ class _ShiftedConv(nn.Module):
     where it was subtracted twice.
     """
 
+    taps: Tensor
+
     def __init__(self, norm: nn.BatchNorm2d, convolution: nn.Conv2d):
         super().__init__()
         assert convolution.kernel_size == (3, 3) and convolution.padding == (1, 1) and convolution.stride == (1, 1)
         assert convolution.padding_mode == "zeros" and convolution.groups == 1 and convolution.bias is None
         # The batch norm is x * scale + shift; the scale goes into the weight, the shift into the bias.
+        assert norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         shift = norm.bias - norm.running_mean * scale
         self.convolution = copy.deepcopy(convolution)
@@ -69,6 +72,7 @@ class _ShiftedConv(nn.Module):
 
     def followed_by(self, norm: nn.BatchNorm2d) -> "_ShiftedConv":
         """Fold one more batch norm, which runs after the convolution, into this module."""
+        assert norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         self.convolution = fuse_conv_bn_eval(self.convolution, norm)
         self.taps = self.taps * scale[:, None, None]

@@ -50,7 +50,7 @@ class _Block(nn.Module):
     def __init__(self, in_channels: int, channels: int, stride: int, squeeze: bool):
         super().__init__()
         if in_channels == channels:
-            self.shortcut_layer = nn.MaxPool2d(1, stride)
+            self.shortcut_layer: nn.Module = nn.MaxPool2d(1, stride)
         else:
             self.shortcut_layer = nn.Sequential(
                 nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)

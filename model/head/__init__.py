@@ -28,4 +28,4 @@ def build_head(name: str, in_features: int, out_features: int, **settings: float
     """
     if name not in HEADS:
         raise ValueError(f"unknown head {name!r}. Choose one of {', '.join(HEADS)}")
-    return HEADS[name](in_features, out_features, **settings)
+    return HEADS[name](in_features, out_features, **settings)  # type: ignore[arg-type]

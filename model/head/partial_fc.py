@@ -65,7 +65,7 @@ class PartialFC:
         Returns:
             Scalar loss, and (N,) number of sampled classes with a larger logit than the target class.
         """
-        weight = self.head.weight
+        weight: torch.Tensor = self.head.weight
         embeddings = all_gather_with_grad(embeddings.to(weight.dtype))
         labels = _all_gather(labels)
         # Row of each sample's class in this shard; -1 if another rank holds the class.
@@ -132,5 +132,5 @@ def _all_gather(values: Tensor) -> Tensor:
 
 
 # torch 2.13 renamed both collectives, and warns about the old names.
-_ALL_GATHER = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
-_REDUCE_SCATTER = getattr(dist, "reduce_scatter_single", None) or getattr(dist, "reduce_scatter_tensor", None)
+_ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_REDUCE_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor

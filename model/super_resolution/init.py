@@ -19,6 +19,7 @@ def init_as_interpolation(network: RCAN) -> None:
     if network.sf.out_channels < _COLORS:
         raise ValueError(f"{network.sf.out_channels} channels cannot carry {_COLORS} colors. Take more channels")
     nn.init.zeros_(network.conv1.weight)
+    assert network.conv1.bias is not None
     nn.init.zeros_(network.conv1.bias)
     identity = torch.zeros(3, 3)
     identity[1, 1] = 1
@@ -41,6 +42,7 @@ def _half_pixel_kernels() -> list[torch.Tensor]:
 def _carry_colors(layer: nn.Conv2d, kernels: torch.Tensor) -> None:
     """Set output channels k c ... k c + k - 1 to color c filtered by the k kernels (k, 3, 3)."""
     count = len(kernels)
+    assert layer.bias is not None
     layer.weight[: _COLORS * count] = 0
     layer.bias[: _COLORS * count] = 0
     for color in range(_COLORS):

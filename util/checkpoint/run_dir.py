@@ -68,6 +68,7 @@ def new_run(checkpoint_dir: str, best_dir: str, log_dir: str, *, prefix: str, no
                 return run
             except FileExistsError:
                 continue
+    raise AssertionError("the names never end")
 
 
 def _numbered(stem: str) -> Iterator[str]:

@@ -70,7 +70,7 @@ def load_shard(head: MarginHead, optimizer: torch.optim.Optimizer, resumed: Resu
     """
     shape = (head.out_features, head.in_features)
     weight = resumed.networks["Head"].get("weight")
-    if not _has_shape(weight, shape):
+    if weight is None or not _has_shape(weight, shape):
         found = "absent" if weight is None else tuple(weight.shape)
         raise DataError(
             f"{resumed.files['Head']}: weight is {found} in the file and {shape} in the network. Take another epoch, "

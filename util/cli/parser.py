@@ -163,7 +163,7 @@ def parse(
     explicit = _merge_aliases(vars(parser.parse_args(normalize_argv(argv, names))), names, prefix="--")
     cli_only = {field.name: explicit.pop(field.name, None) for field in dataclasses.fields(_CommandLineOnly)}
     if cli_only["config"] is not None:
-        explicit = _read_file(cli_only["config"], _by_name(dataclasses.fields(kind))) | explicit
+        explicit = _read_file(str(cli_only["config"]), _by_name(dataclasses.fields(kind))) | explicit
     own = {field.name for field in dataclasses.fields(kind)}
     inherited = {} if inherit is None else inherit(explicit)
     settings = kind(**{name: value for name, value in inherited.items() if name in own} | explicit)
@@ -180,7 +180,7 @@ def inherit_from_run(inherit: Callable[[str], Explicit] | None) -> Callable[[Exp
 
     def inherited(explicit: Explicit) -> Explicit:
         resume_dir = explicit.get("resume_dir")
-        return {} if inherit is None or resume_dir is None else inherit(resume_dir)
+        return {} if inherit is None or resume_dir is None else inherit(str(resume_dir))
 
     return inherited
 
@@ -245,7 +245,7 @@ class _Record(argparse.Action):
         self.field = field
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
-        where = option_string or self.metavar
+        where = option_string or str(self.metavar)
         setattr(namespace, (option_string or self.dest).lstrip("-"), _convert(self.field, values, where))
 
 
@@ -270,7 +270,8 @@ def _build_parser(
         text = f"{about['help']} (default: {_default_text(field)})".replace("%", "%%")
         several = isinstance(field.default, tuple)
         if about["positional"]:
-            flags, nargs = [field.name], "*" if several else "?"
+            flags = [field.name]
+            nargs: str | None = "*" if several else "?"
         else:
             flags = [f"--{name}" for name in (field.name, *about["aliases"])]
             flags += [f"-{field.name}"] if about["single_dash"] else []
@@ -294,7 +295,8 @@ def _read_file(file: str, names: Mapping[str, Field]) -> dict[str, object]:
     except OSError as error:
         raise UsageError(f"--config {file}: cannot be read ({error.strerror}); give an existing file") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date like 2024-13-01
-        line = f" in line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
         raise UsageError(f"{file}: not valid YAML{line} ({reason}); write lines like `lr: 0.025`") from None
     if not isinstance(content, dict | None):

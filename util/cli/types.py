@@ -98,7 +98,11 @@ def integers(word: str | None, rule: str, accept: Callable[[tuple[int, ...]], bo
                 return ()
             items = re.split(r"\s*,\s*|\s+", re.sub(r"^\[\s*(.*?)\s*\]$", r"\1", value.strip()))
             value = [int(item) if re.fullmatch("[0-9]{1,9}", item) else item for item in items]
-        if not isinstance(value, list | tuple) or not all(type(item) is int for item in value) or not accept(value):
+        if (
+            not isinstance(value, list | tuple)
+            or not all(type(item) is int for item in value)
+            or not accept(tuple(value))
+        ):
             raise ValueError(f"a list of {rule}" + (f", nor the word {word}" if word else ""))
         return tuple(value)
 
@@ -109,7 +113,7 @@ def one_of(names: Sequence[str]) -> Convert:
     """Return a type of the given names."""
 
     def convert(value: object) -> str:
-        if value not in names:
+        if not isinstance(value, str) or value not in names:
             raise ValueError(f"one of {', '.join(names)}")
         return value
 

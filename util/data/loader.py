@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -107,6 +107,10 @@ def open_training_images(path: str | Path) -> TrainingImages:
     return RecordImages(path)
 
 
+# Writes B samples, augmented, into (B, 112, 112, 3) RGB uint8 pixels.
+Augment = Callable[[Iterable[Sample], np.ndarray], None]
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """Augments training images, and degrades the fraction `low_res_prob` of them to one of `low_res_sizes` pixels."""
@@ -139,7 +143,7 @@ class BatchDataset(Dataset):
     whatever the number of workers and ranks.
     """
 
-    def __init__(self, images: TrainingImages, augmentation: Augmentation, seed: int):
+    def __init__(self, images: TrainingImages, augmentation: Augment, seed: int):
         self._images = images
         self._augmentation = augmentation
         self._seed = seed
@@ -169,7 +173,7 @@ class TrainLoader:
         self,
         images: TrainingImages,
         batch_size: int,
-        augmentation: Augmentation,
+        augmentation: Augment,
         seed: int = 1337,
         num_workers: int = 0,
         pin_memory: bool = False,

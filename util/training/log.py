@@ -85,6 +85,10 @@ class BaseLog:
         _keep_lines(self._metrics, lambda line: _epoch_of_record(line) <= epoch)
         self._writer = SummaryWriter(str(run.log), purge_step=step + 1 if step else None)
 
+    def epoch(self, epochs: int, record: Mapping[str, Any], results: Any) -> None:
+        """Add an epoch: its record to metrics.jsonl, and its results."""
+        raise NotImplementedError
+
     def _add_record(self, record: Mapping[str, Any]) -> None:
         with self._metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")

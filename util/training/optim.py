@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict]:
     """Return two groups of the trainable parameters: with weight decay, and batch norm without weight decay."""
     modules = list(modules)
-    norm_ids = set()
+    norm_ids: set[int] = set()
     for module in modules:
         for layer in module.modules():
             if isinstance(layer, _BatchNorm):
