@@ -54,7 +54,7 @@ def measure(pairs: int, threads: int, repeats: int) -> Benchmark:
 
 
 def random_pairs(pairs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return vectors (2P, 512) float32 of unit length and (P,) bool. Every other pair is a vector and its noisy copy."""
+    """Return unit vectors (2P, 512) float32 and (P,) bool. Every other pair is a vector and a noisy copy of it."""
     rng = np.random.default_rng(0)
     embeddings = rng.standard_normal((2 * pairs, DIMENSIONS)).astype(np.float32)
     issame = np.arange(pairs) % 2 == 0

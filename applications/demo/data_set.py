@@ -54,7 +54,7 @@ VALIDATION_SETS = {
     "agedb_30": ("AgeDB/agedb_30", ("young", "old")),
 }
 SHEET = "contact_sheet.png"
-# The images of a training person cycle through these conditions, which include those of the validation sets.
+# The images of a training person cycle through these conditions, which include all conditions above.
 TRAINING_KINDS = ("mixed", "profile", "mixed", "young", "frontal", "mixed", "old", "mixed", "profile", "mixed")
 RAW_PEOPLE = 12
 # The photographs of each of these people; two conditions stand for two people on one photograph.

@@ -57,7 +57,14 @@ def measure(
     views |= {f"{size} {BICUBIC}": low_res_view(size, device) for size in low}
     views |= {f"{size} {SUPER_RESOLUTION}": low_res_view(size, device, network) for size, network in networks.items()}
     batch_size = settings.batch_size or default_eval_batch_size(devices)
-    results = evaluate(backbone, pair_sets, device, batch_size, views, first_image_only=settings.LR_oneside)
+    results = evaluate(
+        backbone,
+        pair_sets,
+        device=device,
+        batch_size=batch_size,
+        views=views,
+        first_image_only=settings.LR_oneside,
+    )
     curves = []
     for method in (BICUBIC, SUPER_RESOLUTION) if networks else (BICUBIC,):
         points = {FACE_SIZE: results[FULL]}
