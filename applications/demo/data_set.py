@@ -38,7 +38,7 @@ from applications.demo.drawn.photograph import photograph
 from applications.demo.drawn.render import draw_face
 from util.cli.argparser import Parser
 from util.errors import UsageError, run_script
-from util.pairs.bcolz import import_bcolz, write_carray
+from util.pairs.bcolz import write_carray
 from util.verification import FOLDS
 
 DRAWING = 2  # raise it when the drawing changes: a set drawn before is then another one
@@ -150,7 +150,6 @@ def main(arguments: list[str]) -> None:
         print(f"{out}: these drawn faces are there already; nothing to do (--force draws them again)")
     else:
         check_free(out, force)
-        import_bcolz()  # if it is missing, that is said before the drawing
         replace(out, settings, processes)
         print(
             f"{out}: drawn faces: {settings.people} people for training, and {len(VALIDATION_SETS)} verification sets "

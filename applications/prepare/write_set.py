@@ -16,7 +16,7 @@ from applications.prepare.align_pairs import AlignedFaces
 from util.errors import DataError, UsageError
 from util.files import atomic_write, require_writable_dir
 from util.pairs import PairSet, PairSubset, interleaved_order, iter_images, load_pairs
-from util.pairs.bcolz import import_bcolz, write_carray
+from util.pairs.bcolz import write_carray
 from util.verification import FOLDS
 
 ListedPair = tuple[str, str, bool]  # two images, and whether they are of one person
@@ -28,7 +28,6 @@ def is_made(out: Path, made_from: dict[str, Any], force: bool) -> bool:
     UsageError if it is another one, which only `force` replaces, or if it could not be written.
     """
     require_writable_dir("--out", out.parent)
-    import_bcolz()  # if it is missing, that is said before the work
     if force or not out.exists():
         return False
     try:
