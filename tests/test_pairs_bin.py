@@ -1,4 +1,4 @@
-"""InsightFace's .bin: every style in which it is written, and files that are damaged or hostile."""
+"""InsightFace's .bin: every style in which it is written, damaged files and hostile files."""
 
 import os
 import pickle
@@ -111,7 +111,7 @@ def test_the_name_on_the_disk_makes_no_difference(write, encoded, pixels):
 
 
 @pytest.mark.parametrize("name", ["lfw.bin", "lfw_py2.bin", "lfw_ndarray.bin"])
-def test_sets_written_by_another_project_are_the_images_that_their_list_names(shared, name):
+def test_sets_of_another_project_hold_the_listed_images(shared, name):
     folder = shared / "formats" / "bin"
     rows = [line.split() for line in (folder / "pairs.txt").read_text().splitlines()]
     pairs = load_pairs(folder / name)
@@ -124,35 +124,42 @@ def test_sets_written_by_another_project_are_the_images_that_their_list_names(sh
 
 
 @pytest.mark.parametrize("style", ["bytes", "pixels"])
-def test_a_large_set_stays_on_the_disk(write, pixels, style):
+def test_a_large_set_is_not_decoded_when_it_is_opened(write, pixels, style):
     image = pixels[0] if style == "pixels" else pixels[0].tobytes()  # 37 kB each
     first = png(pixels[0])
-    path = write(
-        (
-            [first] + [np.array(image) if style == "pixels" else image + b"%d" % n for n in range(998)] + [first],
-            [True] * 500,
-        )
-    )
-    assert path.stat().st_size > 37_000_000
+    middle = [np.array(image) if style == "pixels" else image + b"%d" % number for number in range(998)]
+    path = write(([first, *middle, first], [True] * 500))
+    size = path.stat().st_size
+    assert size > 37_000_000
     tracemalloc.start()
     try:
         pairs = load_pairs(path)
-        if style == "pixels":
-            pairs.images(400, 464)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(pairs) == 500 and kept < 1.1 * size and peak < 2.5 * size
+
+
+def test_one_image_listed_many_times_takes_no_memory(write, encoded):
+    images = [bytearray(encoded[0] + b"0" * 1_000_000)] * 10_000
+    path = write((images, [True] * 5_000), protocol=5)
+    tracemalloc.start()
+    try:
+        pairs = load_pairs(path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert len(pairs) == 500 and peak < 6_000_000
+    assert len(pairs) == 5_000 and peak < 20_000_000
 
 
-# --- Damaged, and hostile.
+# Damaged and hostile files.
 
 
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
         (lambda images, issame: (images, issame, 1), "not a list of images and a list of booleans"),
-        (lambda images, issame: {"images": images}, "not a list of images and a list of booleans"),
+        (lambda images, issame: {"images": images}, "not a pickle of plain data .opcode 0x7d"),
         (lambda images, issame: images, "not a list of images and a list of booleans"),
         (lambda images, issame: [b"".join(images)], "not a list of images and a list of booleans"),
         (lambda images, issame: (issame, images), "its second part must be a list of one True or False a pair"),
@@ -184,19 +191,19 @@ def test_a_large_set_stays_on_the_disk(write, pixels, style):
     ],
 )
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_what_is_no_verification_set_is_refused_when_it_is_opened(write, encoded, change, rule, protocol):
+def test_a_file_that_is_not_a_set_is_refused_when_opened(write, encoded, change, rule, protocol):
     with pytest.raises(DataError, match=rf"lfw\.bin: {rule}") as caught:
         load_pairs(write(change(encoded, ISSAME), protocol))
     assert "\n" not in str(caught.value)
 
 
-def test_a_set_of_another_size_is_refused_when_it_is_opened(write):
+def test_a_set_of_another_size_is_refused_when_opened(write):
     image = png(np.zeros((112, 96, 3), np.uint8))
-    with pytest.raises(DataError, match=r"image 0 \(from 0\): 96x112 pixels.*align or resize its images first"):
+    with pytest.raises(DataError, match=r"image 0 \(from 0\): 96x112 pixels.*Align or resize its images first"):
         load_pairs(write(([image] * 6, ISSAME)))
 
 
-def test_a_broken_image_in_the_midst_is_named_when_it_is_read(write, encoded, pixels):
+def test_a_broken_image_in_the_middle_is_named_when_read(write, encoded, pixels):
     broken = encoded[:3] + [encoded[3][:200] + b"\0" * 300] + encoded[4:]
     pairs = load_pairs(write((broken, ISSAME)))
     np.testing.assert_array_equal(pairs.images(0, 3), pixels[:3])
@@ -208,18 +215,14 @@ def test_a_broken_image_in_the_midst_is_named_when_it_is_read(write, encoded, pi
 def test_a_file_cut_short_is_refused(write, encoded, protocol):
     content = pickle.dumps((encoded, ISSAME), protocol)
     for end in [8, 100, len(content) // 2, len(content) - 1]:
-        with pytest.raises(DataError, match=r"lfw\.bin: not a pickle of plain data .*copy or download it again"):
+        with pytest.raises(DataError, match=r"lfw\.bin: not a pickle of plain data .*Copy or download it again"):
             load_pairs(write(content[:end]))
 
 
-def test_a_file_that_changes_while_it_is_used_is_refused(write, encoded):
+def test_a_file_that_changes_after_opening_makes_no_difference(write, encoded, pixels):
     pairs = load_pairs(write((encoded, ISSAME)))
-    write((encoded[::-1] + encoded, ISSAME * 2))
-    with pytest.raises(DataError, match=r"lfw\.bin: has changed while it was in use"):
-        pairs.images(0, 1)
-    (Path(pairs._path)).unlink()
-    with pytest.raises(DataError, match=r"lfw\.bin: cannot be read"):
-        pairs.images(0, 1)
+    write((encoded[::-1] + encoded, ISSAME * 2)).unlink()
+    np.testing.assert_array_equal(pairs.images(0, 6), pixels)
 
 
 class Call:
@@ -243,7 +246,9 @@ def test_a_hostile_set_is_refused_and_nothing_is_run(write, tmp_path, encoded, p
         "dtype": ([np.zeros(3, [("a", "O")]), *encoded[1:]], ISSAME),
     }
     path = write(contents[place], protocol)
-    with pytest.raises(DataError, match=r"lfw\.bin: (wants to use '(posix|nt)\.system'|not a pickle of plain data)"):
+    with pytest.raises(
+        DataError, match=r"lfw\.bin: (refused: the pickle references '(posix|nt)\.system'|not a pickle of plain data)"
+    ):
         load_pairs(path)
     assert not marker.exists()
     if place == "whole":

@@ -1,14 +1,15 @@
-"""Pickles of data are read, and those that would run something are refused with nothing run."""
+"""Pickles of data are loaded; pickles that would run something are refused, and nothing is run."""
 
 import array
 import codecs
 import copyreg
 import functools
-import io
 import os
 import pickle
 import subprocess
+import sys
 import time
+import tracemalloc
 from collections import OrderedDict
 from pathlib import Path
 
@@ -16,20 +17,20 @@ import numpy as np
 import pytest
 
 from util.errors import DataError
-from util.pairs.pickles import _OPERATIONS, NUMPY_GLOBALS, PickledArray, SafeUnpickler, StandIn
+from util.pairs.pickles import _ALLOWED, _OPCODES, PickledArray, load_pickle
 
 SOURCE = Path("set.bin")
-# What numpy writes for an array of two bytes, up to its state; and the dtype u1 as it stands in it.
+# What numpy writes for an array of two bytes, up to its state; and how it writes the dtype u1.
 RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tC\x01btR"
 U1 = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR"
 
 
-def read(content: bytes, globals=NUMPY_GLOBALS):
-    return SafeUnpickler(io.BytesIO(content), SOURCE, globals).load()
+def read(content: bytes):
+    return load_pickle(content, SOURCE)
 
 
 def refusal(content: bytes) -> str:
-    """The one line that reading `content` ends in."""
+    """Return the one line of the error that reading `content` ends in."""
     with pytest.raises(DataError) as caught:
         read(content)
     message = str(caught.value)
@@ -66,8 +67,6 @@ def test_plain_data_is_read_in_every_protocol(protocol):
         (1, 2, 3, 4),
         [],
         [[]],
-        {},
-        {"a": [1], b"b": {2: None}},
         same,
         same,
         "x" * 300,
@@ -83,33 +82,33 @@ def test_arrays_of_numbers_are_read_in_every_protocol(protocol, dtype):
     numbers = (np.arange(24) % 2 if dtype == "b1" else np.arange(24)).astype(dtype).reshape(2, 3, 4)
     values = [numbers, np.asfortranarray(numbers), numbers[:0], numbers[:1, :1, :1].reshape(()), numbers[1]]
     for read_again, value in zip(read(pickle.dumps(values, protocol)), values, strict=True):
-        again = read_again.numpy()
+        again = read_again.array
         assert again.dtype == value.dtype and again.shape == value.shape
         np.testing.assert_array_equal(again, value)
         assert not again.flags.writeable
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_numbers_of_numpy_become_those_of_python(protocol):
+def test_numpy_scalars_become_python_numbers(protocol):
     values = [np.bool_(True), np.bool_(False), np.float32(0.5), np.int64(-7), np.uint8(200)]
     again = read(pickle.dumps(values, protocol))
     assert again == [True, False, 0.5, -7, 200]
     assert [type(value) for value in again] == [bool, bool, float, int, int]
 
 
-def test_the_names_of_numpy_1_and_text_of_python_2_are_read():
+def test_numpy_1_and_text_of_python_2_are_read():
     content = b"(l" + RECONSTRUCT + b"(K\x01(K\x02t" + U1 + b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     content += b"I00\nU\x02\x07\x08tbaU\x04JPEGaT\x02\x00\x00\x00ab" + b"aI01\na."
     values = read(content)
-    assert values[0].numpy().tolist() == [7, 8]
+    assert values[0].array.tolist() == [7, 8]
     assert values[1:] == [b"JPEG", b"ab", True]
 
 
-# --- Files that would run something.
+# Files that would run something.
 
 
 class Reduced:
-    """Pickles itself as a call of `function`, the way every such attack begins."""
+    """An object whose pickle is a call of `function`: the start of every such attack."""
 
     def __init__(self, function, *arguments):
         self.call = (function, arguments)
@@ -130,6 +129,7 @@ GADGETS = {
     "map": lambda marker: Reduced(list, Reduced(map, os.system, [f"touch {marker}"])),
     "codecs": lambda marker: Reduced(codecs.decode, b"x", "rot13"),
     "object array": lambda marker: np.array([Reduced(os.system, f"touch {marker}"), None], object),
+    "dict": lambda marker: {"a": 1},
     "in a tuple in a dict": lambda marker: {"a": (1, [Reduced(os.system, f"touch {marker}")])},
     "OrderedDict": lambda marker: OrderedDict(a=1),
     "array.array": lambda marker: array.array("i", [1]),
@@ -148,19 +148,19 @@ GADGETS = {
 
 @pytest.mark.parametrize("protocol", [0, 2, 3, 4, 5])
 @pytest.mark.parametrize("name", GADGETS)
-def test_what_would_call_something_is_refused_and_nothing_is_run(tmp_path, name, protocol):
+def test_a_call_is_refused_and_nothing_is_run(tmp_path, name, protocol):
     marker = tmp_path / "was_run"
     assert refusal(pickle.dumps([GADGETS[name](marker)], protocol))
     assert not marker.exists()
 
 
-def test_the_refused_name_and_the_remedy_are_in_the_message():
+def test_the_error_has_the_refused_name_and_the_fix():
     message = refusal(pickle.dumps(Reduced(os.system, "true")))
     assert "'posix.system'" in message or "'nt.system'" in message
-    assert "nothing was run" in message and "Take the file from where it was published" in message
+    assert "Nothing was run." in message and message.endswith("Download the file from its publisher.")
 
 
-def test_a_refused_name_cannot_play_with_the_terminal():
+def test_control_characters_of_a_name_are_escaped():
     message = refusal(b"c" + b"\x1b[2J" * 1000 + b"\nsystem\n.")
     assert "\x1b" not in message and r"\x1b[2J" in message
 
@@ -184,6 +184,8 @@ def test_a_refused_name_cannot_play_with_the_terminal():
         b"cnumpy\ndtype\n(U\x02O8tR.",
         b"cnumpy\ndtype\n(ltR.",
         b"cnumpy\nndarray\n(K\x00tR.",
+        b"cnumpy\nndarray\n(K\x01\x85N\x8c\x04datatR.",
+        b"cnumpy.core.multiarray\n_reconstruct\n)R.",
         b"P1\n.",  # PERSID
         b"K\x01Q.",  # BINPERSID
         b"\x97.",  # NEXT_BUFFER
@@ -199,10 +201,10 @@ def test_streams_made_by_hand_are_refused(content):
 
 
 @pytest.mark.parametrize("opcode", [b"\x82\x01", b"\x83\x01\x00", b"\x84\x01\x00\x00\x00"])
-def test_extension_codes_are_refused_even_when_one_is_registered(opcode):
+def test_registered_extension_codes_are_refused(opcode):
     copyreg.add_extension("os", "getcwd", 1)
     try:
-        assert "has no place in a file of data" in refusal(opcode + b")R.")
+        assert "does not belong in a data file" in refusal(opcode + b")R.")
     finally:
         copyreg.remove_extension("os", "getcwd", 1)
 
@@ -229,19 +231,18 @@ def test_extension_codes_are_refused_even_when_one_is_registered(opcode):
         RECONSTRUCT + b"(K\x01(L4611686018427387904L\nK\x04t" + U1 + b"I00\nU\x00tb.",
         RECONSTRUCT + b"(K\x01]" + U1 + b"I00\nU\x02abtb.",
         RECONSTRUCT + b"(K\x01(]t" + U1 + b"I00\nU\x02abtb.",
-        b"cnumpy.core.multiarray\n_reconstruct\n(c_codecs\nencode\n(K\x00tC\x01btR.",
         b"cnumpy.core.multiarray\nscalar\n(" + U1 + b"U\x02abtR.",
         b"cnumpy.core.multiarray\nscalar\n(U\x02u1U\x01atR.",
     ],
 )
-def test_arrays_and_types_in_an_unexpected_state_are_refused(content):
+def test_arrays_in_an_unexpected_state_are_refused(content):
     assert "not a pickle of plain data" in refusal(content)
-    assert PickledArray.data == b"" and PickledArray.dtype is None
+    assert PickledArray.array is None
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_file_cut_short_anywhere_is_refused(protocol):
-    content = pickle.dumps([b"a" * 300, "b" * 300, np.arange(5), True, {"c": 1.5}, 2**80], protocol)
+    content = pickle.dumps([b"a" * 300, "b" * 300, np.arange(5), True, (1, 1.5), 2**80], protocol)
     for end in range(len(content)):
         assert refusal(content[:end])
 
@@ -252,10 +253,10 @@ def test_garbage_is_refused():
         assert refusal(rng.bytes(size))
 
 
-def test_a_damaged_file_is_read_or_refused_and_nothing_else():
+def test_a_damaged_file_is_read_or_refused():
     rng = np.random.default_rng(4)
     for protocol in (0, 2, 4):
-        whole = pickle.dumps([b"a" * 300, np.arange(5), True, "text", {"c": (1, 2)}], protocol)
+        whole = pickle.dumps([b"a" * 300, np.arange(5), True, "text", (1, (1, 2))], protocol)
         for _ in range(500):
             damaged = bytearray(whole)
             damaged[rng.integers(len(damaged))] = rng.integers(256)
@@ -285,15 +286,8 @@ def test_a_huge_declared_length_takes_no_memory(content):
     assert refusal(content + b"abc.")
 
 
-def test_a_file_on_the_disk_is_measured_too(tmp_path):
-    path = tmp_path / "huge.bin"
-    path.write_bytes(b"\x8e" + b"\xff" * 5 + b"\x00" * 3 + b"abc.")
-    with path.open("rb") as file, pytest.raises(DataError, match=r"huge\.bin: .*ends too early"):
-        SafeUnpickler(file, path, NUMPY_GLOBALS).load()
-
-
 def test_deep_nesting_is_refused_or_read_and_ends():
-    assert "nested more than" in refusal(b"(" * 100_000 + b".")
+    assert "MARK" in refusal(b"(" * 100_000 + b".")
     deep = read(b"]" * 100_000 + b"a" * 99_999 + b".")
     depth = 0
     while deep:
@@ -302,20 +296,70 @@ def test_deep_nesting_is_refused_or_read_and_ends():
     assert read(b")" + b"\x85" * 100_000 + b".")
 
 
-@pytest.mark.parametrize("use", [b"}(%bK\x01u.", b"}%bK\x01s.", b"(%bK\x01d."])
-def test_a_deep_key_whose_hash_would_end_the_process_is_refused(use):
-    assert "sets an item" in refusal(use.replace(b"%b", b")" + b"\x85" * 1_000_000))
+@pytest.mark.parametrize("use", [b"}(%bK\x01u.", b"}%bK\x01s.", b"(%bK\x01d.", b"\x8f(%b\x90.", b"(%b\x91."])
+def test_deep_keys_are_refused(use):
+    """Hashing such a key would end the process."""
+    assert "does not belong" in refusal(use.replace(b"%b", b")" + b"\x85" * 1_000_000))
 
 
-def test_a_deep_name_whose_hash_would_end_the_process_is_refused():
+def test_deep_names_are_refused():
     deep = b")" + b"\x85" * 1_000_000
     assert refusal(b"cnumpy\ndtype\n(" + deep + b"tR.")
     assert refusal(b"\x8c\x05numpy" + deep + b"\x93.")
+    assert refusal(RECONSTRUCT + b"(K\x01(" + deep + b"t" + U1 + b"I00\nU\x02abtb.")
+    assert refusal(RECONSTRUCT + b"(K\x01(K\x02tN" + deep + b"U\x02abtb.")
 
 
-def test_a_small_file_that_would_grow_without_end_is_refused(monkeypatch):
-    monkeypatch.setattr("util.pairs.pickles._MOST_READS", 1000)
+def test_too_many_objects_are_refused(monkeypatch):
+    monkeypatch.setattr("util.pairs.pickles._MAX_OPCODES", 1000)
     assert "too many objects" in refusal(b"]" * 2000 + b".")
+
+
+@pytest.mark.parametrize("index", [2**31, 2**31 - 1, 2**32 - 1, 10_000_000, 2])
+def test_memo_indices_out_of_order_are_refused(index):
+    """The C unpickler would allocate a memo of that many entries."""
+    assert "out of order" in refusal(b"]r" + index.to_bytes(4, "little") + b".")
+    assert "out of order" in refusal(b"]p%d\n." % index)
+
+
+def test_encoding_one_text_many_times_takes_no_memory():
+    text = b"x" * 100_000
+    start = b"X" + len(text).to_bytes(4, "little") + text + b"q\x00c_codecs\nencode\nq\x01Vlatin1\nq\x02"
+    content = b"(" + start + b"h\x01h\x00h\x02\x86R" * 10_000 + b"t."
+    tracemalloc.start()
+    try:
+        assert "more bytes than the file holds" in refusal(content)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_hostile_files_end_in_bounded_memory(tmp_path):
+    """Each in a process of its own that has 2 GB of address space: a crash or a large allocation shows here."""
+    deep = b")" + b"\x85" * 1_000_000
+    contents = [
+        b"]" * 1_000_000 + b".",
+        deep + b".",
+        b"]r\xff\xff\xff\x7f.",
+        b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f].",
+        b"\x8e" + b"\xff" * 7 + b"\x7f.",
+        b"\x96" + b"\xff" * 4 + b"\x00" * 4 + b".",
+        RECONSTRUCT + b"(K\x01" + deep + U1 + b"I00\nU\x02abtb.",
+        RECONSTRUCT + b"(K\x01(" + (b"\x8b\xff\xff\x00\x00" + b"\x7f" * 65_535) * 32 + b"t" + U1 + b"I00\nU\x02abtb.",
+    ]
+    program = (
+        "import resource, sys; from pathlib import Path; from util.pairs.pickles import load_pickle\n"
+        "from util.errors import DataError\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))\n"
+        "try: load_pickle(Path(sys.argv[1]).read_bytes(), Path('set.bin'))\n"
+        "except DataError as error: print(error)\n"
+        "else: print('read')"
+    )
+    for number, content in enumerate(contents):
+        (tmp_path / "file").write_bytes(content)
+        done = subprocess.run([sys.executable, "-c", program, tmp_path / "file"], capture_output=True, text=True)
+        assert done.returncode == 0, (number, done.stderr)
+        assert done.stdout.count("\n") == 1
 
 
 def test_numbers_of_a_million_digits_are_refused_at_once():
@@ -335,46 +379,7 @@ def test_a_list_that_contains_itself_ends():
     assert itself[0] is itself
 
 
-def test_every_allowed_operation_exists_and_no_other_is_run():
-    assert len(SafeUnpickler.dispatch) == len(_OPERATIONS) == len(set(_OPERATIONS))
-    for code in set(range(256)) - set(SafeUnpickler.dispatch):
+def test_every_allowed_opcode_exists_and_no_other_is_run():
+    assert sorted(opcode.name for opcode in _OPCODES.values()) == sorted(_ALLOWED.split())
+    for code in set(range(256)) - set(_OPCODES):
         assert f"0x{code:02x}" in refusal(b"]]" + bytes([code]) + b"\x00" * 20)
-
-
-# --- What a reader of another format builds upon it.
-
-
-class Wrapper(StandIn):
-    """An object whose bytes follow it in the file."""
-
-    size = 0
-
-    def __setstate__(self, state: object) -> None:
-        self.size = state["size"]
-
-
-class InlineUnpickler(SafeUnpickler):
-    def load_build(self) -> None:
-        super().load_build()
-        if isinstance(self.stack[-1], Wrapper):
-            self.stack[-1] = self.read(self.stack[-1].size)
-
-
-@pytest.mark.parametrize("frame", [b"", b"\x95\x00\x00\x00\x00\x00\x00\x00\x00"])
-def test_a_subclass_reads_bytes_that_follow_an_object(frame):
-    made = b"cother\nWrapper\n)\x81}X\x04\x00\x00\x00sizeK\x05sb"
-    content = b"\x80\x04" + frame + b"]" + made + b"\x80bytea" + made + b".....a."
-    values = InlineUnpickler(io.BytesIO(content), SOURCE, {("other", "Wrapper"): Wrapper}).load()
-    assert values == [b"\x80byte", b"....."]
-    with pytest.raises(DataError, match="ends too early"):
-        InlineUnpickler(io.BytesIO(made + b"byt"), SOURCE, {("other", "Wrapper"): Wrapper}).load()
-
-
-def test_a_subclass_may_leave_long_bytes_where_they_are():
-    class Lengths(SafeUnpickler):
-        def read_data(self, size: int) -> int:
-            self.read(size)
-            return size
-
-    content = pickle.dumps([b"a" * 1000, b"b", np.zeros(0, "u1")], 3)
-    assert Lengths(io.BytesIO(content), SOURCE, NUMPY_GLOBALS).load()[:2] == [1000, b"b"]

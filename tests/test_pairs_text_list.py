@@ -172,7 +172,7 @@ def test_a_first_or_last_image_of_another_size_is_named_at_once(tmp_path, write,
     for number in range(2):
         size = 250 if number == place else 112
         cv2.imwrite(str(tmp_path / f"{number}.png"), np.zeros((size, size, 3), np.uint8))
-    with pytest.raises(DataError, match=rf"{place}\.png: 250x250 pixels, .*112x112; align or resize its images first"):
+    with pytest.raises(DataError, match=rf"{place}\.png: 250x250 pixels, .*112x112; Align or resize its images first"):
         load_pairs(write("0 1 0"))
 
 

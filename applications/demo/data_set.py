@@ -39,7 +39,7 @@ from util.cli.types import integer, number, to_file, to_png
 from util.errors import UsageError
 from util.files import Provenance
 from util.image_io import write_image
-from util.pairs.bcolz import import_bcolz, write_carray
+from util.pairs.bcolz import write_carray
 from util.verification import FOLDS
 
 DRAWING = 2  # increase it when the renderer changes, so that older sets no longer count as equal
@@ -200,7 +200,6 @@ def main(arguments: list[str]) -> None:
         print(f"{out}: already has these drawn faces; nothing to do (--force draws them again)")
     else:
         check_free(out, flags.force)
-        import_bcolz()  # report a missing library before the long work
         _replace(out, settings, flags.processes)
         print(
             f"{out}: drawn faces: {settings.people} people for training, and {len(VALIDATION_SETS)} verification sets "

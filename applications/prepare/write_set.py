@@ -15,7 +15,7 @@ from applications.prepare.align_pairs import AlignedFaces
 from util.errors import DataError, UsageError
 from util.files import Provenance, atomic_write, require_writable_dir
 from util.pairs import PairSet, PairSubset, interleaved_order, iter_images, load_pairs
-from util.pairs.bcolz import import_bcolz, write_carray
+from util.pairs.bcolz import write_carray
 from util.verification import FOLDS
 
 ListedPair = tuple[str, str, bool]  # two images, and whether they are of one person
@@ -33,7 +33,6 @@ def is_made(out: Path, made_from: dict[str, Any], force: bool) -> bool:
         UsageError: `out` is another set and `force` is not given, or `out` cannot be written.
     """
     require_writable_dir("--out", out.parent)
-    import_bcolz()  # raises before the long work if it is missing
     if force or not out.exists():
         return False
     if Provenance(_note(out), {"made from": made_from}).matches():

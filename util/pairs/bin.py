@@ -1,68 +1,42 @@
-"""Verification sets as InsightFace publishes them: lfw.bin, cfp_fp.bin, agedb_30.bin, calfw.bin and so on.
+"""Read verification sets as InsightFace publishes them: lfw.bin, cfp_fp.bin, agedb_30.bin, calfw.bin and so on.
 
 A .bin is a pickle of two lists: 2P images, of which 2i and 2i + 1 are a pair, and P booleans. An image is the bytes of
-a JPEG, as Python 2 or Python 3 writes them, or a numpy array of such bytes, or one of (112, 112, 3) pixels, RGB. The
-files are read without running anything that they name, see util/pairs/pickles.py.
+a JPEG, as Python 2 or Python 3 writes them, or a numpy array of such bytes, or an array of (112, 112, 3) RGB pixels.
+Nothing in the file is executed, see util/pairs/pickles.py.
 """
 
-import math
-import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from util.errors import DataError
-from util.pairs.images import FACE_SIZE, check_shape, decode_pair_image
-from util.pairs.pickles import NUMPY_GLOBALS, PickledArray, SafeUnpickler
-
-_SHORT = 256  # bytes that are not worth leaving in the file
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Bytes that were left in the file: where they begin, and how many they are."""
-
-    start: int
-    size: int
-
-    def __len__(self) -> int:
-        return self.size
-
-
-@dataclass(frozen=True, slots=True)
-class _Image:
-    data: Span | bytes
-    pixels: str | None = None  # "C" or "F", the order of an array of pixels; None for an encoded image
-
-
-class _BinUnpickler(SafeUnpickler):
-    """Leaves images where they are, so that a set takes no memory to speak of, however large its file is."""
-
-    def read_data(self, size: int) -> Span | bytes:
-        return self.read(size) if size < _SHORT else Span(self.skip(size), size)
+from util.face import FACE_SIZE
+from util.files import read_bytes
+from util.pairs.images import check_shape, decode_pair_image
+from util.pairs.pickles import PickledArray, load_pickle
 
 
 class BinPairs:
-    """A .bin of InsightFace. The file is opened again for each request and must stay as it is while it is used.
+    """A .bin of InsightFace, kept in memory as it is in the file: most sets have 60 to 90 MB.
 
-    DataError at opening if it is no such set, or its first or last image is none.
+    Raises DataError at opening if the file is not such a set, or its first or last image cannot be decoded.
     """
 
     def __init__(self, path: Path):
-        self.name, self._path = path.stem, path
-        with _opened(path) as file:
-            content = _BinUnpickler(file, path, NUMPY_GLOBALS).load()
-            self._stamp = _stamp(file)
-            if not isinstance(content, list | tuple) or len(content) != 2:
-                raise DataError(f"{path}: not a list of images and a list of booleans, as a verification set is")
-            self.issame = _truth(path, file, content[1])
-        self._images = _images(path, content[0])
+        self.name = path.stem
+        self._path = path
+        content = load_pickle(read_bytes(path, "Restore it."), path)
+        if not isinstance(content, list | tuple) or len(content) != 2:
+            raise DataError(f"{path}: not a list of images and a list of booleans. Name a verification set.")
+        entries, truth = content
+        self.issame = _read_truth(path, truth)
+        if not isinstance(entries, list | tuple) or not entries:
+            raise DataError(f"{path}: its first part is not a list of images. Make the set again.")
+        self._images = [self._check_image(index, entry) for index, entry in enumerate(entries)]
         if len(self._images) != 2 * len(self.issame):
             raise DataError(
-                f"{path}: {len(self._images)} images for {len(self.issame)} pairs, and a pair is two images; make the "
-                f"set anew"
+                f"{path}: {len(self._images)} images for {len(self.issame)} pairs. A pair is two images: make the set "
+                f"again."
             )
         for index in (0, len(self._images) - 1):
             self.images(index, index + 1)
@@ -71,71 +45,43 @@ class BinPairs:
         return len(self.issame)
 
     def images(self, start: int, stop: int) -> np.ndarray:
-        """Images start to stop (counted in images, 0 to 2P) as (n, 112, 112, 3) RGB uint8."""
+        """Return images start to stop (counted in images, 0 to 2P) as (n, 112, 112, 3) RGB uint8."""
         images = np.empty((stop - start, FACE_SIZE, FACE_SIZE, 3), np.uint8)
-        with _opened(self._path) as file:
-            if _stamp(file) != self._stamp:
-                raise DataError(f"{self._path}: has changed while it was in use; start again")
-            for index in range(start, stop):
-                name = f"{self._path}: image {index} (from 0)"
-                images[index - start] = _decode(self._images[index], file, name)
+        for index in range(start, stop):
+            image = self._images[index]
+            if isinstance(image, np.ndarray) and image.ndim == 3:
+                images[index - start] = image
+            else:
+                images[index - start] = decode_pair_image(bytes(image), self._label(index))
         return images
 
+    def _check_image(self, index: int, entry: object) -> bytes | bytearray | np.ndarray:
+        """Return the bytes of an image file, an array (n,) of such bytes, or an array (112, 112, 3) of pixels."""
+        if isinstance(entry, bytes | bytearray):
+            return entry
+        if not isinstance(entry, PickledArray) or entry.array is None:
+            what = "neither the bytes of an image file nor an array of such bytes"
+            raise DataError(f"{self._label(index)}: {what}. Make the set again.")
+        array = entry.array
+        if array.dtype != np.uint8:
+            raise DataError(f"{self._label(index)}: an array of {array.dtype} instead of uint8. Make the set again.")
+        if array.size == max(array.shape, default=0):
+            return array.reshape(-1)  # one row or one column
+        check_shape(array.shape, self._label(index))
+        return array
 
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); restore it") from None
-
-
-def _stamp(file: BinaryIO) -> tuple[int, int]:
-    status = os.fstat(file.fileno())
-    return status.st_size, status.st_mtime_ns
-
-
-def _bytes(data: Span | bytes, file: BinaryIO) -> bytes:
-    if isinstance(data, Span):
-        file.seek(data.start)
-        return file.read(data.size)
-    return data
-
-
-def _decode(image: _Image, file: BinaryIO, name: str) -> np.ndarray:
-    data = _bytes(image.data, file)
-    if image.pixels is None:
-        return decode_pair_image(data, name)
-    return np.frombuffer(data, np.uint8).reshape((FACE_SIZE, FACE_SIZE, 3), order=image.pixels)
+    def _label(self, index: int) -> str:
+        return f"{self._path}: image {index} (from 0)"
 
 
-def _images(path: Path, entries: object) -> list[_Image]:
-    if not isinstance(entries, list | tuple) or not entries:
-        raise DataError(f"{path}: its first part is not a list of images; make the set anew")
-    return [_image(path, index, entry) for index, entry in enumerate(entries)]
-
-
-def _image(path: Path, index: int, entry: object) -> _Image:
-    if isinstance(entry, Span | bytes):
-        return _Image(entry)
-    name = f"{path}: image {index} (from 0)"
-    if not isinstance(entry, PickledArray) or entry.dtype is None:
-        raise DataError(f"{name}: neither the bytes of an image file nor an array of them; make the set anew")
-    if entry.dtype != np.uint8:
-        raise DataError(f"{name}: an array of {entry.dtype}, and one of uint8 is needed; make the set anew")
-    if max(entry.shape, default=0) == math.prod(entry.shape):
-        return _Image(entry.data)  # in one row, or one column
-    check_shape(entry.shape, name)
-    return _Image(entry.data, "F" if entry.fortran_order else "C")
-
-
-def _truth(path: Path, file: BinaryIO, entries: object) -> np.ndarray:
-    """(P,) bool from a list of booleans, numpy's booleans or 0 and 1, or an array of those."""
+def _read_truth(path: Path, entries: object) -> np.ndarray:
+    """Return (P,) bool from a list of booleans, numpy's booleans or 0 and 1, or from an array of these."""
     rule = "its second part must be a list of one True or False a pair"
-    if isinstance(entries, PickledArray) and entries.dtype is not None and len(entries.shape) == 1:
-        entries = np.frombuffer(_bytes(entries.data, file), entries.dtype).tolist()
+    if isinstance(entries, PickledArray) and entries.array is not None and entries.array.ndim == 1:
+        entries = entries.array.tolist()
     if not isinstance(entries, list | tuple) or not entries:
-        raise DataError(f"{path}: {rule}; make the set anew")
-    wrong = next((pair for pair, same in enumerate(entries) if type(same) not in (bool, int) or same not in (0, 1)), -1)
-    if wrong >= 0:
-        raise DataError(f"{path}: {rule}, and entry {wrong} (from 0) is something else; make the set anew")
+        raise DataError(f"{path}: {rule}. Make the set again.")
+    for pair, same in enumerate(entries):
+        if type(same) not in (bool, int) or same not in (0, 1):
+            raise DataError(f"{path}: {rule}, and entry {pair} (from 0) is something else. Make the set again.")
     return np.array(entries, dtype=bool)

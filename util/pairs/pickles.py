@@ -1,318 +1,179 @@
-"""Reads pickles of plain data without trusting them: nothing that a file names is ever called.
+"""Load pickles of plain data without trusting them: nothing that a file names is called.
 
-A pickle is a program that may call any function. `SafeUnpickler` runs a small part of that language: text, bytes,
-numbers, lists, tuples and dicts, and the few functions of a table, which are stand-ins defined here or by the caller
-and never the functions that the file means. Whatever else is in the file ends in one DataError:
-
-    with path.open("rb") as file:
-        value = SafeUnpickler(file, path, NUMPY_GLOBALS).load()      # arrays are PickledArray: value.numpy()
+Allowed are lists, tuples, numbers, text, bytes, and the functions that numpy's arrays are made of. Stand-ins take the
+place of these functions and check their arguments, so numpy never gets a crafted state.
 """
 
+import io
 import math
-import operator
 import pickle
-import struct
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+import pickletools
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from util.errors import DataError
 
-Globals = Mapping[tuple[str, str], object]
-
-_DEEPEST = 100  # open marks: lists within lists; data has two or three
-_MOST_READS = 10_000_000  # each is an object at most: a file of nothing but empty lists must not fill the memory
-_LARGE = 4096  # reads of more than this are compared with what the file still has
-_DTYPES = frozenset(("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"))
-
-# What data needs of the pickle machine. Left out: persistent objects, extension codes, sets, the older and the keyword
-# ways of making instances (INST, OBJ, NEWOBJ_EX), buffers outside of the file, and moving things on the stack.
-_OPERATIONS = (
-    *("proto", "frame", "stop", "mark", "none", "false", "true"),
-    *("int", "binint", "binint1", "binint2", "long", "long1", "long4", "float", "binfloat"),
-    *("string", "binstring", "short_binstring", "binbytes", "short_binbytes", "binbytes8", "bytearray8"),
-    *("unicode", "binunicode", "short_binunicode", "binunicode8"),
-    *("tuple", "empty_tuple", "tuple1", "tuple2", "tuple3", "empty_list", "list", "append", "appends"),
-    *("empty_dictionary", "dict", "setitem", "setitems"),
-    *("get", "binget", "long_binget", "put", "binput", "long_binput", "memoize"),
-    *("global", "stack_global", "reduce", "newobj", "build"),
-)
+_MAX_OPCODES = 10_000_000  # an opcode makes at most one object
+# Left out: dicts and sets (hashing a deeply nested key can end the process), instances, persistent objects, extensions.
+_ALLOWED = """
+    PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
+    STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8
+    UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 TUPLE EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST
+    LIST APPEND APPENDS GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL REDUCE BUILD
+"""
+_OPCODES = {ord(opcode.code): opcode for opcode in pickletools.opcodes if opcode.name in _ALLOWED.split()}
+# Bytes of the length in front of an argument.
+_LENGTH_BYTES = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+_DTYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 
 
-class StandIn(ABC):
-    """What a pickle gets instead of an object of a class that it names, and may give a state to."""
+def load_pickle(content: bytes, source: Path) -> Any:
+    """Load a pickle of plain data; numpy arrays in it become `PickledArray`, and text of Python 2 stays bytes.
 
-    @abstractmethod
-    def __setstate__(self, state: object) -> None:
-        """Takes the state, which may be anything; ValueError says what is wrong with it."""
-
-
-class _Operations(dict):
-    """{code: operation}. Those of `_OPERATIONS`, looked up by name, so that subclasses can override them."""
-
-    def __missing__(self, code: int) -> None:
-        raise ValueError(f"operation 0x{code:02x} has no place in a file of data")
-
-
-class SafeUnpickler(pickle._Unpickler):
-    """Reads one pickle from `file`, open and seekable, for which `source` stands in messages.
-
-    `globals` is {(module, name): stand-in}, with the names as they are written in the file. A stand-in is a function
-    or class that is called with what the file gives; ValueError and TypeError in it say that this is no good. Objects
-    that take a state (BUILD) derive from StandIn. Text of Python 2 stays bytes with encoding "bytes".
-
-    A subclass may override `read_data`, which gets long byte strings, and any load_… of pickle._Unpickler. Frames are
-    not read ahead: within those, `self.read(n)` gives the n bytes of the file that follow, and `self.skip(n)` passes
-    over them.
+    Raises DataError, naming `source`, and no other error, whatever the content is.
     """
-
-    dispatch = _Operations(
-        (code, operator.methodcaller(load.__name__))
-        for code, load in pickle._Unpickler.dispatch.items()
-        if load.__name__.removeprefix("load_") in _OPERATIONS
-    )
-
-    def __init__(self, file: BinaryIO, source: Path, globals: Globals, encoding: str = "bytes"):
-        self.source, self._globals, self._file = source, globals, _Bounded(file)
-        super().__init__(self._file, fix_imports=False, encoding=encoding)
-
-    def load(self) -> Any:
-        """What the file holds. Raises DataError, and nothing else, whatever the file is."""
-        try:
-            return super().load()
-        except DataError:
-            raise
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise DataError(
-                f"{self.source}: not a pickle of plain data ({reason}); copy or download it again"
-            ) from None
-
-    def read_data(self, size: int) -> Any:
-        """The next `size` bytes of the file, as they shall stand in the result."""
-        return self.read(size)
-
-    def skip(self, size: int) -> int:
-        """Passes over the next `size` bytes of the file without reading them; where they begin."""
-        return self._file.skip(size)
-
-    def find_class(self, module: str, name: str) -> object:
-        try:
-            return self._globals[module, name]
-        except KeyError:
-            raise DataError(
-                f"{self.source}: wants to use {f'{module}.{name}'[:100]!r}, which data of this kind does not need, and "
-                f"which may be made to run programs; nothing was run. Take the file from where it was published"
-            ) from None
-
-    def load_frame(self) -> None:
-        self.read(8)  # the frame's length is for those who read ahead
-
-    def load_mark(self) -> None:
-        if len(self.metastack) >= _DEEPEST:
-            raise ValueError(f"nested more than {_DEEPEST} deep")
-        super().load_mark()
-
-    def load_binbytes(self) -> None:
-        self.append(self.read_data(self._number("<I")))
-
-    def load_binbytes8(self) -> None:
-        self.append(self.read_data(self._number("<Q")))
-
-    load_bytearray8 = load_binbytes8
-
-    def load_binstring(self) -> None:
-        self.append(self._decode_string(self.read_data(self._number("<i"))))
-
-    def _number(self, form: str) -> int:
-        return struct.unpack(form, self.read(struct.calcsize(form)))[0]
-
-    def load_append(self) -> None:
-        self._extend([self.stack.pop()])
-
-    def load_appends(self) -> None:
-        self._extend(self.pop_mark())
-
-    def _extend(self, items: list) -> None:
-        if type(self.stack[-1]) is not list:
-            raise ValueError("appends to what is no list")
-        self.stack[-1].extend(items)
-
-    def load_dict(self) -> None:
-        items = self.pop_mark()
-        self.append({})
-        self._set(items)
-
-    def load_setitem(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._set([key, value])
-
-    def load_setitems(self) -> None:
-        self._set(self.pop_mark())
-
-    def _set(self, items: list) -> None:
-        """Keys are text, bytes or numbers: to hash a tuple of tuples of tuples … can end the process."""
-        target, keys, values = self.stack[-1], items[::2], items[1::2]
-        if type(target) is not dict or not all(type(key) in (str, bytes, int, float, bool) for key in keys):
-            raise ValueError("sets an item of what is no dict, or with a key that is neither text nor a number")
-        target.update(zip(keys, values, strict=True))
-
-    def load_reduce(self) -> None:
-        arguments, function = self.stack.pop(), self.stack.pop()
-        if type(arguments) is not tuple or not any(function is known for known in self._globals.values()):
-            raise ValueError("calls what is no function of the table")
-        self.append(function(*arguments))
-
-    load_newobj = load_reduce
-
-    def load_build(self) -> None:
-        state = self.stack.pop()
-        if not isinstance(self.stack[-1], StandIn):
-            raise ValueError("gives a state to what takes none")
-        self.stack[-1].__setstate__(state)
+    try:
+        _check_opcodes(content)
+        return _Unpickler(content, source).load()
+    except DataError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{source}: not a pickle of plain data ({reason}). Copy or download it again.") from None
 
 
-class _Bounded:
-    """Reads from a file what is there, or raises EOFError: a length that a file declares is not memory yet."""
-
-    def __init__(self, file: BinaryIO):
-        self._file, self._reads = file, 0
-        start = file.tell()
-        self._end = file.seek(0, 2)
-        file.seek(start)
-
-    def read(self, size: int) -> bytes:
-        self._reads += 1
-        if size < 0 or self._reads > _MOST_READS:
-            raise ValueError("a length below zero" if size < 0 else "too many objects")
-        if size > _LARGE and size > self._end - self._file.tell():
-            raise EOFError("it ends too early")
-        data = self._file.read(size)
-        if len(data) < size:
-            raise EOFError("it ends too early")
-        return data
-
-    def skip(self, size: int) -> int:
-        start = self._file.tell()
-        if not 0 <= size <= self._end - start:
-            raise EOFError("it ends too early")
-        self._file.seek(start + size)
-        return start
-
-    def readline(self) -> bytes:
-        line = self._file.readline()
-        if not line.endswith(b"\n"):
-            raise EOFError("it ends too early")
-        return line
+def _check_opcodes(content: bytes) -> None:
+    """Raise ValueError for everything that could crash the C unpickler or make it allocate more than the file has."""
+    position = 0
+    for count in range(_MAX_OPCODES):
+        if position >= len(content):
+            raise ValueError("it ends too early")
+        opcode = _OPCODES.get(content[position])
+        if opcode is None:
+            raise ValueError(f"opcode 0x{content[position]:02x} does not belong in a data file")
+        if opcode.name == "STOP":
+            return
+        start = position + 1
+        size = opcode.arg.n if opcode.arg else 0
+        if size == pickletools.UP_TO_NEWLINE:
+            position = content.index(b"\n", start) + 1
+            if opcode.name == "GLOBAL":  # two lines
+                position = content.index(b"\n", position) + 1
+        elif size in _LENGTH_BYTES:
+            first = start + _LENGTH_BYTES[size]
+            position = first + int.from_bytes(content[start:first], "little")
+        else:
+            position = start + size
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            # The unpickler's memo is an array as long as its largest index.
+            argument = content[start:position]
+            index = int(argument) if opcode.name == "PUT" else int.from_bytes(argument, "little")
+            if index > count:
+                raise ValueError("a memo index is out of order")
+    raise ValueError("too many objects")
 
 
-# --- Stand-ins for what numpy writes into pickles.
+class _Unpickler(pickle.Unpickler):
+    """Calls stand-ins for functions of numpy and Python 2, and refuses all other functions and classes."""
+
+    def __init__(self, content: bytes, source: Path):
+        super().__init__(io.BytesIO(content), encoding="bytes")
+        self._source = source
+        self._encodable = len(content)  # characters; without a limit, one text could be encoded a million times
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in for the function or class that the file names."""
+        if (module, name) == ("_codecs", "encode"):
+            return self._encode
+        name_in_numpy_1 = f"{module}.{name}".replace("numpy._core.", "numpy.core.")
+        if name_in_numpy_1 in _STAND_INS:
+            return _STAND_INS[name_in_numpy_1]
+        raise DataError(
+            f"{self._source}: refused: the pickle references {f'{module}.{name}'[:100]!r}, which could execute code. "
+            f"Nothing was run. Download the file from its publisher."
+        )
+
+    def _encode(self, text: object, encoding: object) -> bytes:
+        """Return the bytes that Python 3 wrote for Python 2 as text of the 256 characters of Latin-1."""
+        if type(text) is not str or _text(encoding) not in ("latin1", "latin-1"):
+            raise ValueError("bytes in an unknown encoding")
+        self._encodable -= len(text)
+        if self._encodable < 0:
+            raise ValueError("more bytes than the file holds")
+        return text.encode("latin-1")
 
 
-class PickledDtype(StandIn):
-    """Stands for numpy.dtype, which is its `dtype`. The state has the byte order. Only numbers and booleans."""
+class _PickledDtype:
+    """Stands for numpy.dtype: numbers and booleans only."""
 
     def __init__(self, name: object, align: object = False, copy: object = False):
         name = _text(name)
         if name not in _DTYPES:
-            raise ValueError(f"an array of type {name[:20]!r}, and only those of numbers are read")
+            raise ValueError(f"an array of type {name[:20]!r}, which is not a number")
         self.dtype = np.dtype(name)
 
     def __setstate__(self, state: object) -> None:
+        """Take the byte order."""
         if type(state) is not tuple or len(state) < 5 or not state[2] is state[3] is state[4] is None:
-            raise ValueError("an array of fields, and only those of numbers are read")
+            raise ValueError("an array of fields, not of numbers")
         order = _text(state[1])
         if order not in ("<", ">", "|", "="):
             raise ValueError("an array of an unknown byte order")
         self.dtype = self.dtype.newbyteorder(order)
 
 
-class PickledArray(StandIn):
-    """Stands for a numpy array: `dtype`, `shape`, and `data`, whatever read_data gave for its bytes."""
+class PickledArray:
+    """Stands for a numpy array: `array`, read-only, and None until the file gives its content."""
 
-    dtype: np.dtype | None = None
-    shape: tuple[int, ...] = ()
-    fortran_order = False
-    data: Any = b""
+    array: np.ndarray | None = None
 
     def __setstate__(self, state: object) -> None:
+        """Take the content, whose length has to fit type and shape."""
         if type(state) is not tuple or len(state) != 5:
             raise ValueError("an array with a state of an unknown form")
-        _, shape, dtype, fortran_order, data = state
-        self.fill(data, dtype, shape, bool(fortran_order) if type(fortran_order) in (bool, int) else False)
-
-    def fill(self, data: Any, dtype: object, shape: object, fortran_order: bool) -> None:
-        """Takes the contents, whose length has to agree with type and shape."""
-        if not isinstance(dtype, PickledDtype):
-            raise ValueError("an array without a type")
-        whole = type(shape) is tuple and len(shape) <= 32
-        if not whole or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+        _, shape, dtype, is_fortran, data = state
+        if type(shape) is not tuple or not all(type(size) is int and 0 <= size < 2**63 for size in shape[:33]):
             raise ValueError("an array without a shape")
-        if isinstance(data, str | list | tuple | dict) or not hasattr(data, "__len__"):
-            raise ValueError("an array whose contents are no bytes")
-        if math.prod(shape) * dtype.dtype.itemsize != len(data):
-            raise ValueError("an array whose contents do not fill its shape")
-        self.dtype, self.shape, self.fortran_order, self.data = dtype.dtype, shape, fortran_order, data
-
-    def numpy(self) -> np.ndarray:
-        """The array, in its own type and not to be written to; ValueError if the file never gave its contents."""
-        if self.dtype is None:
-            raise ValueError("an array without contents")
-        return np.frombuffer(self.data, self.dtype).reshape(self.shape, order="F" if self.fortran_order else "C")
+        if not isinstance(dtype, _PickledDtype) or type(data) not in (bytes, bytearray):
+            raise ValueError("an array without type or content")
+        if len(shape) > 32 or math.prod(shape) * dtype.dtype.itemsize != len(data):
+            raise ValueError("an array whose content does not fill its shape")
+        values = np.frombuffer(memoryview(data).toreadonly(), dtype.dtype)
+        self.array = values.reshape(shape, order="F" if is_fortran else "C")
 
 
-def _ndarray(*arguments: object) -> None:
-    raise ValueError("makes an array of its own accord")
-
-
-def _reconstruct(kind: object, shape: object, typecode: object) -> PickledArray:
-    if kind is not _ndarray:
-        raise ValueError("an array of an unknown class")
-    return PickledArray()
-
-
-def _from_buffer(data: Any, dtype: object, shape: object, order: object) -> PickledArray:
+def _from_buffer(data: object, dtype: object, shape: object, order: object) -> PickledArray:
     array = PickledArray()
-    array.fill(data, dtype, shape, _text(order) == "F")
+    array.__setstate__((1, shape, dtype, _text(order) == "F", data))
     return array
 
 
 def _scalar(dtype: object, data: object) -> int | float | bool:
-    if not isinstance(dtype, PickledDtype) or type(data) is not bytes or len(data) != dtype.dtype.itemsize:
-        raise ValueError("a number whose bytes are missing")
+    if not isinstance(dtype, _PickledDtype) or type(data) is not bytes or len(data) != dtype.dtype.itemsize:
+        raise ValueError("a number without its bytes")
     return np.frombuffer(data, dtype.dtype)[0].item()
-
-
-def _encode(text: object, encoding: object) -> bytes:
-    """How Python 3 writes bytes so that Python 2 can read them: text of the 256 characters of Latin-1."""
-    if type(text) is not str or _text(encoding) not in ("latin1", "latin-1"):
-        raise ValueError("bytes in an unknown encoding")
-    return text.encode("latin-1")
-
-
-def _no_bytes() -> bytes:
-    """How Python 3 writes empty bytes for Python 2."""
-    return b""
 
 
 def _text(value: object) -> str:
     if type(value) is bytes:
         return value.decode("latin-1")
     if type(value) is not str:
-        raise ValueError("text is expected, and something else found")
+        raise ValueError("something else where text is expected")
     return value
 
 
-# numpy 1 and numpy 2 have the same functions in modules of different names.
-NUMPY_GLOBALS: Globals = {
-    ("numpy", "ndarray"): _ndarray,
-    ("numpy", "dtype"): PickledDtype,
-    ("_codecs", "encode"): _encode,
-    ("__builtin__", "bytes"): _no_bytes,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
+_STAND_INS = {
+    "numpy.ndarray": "the class of an array",  # the first argument of _reconstruct
+    "numpy.dtype": _PickledDtype,
+    "numpy.core.multiarray._reconstruct": lambda kind, shape, typecode: PickledArray(),
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy.core.numeric._frombuffer": _from_buffer,
+    "__builtin__.bytes": lambda: b"",  # how Python 3 writes empty bytes for Python 2
 }
