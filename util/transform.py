@@ -10,8 +10,6 @@ from torch.nn import functional as F
 
 from util.face import CROP_FROM, FACE_SIZE
 
-SIZE = FACE_SIZE
-RESIZED = CROP_FROM
 _LUMA = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue in a gray level (ITU-R BT.601)
 
 

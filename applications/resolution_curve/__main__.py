@@ -3,7 +3,7 @@
 python -m applications.resolution_curve --checkpoints HR=checkpoints_best/HRTRAIN_… LR=checkpoints_best/LRTRAIN_LRx4_… --plot curve.png
 python -m applications.resolution_curve --checkpoints checkpoints_best/HRTRAIN_… --SR_eval --sizes 112 56 28 14 --json curve.json
 python -m applications.resolution_curve --checkpoints RUN --val_data qmul=/sets/pairs.txt:/sets/faces --LR_oneside
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 

@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 from applications.super_resolution.faces import as_face
 from util.errors import RunError
+from util.face import FACE_SIZE
 from util.files import path_inside
 from util.image_io import NotAnImage, UnreadableImage, read_photo, write_image
 from util.image_tree import printable, unique_output_names, walk
 from util.super_resolution import enlarge
-from util.transform import SIZE, shrink
+from util.transform import shrink
 
 _FILES_AT_ONCE = 256
 _MAX_PIXELS = 512 * 512  # of an image to enlarge: a photograph could need more memory than there is
@@ -50,7 +51,7 @@ class Enlarger:
         if self.degrade:
             if height != width:
                 return f"{width}x{height} is not square, and --degrade shrinks square faces; align them first"
-            return shrink(as_face(image), SIZE // self.scale)
+            return shrink(as_face(image), FACE_SIZE // self.scale)
         if height * width > _MAX_PIXELS:
             return f"{width}x{height} are too many pixels to enlarge, {_MAX_PIXELS} at most; cut or shrink it"
         return image
@@ -58,7 +59,7 @@ class Enlarger:
     def __call__(self, images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         """Yield the enlarged images, (scale * h, scale * w, 3) RGB uint8 each. All `images` must have one shape."""
         height, width = images[0].shape[:2]
-        step = max(1, self.batch_size * SIZE * SIZE // (height * width))
+        step = max(1, self.batch_size * FACE_SIZE * FACE_SIZE // (height * width))
         for start in range(0, len(images), step):
             batch = torch.from_numpy(np.stack(images[start : start + step])).to(self.device)
             try:

@@ -13,9 +13,10 @@ from util.data.folder_index import IMAGE_SUFFIXES
 from util.data.loader import RECORDS, BatchDataset, Sample, TrainingImages, open_training_images
 from util.data.sampler import BatchIndices
 from util.errors import DataError
+from util.face import FACE_SIZE
 from util.files import read_bytes
 from util.pairs import load_pairs
-from util.transform import SIZE, shrink, train_crop
+from util.transform import shrink, train_crop
 
 _FIX = "Restore it or remove it."
 # Keep the random number streams of one seed apart.
@@ -26,7 +27,9 @@ _PATCH = 3
 
 def as_face(image: np.ndarray) -> np.ndarray:
     """Resize (S, S, 3) RGB uint8 to (112, 112, 3), bilinear like the other crops."""
-    return image if image.shape[0] == SIZE else cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
+    if image.shape[0] == FACE_SIZE:
+        return image
+    return cv2.resize(image, (FACE_SIZE, FACE_SIZE), interpolation=cv2.INTER_LINEAR)
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class PairDataset(BatchDataset):
         transform = self._augmentation
         assert isinstance(transform, PairTransform)
         high = made[0].numpy()
-        low = shrink(high, SIZE // transform.scale)
+        low = shrink(high, FACE_SIZE // transform.scale)
         if transform.patch is not None:
             rng = np.random.default_rng([self._seed, batch.epoch, batch.start, _PATCH])
             low, high = _cut_patches(low, high, transform, rng)

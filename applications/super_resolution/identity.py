@@ -8,16 +8,16 @@ from torch import nn
 
 from util.checkpoint.io import load_backbone
 from util.checkpoint.run_dir import find_network
-from util.transform import RESIZED, SIZE
+from util.face import CROP_FROM, FACE_SIZE
 
 _FLAG = "--identity_backbone"
 
 
 def crop_for_evaluation(images: torch.Tensor) -> torch.Tensor:
     """Crop (N, 3, S, S) float images to (N, 3, 112, 112) like util.transform.eval_crop, but differentiable."""
-    start = (RESIZED - SIZE) // 2
-    resized = F.interpolate(images, (RESIZED, RESIZED), mode="bilinear", align_corners=False)
-    return resized[:, :, start : start + SIZE, start : start + SIZE]
+    start = (CROP_FROM - FACE_SIZE) // 2
+    resized = F.interpolate(images, (CROP_FROM, CROP_FROM), mode="bilinear", align_corners=False)
+    return resized[:, :, start : start + FACE_SIZE, start : start + FACE_SIZE]
 
 
 class IdentityLoss(nn.Module):

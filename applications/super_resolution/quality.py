@@ -14,9 +14,10 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
+from util.face import FACE_SIZE
 from util.super_resolution import enlarge
 from util.training.log import image_grid
-from util.transform import SIZE, degrade, shrink
+from util.transform import degrade, shrink
 
 _EQUAL = 100.0  # dB for two equal images, instead of infinity
 _BLOCK = 64  # images at a time
@@ -78,8 +79,8 @@ class Validation:
         blocks = np.split(faces, range(_BLOCK, len(faces), _BLOCK))
         self._faces = faces
         self._batch_size = batch_size
-        self._low = np.concatenate([shrink(block, SIZE // scale) for block in blocks])
-        self._degraded = np.concatenate([degrade(block, SIZE // scale) for block in blocks])
+        self._low = np.concatenate([shrink(block, FACE_SIZE // scale) for block in blocks])
+        self._degraded = np.concatenate([degrade(block, FACE_SIZE // scale) for block in blocks])
         self.bicubic = measure(self._degraded, faces)
 
     def __len__(self) -> int:
@@ -99,7 +100,7 @@ class Validation:
 
     def _samples(self, enlarged: np.ndarray, columns: int = 8) -> np.ndarray:
         """Arrange four rows: the small faces with visible pixels, bicubic, the network's, the real faces."""
-        factor = SIZE // self._low.shape[1]
+        factor = FACE_SIZE // self._low.shape[1]
         pixels = self._low.repeat(factor, axis=1).repeat(factor, axis=2)
         rows = [images[:columns] for images in (pixels, self._degraded, enlarged, self._faces)]
         return image_grid(np.concatenate(rows), columns=len(rows[0]), color=255)

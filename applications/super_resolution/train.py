@@ -11,11 +11,7 @@ To keep the identity of faces for a recognition network, add --identity_weight 0
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from applications.super_resolution.settings import parse_train
 from util.errors import run_script

@@ -9,10 +9,7 @@ SOURCE/PERSON/IMAGE.jpg becomes OUT/PERSON/IMAGE.png. The same command continues
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from applications.super_resolution.settings import FACE, parse_upscale
 from util.errors import DataError, UsageError, run_script
