@@ -321,9 +321,9 @@ def test_a_resumed_run_keeps_its_verification_sets_unless_others_or_none_are_nam
     assert saved["val_data"] == ["own=my pairs.txt:/sets/faces", "lfw=/sets/lfw.bin"]
     resumed = parse_train(["--resume_dir=x"], inherit=lambda path: saved)
     assert resumed.named_pair_sets == {"own": ("my pairs.txt", "/sets/faces"), "lfw": ("/sets/lfw.bin", None)}
-    for words, names in ((["none"], []), (["b=x"], ["b"])):
+    for words, expected in ((["none"], []), (["b=x"], ["b"])):
         again = parse_train(["--resume_dir=x", "--val_data", *words], inherit=lambda path: saved)
-        assert list(again.named_pair_sets) == names
+        assert list(again.named_pair_sets) == expected
 
 
 def test_a_batch_is_cut_into_equal_parts():
