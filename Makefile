@@ -1,8 +1,10 @@
-# make demo: set up, draw faces, train on them, validate.   make test: set up, run the tests.   make lint: ruff.
+# make demo: set up, draw faces, train on them, validate.
+# make test: set up, run the tests; make test ARGS=tests/test_head.py runs a part of them.
+# make lint: set up, run ruff and mypy.
 
-# The first Python that bcolz has wheels for.
-PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
-	$$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$python && break; done)
+# The first Python from 3.11 to 3.14.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 
 .PHONY: demo test lint clean
@@ -13,14 +15,15 @@ demo: .venv/ready
 	$(BIN)/python validation.py --data_dir data/demo --gpu_num cpu --plot log/demo_roc.png
 
 test: .venv/ready-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ARGS)
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 .venv/ready: requirements.txt
-	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 is needed, and not found; name one: make PYTHON=/path/to/python3.12 ..."; exit 1; }
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 to 3.14 was not found. Name one: make PYTHON=/path/to/python3.13 ..."; exit 1; }
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
