@@ -16,7 +16,7 @@ from util.verification import contiguous_folds
 
 @pytest.fixture
 def small(tmp_path) -> Path:
-    """A set of two pairs, which ten folds cannot judge."""
+    """Write a set of two pairs, too few for ten folds."""
     path = tmp_path / "lfw"
     write_carray(path, [np.full((112, 112, 3), 10 * index, np.uint8) for index in range(4)], [True, False])
     return path
@@ -24,7 +24,7 @@ def small(tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def formats(tmp_path_factory, made_pairs) -> Path:
-    """The pairs of `made_pairs` as set.bin, LFW's list lfw.txt and the plain list plain.txt with images beside them."""
+    """Write `made_pairs` as set.bin, and as LFW's list lfw.txt and the plain list plain.txt with their images."""
     root = tmp_path_factory.mktemp("formats")
     _, images, issame = made_pairs
     encoded = [cv2.imencode(".png", image[:, :, ::-1])[1].tobytes() for image in images]
@@ -57,7 +57,7 @@ def test_every_format_gives_the_same_images(made_pairs, formats, file):
     np.testing.assert_array_equal(np.stack(list(iter_images(pairs))), made_pairs[1])
 
 
-def test_every_format_of_another_project_gives_the_same_images(shared):
+def test_formats_of_another_project_give_the_same_images(shared):
     folder = shared / "formats"
     expected = load_pairs(folder / "bin" / "pairs.txt", shared / "lfw" / "aligned_112")
     images = expected.images(0, 240)
@@ -71,7 +71,7 @@ def test_every_format_of_another_project_gives_the_same_images(shared):
     assert difference.mean() < 1  # as decoders may differ
 
 
-def test_a_set_of_bytes_is_told_from_a_list_by_what_is_in_it(tmp_path, formats):
+def test_the_content_tells_a_bin_from_a_list(tmp_path, formats):
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         content = pickle.loads((formats / "set.bin").read_bytes())
         for number, again in enumerate((content, list(content))):
@@ -81,17 +81,17 @@ def test_a_set_of_bytes_is_told_from_a_list_by_what_is_in_it(tmp_path, formats):
     assert len(load_pairs(tmp_path / "list.bin", formats)) == 23
 
 
-# --- The order of pairs.
+# The order of pairs.
 
 
-def test_an_order_that_ten_folds_can_judge_is_kept():
+def test_an_order_that_ten_folds_can_evaluate_is_kept():
     issame = np.tile(np.arange(60) < 30, 10)
     np.testing.assert_array_equal(interleaved_order(issame), np.arange(600))
 
 
 @pytest.mark.parametrize("same", [10, 11, 19, 20, 37, 300])
 @pytest.mark.parametrize("different", [10, 12, 25, 99, 300])
-def test_each_tenth_gets_the_same_share_of_both_kinds(same, different):
+def test_each_fold_gets_the_same_number_of_both_kinds(same, different):
     issame = np.arange(same + different) < same
     order = interleaved_order(issame)
     assert sorted(order) == list(range(same + different))
@@ -119,7 +119,7 @@ def test_too_few_of_a_kind_are_an_error(same, different, rule):
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 8), (1, 2), (1, 7), (2, 5), (7, 8)])
-def test_chosen_pairs_are_those_of_the_other_set(made_pairs, start, stop):
+def test_pair_subset_has_the_chosen_pairs(made_pairs, start, stop):
     path, images, issame = made_pairs
     order = np.array([7, 2, 2, 22])
     pairs = PairSubset(load_pairs(path), order)
@@ -129,10 +129,10 @@ def test_chosen_pairs_are_those_of_the_other_set(made_pairs, start, stop):
     np.testing.assert_array_equal(pairs.images(start, stop), expected[start:stop])
 
 
-# --- Where sets are found.
+# Where sets are found.
 
 
-def test_sets_are_found_where_the_older_toolkit_lays_them(tmp_path, made_pairs):
+def test_sets_are_found_where_the_older_toolkit_has_them(tmp_path, made_pairs):
     places = {"LFW": "lfw_align_112/lfw", "CFP_FF": "cfp_align_112/cfp_ff", "CFP_FP": "cfp_align_112/cfp_fp"}
     for place in places.values():
         copy_set(made_pairs[0], tmp_path / "data" / place)
@@ -156,13 +156,13 @@ def test_agedb_is_found_in_each_of_its_places(tmp_path, made_pairs, place):
     np.testing.assert_array_equal(found[0].images(3, 4), made_pairs[1][3:4])
 
 
-def test_a_set_that_ten_folds_cannot_judge_is_named_when_it_is_found(tmp_path, small):
+def test_a_set_too_small_for_ten_folds_is_named(tmp_path, small):
     copy_set(small, tmp_path / "agedb_30")
     with pytest.raises(DataError, match=r"agedb_30: 2 pairs cannot be cut into 10 folds"):
         find_pair_sets(tmp_path)
 
 
-def test_no_sets_are_no_error_but_a_broken_one_is(tmp_path, small):
+def test_no_sets_are_no_error_but_a_broken_set_is(tmp_path, small):
     assert find_pair_sets(tmp_path / "data") == ([], ["LFW", "CFP_FF", "CFP_FP", "AgeDB"])
     copy_set(small, tmp_path / "data" / "lfw_align_112" / "lfw")
     (tmp_path / "data" / "lfw_align_112" / "lfw_list.npy").unlink()
@@ -178,7 +178,7 @@ def test_bins_of_insightface_are_found_in_the_data_folder(tmp_path, formats):
     assert missing == ["CFP_FF", "CFP_FP"]
 
 
-def test_named_sets_come_after_those_found_in_their_order(tmp_path, made_pairs, formats):
+def test_extra_sets_come_last_in_their_order(tmp_path, made_pairs, formats):
     copy_set(made_pairs[0], tmp_path / "agedb_30")
     named = {"z": (str(formats / "set.bin"), None), "a.b-c": (str(formats / "plain.txt"), None)}
     found, missing = find_pair_sets(tmp_path, named)
@@ -186,7 +186,7 @@ def test_named_sets_come_after_those_found_in_their_order(tmp_path, made_pairs, 
     assert missing == ["LFW", "CFP_FF", "CFP_FP"]
 
 
-def test_a_named_set_takes_the_place_of_one_in_the_data_folder(tmp_path, made_pairs, formats):
+def test_an_extra_set_replaces_a_set_in_the_data_folder(tmp_path, made_pairs, formats):
     copy_set(made_pairs[0], tmp_path / "lfw_align_112" / "lfw")
     copy_set(made_pairs[0], tmp_path / "agedb_30")
     (tmp_path / "lfw_align_112" / "lfw_list.npy").unlink()  # it is not even opened
@@ -195,12 +195,12 @@ def test_a_named_set_takes_the_place_of_one_in_the_data_folder(tmp_path, made_pa
     assert missing == ["CFP_FF", "CFP_FP"]
 
 
-def test_nothing_is_missing_where_only_named_sets_are_wanted(tmp_path, formats):
+def test_nothing_is_missing_if_there_are_only_extra_sets(tmp_path, formats):
     found, missing = find_pair_sets(tmp_path / "none", {"own": (str(formats / "lfw.txt"), str(formats))})
     assert ([pairs.name for pairs in found], missing) == (["own"], [])
 
 
-def test_a_named_set_that_is_not_there_or_cannot_be_judged_is_an_error(tmp_path, small):
+def test_a_missing_or_unusable_extra_set_is_an_error(tmp_path, small):
     with pytest.raises(DataError, match="nowhere: no such verification set"):
         find_pair_sets(tmp_path / "data", {"own": (str(tmp_path / "nowhere"), None)})
     with pytest.raises(DataError, match="lfw: 2 pairs cannot be cut into 10 folds"):
@@ -208,7 +208,7 @@ def test_a_named_set_that_is_not_there_or_cannot_be_judged_is_an_error(tmp_path,
 
 
 @pytest.mark.parametrize("kind", ["carray", "bin", "list"])
-def test_a_set_in_blocks_is_put_in_order_and_this_is_said(tmp_path, formats, made_pairs, capsys, kind):
+def test_a_set_in_blocks_is_interleaved_and_logged(tmp_path, formats, made_pairs, capsys, kind):
     _, images, issame = made_pairs
     blocks = np.argsort(~issame, kind="stable")  # all same pairs, then all different ones
     ordered = np.stack(list(iter_images(PairSubset(load_pairs(formats / "set.bin"), blocks))))
@@ -221,7 +221,9 @@ def test_a_set_in_blocks_is_put_in_order_and_this_is_said(tmp_path, formats, mad
         (tmp_path / "set").write_text("".join(lines[pair] for pair in blocks))
     assert load_pairs(tmp_path / "set", formats).issame.tolist() == issame[blocks].tolist()
     (pairs,), _ = find_pair_sets(tmp_path / "data", {"own": (str(tmp_path / "set"), str(formats))})
-    assert capsys.readouterr().out.startswith("own: cut in ten as it stands, some parts have only same or only diff")
+    assert capsys.readouterr().out.startswith(
+        "own: some of the ten folds would contain only positive or only negative pairs"
+    )
     contiguous_folds(pairs.issame, 10)
     order = blocks[interleaved_order(issame[blocks])]
     np.testing.assert_array_equal(pairs.images(0, 46), images.reshape(23, 2, 112, 112, 3)[order].reshape(images.shape))

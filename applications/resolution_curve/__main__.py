@@ -1,7 +1,7 @@
 """Measure verification accuracy at several resolutions, for one or more networks. From the repository root:
 
-python -m applications.resolution_curve --checkpoints HR=checkpoints_best/HRTRAIN_… LR=checkpoints_best/LRTRAIN_LRx4_… --plot curve.png
-python -m applications.resolution_curve --checkpoints checkpoints_best/HRTRAIN_… --SR_eval --sizes 112 56 28 14 --json curve.json
+python -m applications.resolution_curve --checkpoints HR=RUN_1 LR=RUN_2 --plot curve.png
+python -m applications.resolution_curve --checkpoints RUN --SR_eval --sizes 112 56 28 14 --json curve.json
 python -m applications.resolution_curve --checkpoints RUN --val_data qmul=/sets/pairs.txt:/sets/faces --LR_oneside
 """
 

@@ -68,7 +68,7 @@ class CarrayPairs:
         bgr = self._read(start, stop)  # (n, 3, 112, 112) float32 in [-1, 1]
         pixels = np.empty((len(bgr), FACE_SIZE, FACE_SIZE, 3), np.uint8)
         for target, image in zip(pixels, bgr, strict=True):
-            target[:] = cv2.merge(_to_uint8(image)[::-1])  # planes in the order R, G, B
+            target[:] = cv2.merge(list(_to_uint8(image)[::-1]))  # planes in the order R, G, B
         return pixels
 
     def _read(self, start: int, stop: int) -> np.ndarray:
@@ -130,7 +130,7 @@ class CarrayPairs:
 def _to_uint8(image: np.ndarray) -> np.ndarray:
     """Round (3, S, S) float32 in [-1, 1] to uint8 in one pass: ten times as fast as the same steps in numpy."""
     flat = image.reshape(-1, image.shape[-1])
-    return cv2.addWeighted(flat, 127.5, flat, 0, 127.5, dtype=cv2.CV_8U).reshape(image.shape)
+    return cv2.addWeighted(src1=flat, alpha=127.5, src2=flat, beta=0, gamma=127.5, dtype=cv2.CV_8U).reshape(image.shape)
 
 
 def write_carray(path: str | Path, images: Iterable[np.ndarray], issame: Iterable[bool]) -> None:
@@ -159,7 +159,7 @@ def write_carray(path: str | Path, images: Iterable[np.ndarray], issame: Iterabl
             bgr = image[:, :, ::-1].transpose(2, 0, 1).astype(np.float32, order="C")
             buffer = blosc.compress(
                 (bgr - 127.5) / 127.5,
-                cname=_COMPRESSION["cname"].encode(),
+                cname=str(_COMPRESSION["cname"]).encode(),
                 clevel=_COMPRESSION["clevel"],
                 shuffle=_COMPRESSION["shuffle"],
             )

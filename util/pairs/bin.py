@@ -17,7 +17,7 @@ from util.pairs.pickles import PickledArray, load_pickle
 
 
 class BinPairs:
-    """A .bin of InsightFace, kept in memory as it is in the file: most sets have 60 to 90 MB.
+    """A .bin of InsightFace. The encoded images stay in memory: 60 to 90 MB for most sets.
 
     Raises DataError at opening if the file is not such a set, or its first or last image cannot be decoded.
     """

@@ -126,7 +126,7 @@ class _PickledDtype:
         order = _text(state[1])
         if order not in ("<", ">", "|", "="):
             raise ValueError("an array of an unknown byte order")
-        self.dtype = self.dtype.newbyteorder(order)
+        self.dtype = self.dtype.newbyteorder(order)  # type: ignore[arg-type]
 
 
 class PickledArray:
