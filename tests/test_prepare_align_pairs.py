@@ -400,7 +400,7 @@ def test_pairs_alignment_flags_need_align(own_list, tmp_path):
 
 
 def test_pairs_refuses_photographs_without_align(own_list, tmp_path):
-    with pytest.raises(DataError, match=r"250x250 pixels, and a verification set holds aligned faces of 112x112"):
+    with pytest.raises(DataError, match=r"250x250 pixels, but a verification set holds aligned faces of 112x112"):
         run_pairs(own_list, tmp_path / "photos", tmp_path / "sets" / "own")
     assert list((tmp_path / "sets").iterdir()) == []
 

@@ -62,7 +62,7 @@ def test_bin_refuses_other_files_and_other_sets(tmp_path):
     (tmp_path / "list.txt").write_text("a b 1\n")
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((112, 112, 3), np.uint8))
     shutil.copy(tmp_path / "a.png", tmp_path / "b.png")
-    with pytest.raises(DataError, match=r"list\.txt: not a \.bin of InsightFace; .*prepare\.pairs"):
+    with pytest.raises(DataError, match=r"list\.txt: not a \.bin of InsightFace\. .*prepare\.pairs"):
         prepare_bin.main([str(tmp_path / "list.txt"), *out])
     prepare_bin.main([str(tmp_path / "own.bin"), *out])
     write_bin(tmp_path / "own.bin", [False, True] * 10)
