@@ -18,8 +18,8 @@ from util.cli.types import (
     SET_NAMES,
     integer,
     integers,
-    named_pair_sets,
     number,
+    pair_set_paths,
     to_gpus,
     to_pair_sets,
     to_path,
@@ -139,9 +139,9 @@ class Config(Settings):
         return self.sr_checkpoint_dir or self.best_checkpoint_dir
 
     @property
-    def named_pair_sets(self) -> dict[str, tuple[str, str | None]]:
+    def pair_set_paths(self) -> dict[str, tuple[str, str | None]]:
         """Return `val_data` as {name: (path, folder of the images or None)} for find_pair_sets."""
-        return named_pair_sets(self.val_data)
+        return pair_set_paths(self.val_data)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,7 @@ def evaluate_checkpoint(file: Path, config: ValidationConfig, devices: list[torc
     logger.info(f"validating {file} ({name})")
 
     # Verification sets.
-    pair_sets, missing = find_pair_sets(config.data_dir, config.named_pair_sets)
+    pair_sets, missing = find_pair_sets(config.data_dir, config.pair_set_paths)
     if not pair_sets:
         places = ", ".join(places[0] for places in VERIFICATION_SETS.values())
         raise DataError(

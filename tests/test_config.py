@@ -270,7 +270,7 @@ def test_verification_sets_are_named_in_every_form(parse, words, expected, monke
     monkeypatch.setenv("HOME", "/home/someone")
     for argv in (["--val_data", *words], ["--val_data", "=", *words], [f"--val_data={words[0]}", *words[1:]]):
         parsed = parse([*argv, "--LR_eval"])
-        assert parsed.named_pair_sets == expected and list(parsed.named_pair_sets) == list(expected)
+        assert parsed.pair_set_paths == expected and list(parsed.pair_set_paths) == list(expected)
         assert parsed.LR_eval
 
 
@@ -286,7 +286,7 @@ def test_verification_sets_are_named_in_every_form(parse, words, expected, monke
     ],
 )
 def test_verification_sets_in_a_file_are_a_mapping_or_a_list(write, line, expected):
-    assert {name: path for name, (path, _) in parse_train(write(line)).named_pair_sets.items()} == expected
+    assert {name: path for name, (path, _) in parse_train(write(line)).pair_set_paths.items()} == expected
 
 
 @pytest.mark.parametrize(
@@ -320,10 +320,10 @@ def test_a_resumed_run_keeps_its_verification_sets_unless_others_or_none_are_nam
     saved = parse_train(["--val_data", "own=my pairs.txt:/sets/faces", "/sets/lfw.bin"]).as_dict()
     assert saved["val_data"] == ["own=my pairs.txt:/sets/faces", "lfw=/sets/lfw.bin"]
     resumed = parse_train(["--resume_dir=x"], inherit=lambda path: saved)
-    assert resumed.named_pair_sets == {"own": ("my pairs.txt", "/sets/faces"), "lfw": ("/sets/lfw.bin", None)}
+    assert resumed.pair_set_paths == {"own": ("my pairs.txt", "/sets/faces"), "lfw": ("/sets/lfw.bin", None)}
     for words, expected in ((["none"], []), (["b=x"], ["b"])):
         again = parse_train(["--resume_dir=x", "--val_data", *words], inherit=lambda path: saved)
-        assert list(again.named_pair_sets) == expected
+        assert list(again.pair_set_paths) == expected
 
 
 def test_a_batch_is_cut_into_equal_parts():

@@ -109,7 +109,7 @@ def test_path_inside_refuses_names_that_lead_out(tmp_path, name):
     with pytest.raises(
         DataError, match=f"^pairs.txt: {os.path.normpath(name)}: would be written into {folder}, but"
     ) as raised:
-        path_inside(folder, name, named_in="pairs.txt")
+        path_inside(folder, name, list_file="pairs.txt")
     assert "\n" not in str(raised.value)
 
 

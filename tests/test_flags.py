@@ -1,5 +1,6 @@
 """Command lines and files of settings, good and bad: most of them with the settings of train.py as the example."""
 
+import re
 from dataclasses import FrozenInstanceError, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -311,7 +312,7 @@ def test_help_lists_every_flag_with_its_default_in_groups(parse, kind, argv, cap
     assert ended.value.code == 0
     text = capsys.readouterr().out
     for name in [setting.name for setting in fields(kind)] + ["config", "print_config", "debug"]:
-        assert f"--{name} " in text
+        assert re.search(rf"--{name}[ ,]", text)
     assert "Where things are:" in text and "Machine:" in text and "(default: ./data)" in text
     assert max(map(len, text.splitlines())) <= 110
 
@@ -385,7 +386,8 @@ def test_sections_of_help_stand_in_the_order_asked_for_and_empty_ones_are_left_o
     sections = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert sections == ["Pen:", "Paper:", "Unused:", "Command line only:"]
     assert text.startswith("usage: python draw.py [--flag value | --flag=value] ...\n")
-    for part in ("--size N, --side N, --width N", "100% of them", "(default: the screen)", "(default: nothing)"):
+    assert re.search("--size( N)?, --side( N)?, --width N", text)  # Python 3.13 writes the value once
+    for part in ("100% of them", "(default: the screen)", "(default: nothing)"):
         assert part in text
     assert "thin, thick (default: thin)" in text
 

@@ -1,4 +1,4 @@
-"""Pickles of data are loaded; pickles that would run something are refused, and nothing is run."""
+"""Pickles of data are read, and those that would run something are refused with nothing run."""
 
 import array
 import codecs
@@ -7,7 +7,6 @@ import functools
 import os
 import pickle
 import subprocess
-import sys
 import time
 import tracemalloc
 from collections import OrderedDict
@@ -17,20 +16,20 @@ import numpy as np
 import pytest
 
 from util.errors import DataError
-from util.pairs.pickles import _ALLOWED, _OPCODES, PickledArray, load_pickle
+from util.pairs.pickles import _NAMES, _OPCODES, PickledArray, load_plain_pickle
 
 SOURCE = Path("set.bin")
-# What numpy writes for an array of two bytes, up to its state; and how it writes the dtype u1.
+# What numpy writes for an array of two bytes, up to its state; and the dtype u1 as it stands in it.
 RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tC\x01btR"
 U1 = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR"
 
 
 def read(content: bytes):
-    return load_pickle(content, SOURCE)
+    return load_plain_pickle(content, SOURCE)
 
 
 def refusal(content: bytes) -> str:
-    """Return the one line of the error that reading `content` ends in."""
+    """The one line that reading `content` ends in."""
     with pytest.raises(DataError) as caught:
         read(content)
     message = str(caught.value)
@@ -39,7 +38,7 @@ def refusal(content: bytes) -> str:
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_plain_data_is_read_in_every_protocol(protocol):
+def test_pickles_plain_data_is_read_in_every_protocol(protocol):
     long = bytes(range(256)) * 20
     same = [1, "a"]
     value = [
@@ -78,7 +77,7 @@ def test_plain_data_is_read_in_every_protocol(protocol):
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("dtype", ["u1", "b1", "<i8", ">i2", "<f4", ">f8", "f2", "u8"])
-def test_arrays_of_numbers_are_read_in_every_protocol(protocol, dtype):
+def test_pickles_arrays_of_numbers_are_read_in_every_protocol(protocol, dtype):
     numbers = (np.arange(24) % 2 if dtype == "b1" else np.arange(24)).astype(dtype).reshape(2, 3, 4)
     values = [numbers, np.asfortranarray(numbers), numbers[:0], numbers[:1, :1, :1].reshape(()), numbers[1]]
     for read_again, value in zip(read(pickle.dumps(values, protocol)), values, strict=True):
@@ -89,14 +88,14 @@ def test_arrays_of_numbers_are_read_in_every_protocol(protocol, dtype):
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_numpy_scalars_become_python_numbers(protocol):
+def test_pickles_numbers_of_numpy_become_those_of_python(protocol):
     values = [np.bool_(True), np.bool_(False), np.float32(0.5), np.int64(-7), np.uint8(200)]
     again = read(pickle.dumps(values, protocol))
     assert again == [True, False, 0.5, -7, 200]
     assert [type(value) for value in again] == [bool, bool, float, int, int]
 
 
-def test_numpy_1_and_text_of_python_2_are_read():
+def test_pickles_of_numpy_1_and_python_2_are_read():
     content = b"(l" + RECONSTRUCT + b"(K\x01(K\x02t" + U1 + b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     content += b"I00\nU\x02\x07\x08tbaU\x04JPEGaT\x02\x00\x00\x00ab" + b"aI01\na."
     values = read(content)
@@ -104,11 +103,11 @@ def test_numpy_1_and_text_of_python_2_are_read():
     assert values[1:] == [b"JPEG", b"ab", True]
 
 
-# Files that would run something.
+# --- Files that would run something.
 
 
 class Reduced:
-    """An object whose pickle is a call of `function`: the start of every such attack."""
+    """Pickles itself as a call of `function`, the way every such attack begins."""
 
     def __init__(self, function, *arguments):
         self.call = (function, arguments)
@@ -129,7 +128,6 @@ GADGETS = {
     "map": lambda marker: Reduced(list, Reduced(map, os.system, [f"touch {marker}"])),
     "codecs": lambda marker: Reduced(codecs.decode, b"x", "rot13"),
     "object array": lambda marker: np.array([Reduced(os.system, f"touch {marker}"), None], object),
-    "dict": lambda marker: {"a": 1},
     "in a tuple in a dict": lambda marker: {"a": (1, [Reduced(os.system, f"touch {marker}")])},
     "OrderedDict": lambda marker: OrderedDict(a=1),
     "array.array": lambda marker: array.array("i", [1]),
@@ -139,6 +137,7 @@ GADGETS = {
     "structured array": lambda marker: np.zeros(2, [("a", "u1"), ("b", "O")]),
     "array of text": lambda marker: np.array(["a"]),
     "array of dates": lambda marker: np.array(["2024-01-01"], "M8[D]"),
+    "dict": lambda marker: {"a": 1},
     "set": lambda marker: {1, 2},
     "frozenset": lambda marker: frozenset([1]),
     "bytearray's class": lambda marker: bytearray,
@@ -148,19 +147,19 @@ GADGETS = {
 
 @pytest.mark.parametrize("protocol", [0, 2, 3, 4, 5])
 @pytest.mark.parametrize("name", GADGETS)
-def test_a_call_is_refused_and_nothing_is_run(tmp_path, name, protocol):
+def test_pickles_that_call_functions_are_refused_unrun(tmp_path, name, protocol):
     marker = tmp_path / "was_run"
     assert refusal(pickle.dumps([GADGETS[name](marker)], protocol))
     assert not marker.exists()
 
 
-def test_the_error_has_the_refused_name_and_the_fix():
+def test_pickles_refusal_has_the_name_and_the_remedy():
     message = refusal(pickle.dumps(Reduced(os.system, "true")))
     assert "'posix.system'" in message or "'nt.system'" in message
-    assert "Nothing was run." in message and message.endswith("Download the file from its publisher.")
+    assert "Nothing was run" in message and "Take the file from its publisher" in message
 
 
-def test_control_characters_of_a_name_are_escaped():
+def test_pickles_refused_name_cannot_play_with_the_terminal():
     message = refusal(b"c" + b"\x1b[2J" * 1000 + b"\nsystem\n.")
     assert "\x1b" not in message and r"\x1b[2J" in message
 
@@ -174,6 +173,7 @@ def test_control_characters_of_a_name_are_escaped():
         b"(cposix\nsystem\nS'true'\no.",  # OBJ
         b"(cnumpy\ndtype\nU\x02u1o.",
         b"cnumpy\ndtype\n(U\x02u1t}\x92.",  # NEWOBJ_EX
+        b"cnumpy\ndtype\n(U\x02u1t\x81.",  # NEWOBJ
         b"cnumpy.core.multiarray\nndarray.tofile\n.",
         b"\x80\x04\x8c\x05numpy\x8c\x10ndarray.__class__\x93.",
         b"\x80\x04\x8c\x05numpyK\x01\x93.",  # a name that is no text
@@ -184,8 +184,6 @@ def test_control_characters_of_a_name_are_escaped():
         b"cnumpy\ndtype\n(U\x02O8tR.",
         b"cnumpy\ndtype\n(ltR.",
         b"cnumpy\nndarray\n(K\x00tR.",
-        b"cnumpy\nndarray\n(K\x01\x85N\x8c\x04datatR.",
-        b"cnumpy.core.multiarray\n_reconstruct\n)R.",
         b"P1\n.",  # PERSID
         b"K\x01Q.",  # BINPERSID
         b"\x97.",  # NEXT_BUFFER
@@ -196,15 +194,15 @@ def test_control_characters_of_a_name_are_escaped():
         b"c_codecs\nencode\n(U\x01aVlatin1\ntR.",
     ],
 )
-def test_streams_made_by_hand_are_refused(content):
+def test_pickles_streams_made_by_hand_are_refused(content):
     assert refusal(content)
 
 
 @pytest.mark.parametrize("opcode", [b"\x82\x01", b"\x83\x01\x00", b"\x84\x01\x00\x00\x00"])
-def test_registered_extension_codes_are_refused(opcode):
+def test_pickles_with_registered_extensions_are_refused(opcode):
     copyreg.add_extension("os", "getcwd", 1)
     try:
-        assert "does not belong in a data file" in refusal(opcode + b")R.")
+        assert "is not allowed" in refusal(opcode + b")R.")
     finally:
         copyreg.remove_extension("os", "getcwd", 1)
 
@@ -214,7 +212,10 @@ def test_registered_extension_codes_are_refused(opcode):
     [
         b"cnumpy\ndtype\n}U\x05dtypeK\x01sb.",  # gives a state to the class itself
         b"cnumpy\ndtype\n(N}U\x05dtypeK\x01stb.",
+        b"cnumpy\nndarray\n(K\x01K\x02tb.",
+        b"c_codecs\nencode\n(K\x01K\x02tb.",
         b"]}b.",
+        b"])b.",
         b"K\x01}b.",
         U1 + b"}U\x01aK\x01sb.",
         U1 + b")b.",
@@ -231,32 +232,33 @@ def test_registered_extension_codes_are_refused(opcode):
         RECONSTRUCT + b"(K\x01(L4611686018427387904L\nK\x04t" + U1 + b"I00\nU\x00tb.",
         RECONSTRUCT + b"(K\x01]" + U1 + b"I00\nU\x02abtb.",
         RECONSTRUCT + b"(K\x01(]t" + U1 + b"I00\nU\x02abtb.",
+        b"cnumpy.core.multiarray\n_reconstruct\n(c_codecs\nencode\n(K\x00tC\x01btR.",
         b"cnumpy.core.multiarray\nscalar\n(" + U1 + b"U\x02abtR.",
         b"cnumpy.core.multiarray\nscalar\n(U\x02u1U\x01atR.",
     ],
 )
-def test_arrays_in_an_unexpected_state_are_refused(content):
+def test_pickles_with_crafted_array_states_are_refused(content):
     assert "not a pickle of plain data" in refusal(content)
-    assert PickledArray.array is None
+    assert PickledArray().array is None and not hasattr(PickledArray, "a")
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_file_cut_short_anywhere_is_refused(protocol):
-    content = pickle.dumps([b"a" * 300, "b" * 300, np.arange(5), True, (1, 1.5), 2**80], protocol)
+def test_pickles_file_cut_short_anywhere_is_refused(protocol):
+    content = pickle.dumps([b"a" * 300, "b" * 300, np.arange(5), True, (1.5,), 2**80], protocol)
     for end in range(len(content)):
         assert refusal(content[:end])
 
 
-def test_garbage_is_refused():
+def test_pickles_garbage_is_refused():
     rng = np.random.default_rng(3)
     for size in (1, 2, 10, 100, 1000) * 100:
         assert refusal(rng.bytes(size))
 
 
-def test_a_damaged_file_is_read_or_refused():
+def test_pickles_damaged_are_read_or_refused():
     rng = np.random.default_rng(4)
     for protocol in (0, 2, 4):
-        whole = pickle.dumps([b"a" * 300, np.arange(5), True, "text", (1, (1, 2))], protocol)
+        whole = pickle.dumps([b"a" * 300, np.arange(5), True, "text", [(1, 2)]], protocol)
         for _ in range(500):
             damaged = bytearray(whole)
             damaged[rng.integers(len(damaged))] = rng.integers(256)
@@ -282,12 +284,12 @@ def test_a_damaged_file_is_read_or_refused():
         b"\x95" + b"\xff" * 8,
     ],
 )
-def test_a_huge_declared_length_takes_no_memory(content):
+def test_pickles_huge_declared_length_takes_no_memory(content):
     assert refusal(content + b"abc.")
 
 
-def test_deep_nesting_is_refused_or_read_and_ends():
-    assert "MARK" in refusal(b"(" * 100_000 + b".")
+def test_pickles_deep_nesting_is_refused_or_read_and_ends():
+    assert refusal(b"(" * 100_000 + b".")
     deep = read(b"]" * 100_000 + b"a" * 99_999 + b".")
     depth = 0
     while deep:
@@ -296,73 +298,23 @@ def test_deep_nesting_is_refused_or_read_and_ends():
     assert read(b")" + b"\x85" * 100_000 + b".")
 
 
-@pytest.mark.parametrize("use", [b"}(%bK\x01u.", b"}%bK\x01s.", b"(%bK\x01d.", b"\x8f(%b\x90.", b"(%b\x91."])
-def test_deep_keys_are_refused(use):
-    """Hashing such a key would end the process."""
-    assert "does not belong" in refusal(use.replace(b"%b", b")" + b"\x85" * 1_000_000))
+@pytest.mark.parametrize("use", [b"}(%bK\x01u.", b"}%bK\x01s.", b"(%bK\x01d."])
+def test_pickles_with_a_deep_key_are_refused(use):
+    assert "is not allowed" in refusal(use.replace(b"%b", b")" + b"\x85" * 1_000_000))
 
 
-def test_deep_names_are_refused():
+def test_pickles_with_a_deep_name_are_refused():
     deep = b")" + b"\x85" * 1_000_000
     assert refusal(b"cnumpy\ndtype\n(" + deep + b"tR.")
     assert refusal(b"\x8c\x05numpy" + deep + b"\x93.")
-    assert refusal(RECONSTRUCT + b"(K\x01(" + deep + b"t" + U1 + b"I00\nU\x02abtb.")
-    assert refusal(RECONSTRUCT + b"(K\x01(K\x02tN" + deep + b"U\x02abtb.")
 
 
-def test_too_many_objects_are_refused(monkeypatch):
+def test_pickles_with_too_many_opcodes_are_refused(monkeypatch):
     monkeypatch.setattr("util.pairs.pickles._MAX_OPCODES", 1000)
     assert "too many objects" in refusal(b"]" * 2000 + b".")
 
 
-@pytest.mark.parametrize("index", [2**31, 2**31 - 1, 2**32 - 1, 10_000_000, 2])
-def test_memo_indices_out_of_order_are_refused(index):
-    """The C unpickler would allocate a memo of that many entries."""
-    assert "out of order" in refusal(b"]r" + index.to_bytes(4, "little") + b".")
-    assert "out of order" in refusal(b"]p%d\n." % index)
-
-
-def test_encoding_one_text_many_times_takes_no_memory():
-    text = b"x" * 100_000
-    start = b"X" + len(text).to_bytes(4, "little") + text + b"q\x00c_codecs\nencode\nq\x01Vlatin1\nq\x02"
-    content = b"(" + start + b"h\x01h\x00h\x02\x86R" * 10_000 + b"t."
-    tracemalloc.start()
-    try:
-        assert "more bytes than the file holds" in refusal(content)
-        assert tracemalloc.get_traced_memory()[1] < 20_000_000
-    finally:
-        tracemalloc.stop()
-
-
-def test_hostile_files_end_in_bounded_memory(tmp_path):
-    """Each in a process of its own that has 2 GB of address space: a crash or a large allocation shows here."""
-    deep = b")" + b"\x85" * 1_000_000
-    contents = [
-        b"]" * 1_000_000 + b".",
-        deep + b".",
-        b"]r\xff\xff\xff\x7f.",
-        b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f].",
-        b"\x8e" + b"\xff" * 7 + b"\x7f.",
-        b"\x96" + b"\xff" * 4 + b"\x00" * 4 + b".",
-        RECONSTRUCT + b"(K\x01" + deep + U1 + b"I00\nU\x02abtb.",
-        RECONSTRUCT + b"(K\x01(" + (b"\x8b\xff\xff\x00\x00" + b"\x7f" * 65_535) * 32 + b"t" + U1 + b"I00\nU\x02abtb.",
-    ]
-    program = (
-        "import resource, sys; from pathlib import Path; from util.pairs.pickles import load_pickle\n"
-        "from util.errors import DataError\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))\n"
-        "try: load_pickle(Path(sys.argv[1]).read_bytes(), Path('set.bin'))\n"
-        "except DataError as error: print(error)\n"
-        "else: print('read')"
-    )
-    for number, content in enumerate(contents):
-        (tmp_path / "file").write_bytes(content)
-        done = subprocess.run([sys.executable, "-c", program, tmp_path / "file"], capture_output=True, text=True)
-        assert done.returncode == 0, (number, done.stderr)
-        assert done.stdout.count("\n") == 1
-
-
-def test_numbers_of_a_million_digits_are_refused_at_once():
+def test_pickles_numbers_of_a_million_digits_are_refused_at_once():
     started = time.perf_counter()
     assert refusal(b"I" + b"9" * 1_000_000 + b"\n.")
     assert refusal(b"L" + b"9" * 1_000_000 + b"L\n.")
@@ -370,16 +322,43 @@ def test_numbers_of_a_million_digits_are_refused_at_once():
 
 
 @pytest.mark.parametrize("content", [b"h\x05.", b"g5\n.", b"j\x05\x00\x00\x00.", b"p-1\n.", b"q\x01.", b"\x94."])
-def test_memo_entries_that_are_not_there_are_refused(content):
+def test_pickles_memo_entries_that_are_not_there_are_refused(content):
     assert refusal(content)
 
 
-def test_a_list_that_contains_itself_ends():
+@pytest.mark.parametrize(
+    "put", [b"r\xff\xff\xff\x7f", b"r\xff\xff\xff\xff", b"p2147483647\n", b"p99999999999999999999\n"]
+)
+def test_pickles_huge_memo_index_takes_no_memory(put):
+    assert "a memo index is too high" in refusal(b"]" + put + b".")
+
+
+@pytest.mark.parametrize("inside", [b"]", b"X\x05\x00", b"X\x05\x00\x00\x00ab", b"c_co"])
+def test_pickles_an_opcode_across_the_end_of_a_frame_is_read(inside):
+    rest = {b"]": b"", b"X\x05\x00": b"\x00\x00abcde", b"c_co": b"decs\nencode\n"}.get(inside, b"cde")
+    frame = b"\x95" + len(inside).to_bytes(8, "little")
+    content = b"\x80\x04" + frame + inside + rest + b"."
+    read(content)
+
+
+def test_pickles_text_encoded_again_and_again_is_refused():
+    call = b"c_codecs\nencode\nq\x00X\x40\x42\x0f\x00" + b"a" * 1_000_000 + b"X\x06\x00\x00\x00latin1\x86q\x01R"
+    assert len(read(call + b".")) == 1_000_000
+    tracemalloc.start()
+    try:
+        assert "more bytes than the file holds" in refusal(b"(" + call + b"h\x00h\x01R" * 1000 + b"l.")
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_pickles_list_that_contains_itself_ends():
     itself = read(b"]q\x00h\x00a.")
     assert itself[0] is itself
 
 
-def test_every_allowed_opcode_exists_and_no_other_is_run():
-    assert sorted(opcode.name for opcode in _OPCODES.values()) == sorted(_ALLOWED.split())
-    for code in set(range(256)) - set(_OPCODES):
-        assert f"0x{code:02x}" in refusal(b"]]" + bytes([code]) + b"\x00" * 20)
+def test_pickles_opcodes_outside_the_allowed_are_refused():
+    assert len(_OPCODES) == len(_NAMES.split())
+    for code in (bytes([code]) for code in range(256)):
+        if code not in _OPCODES:
+            assert f"0x{code.hex()} is not allowed" in refusal(b"]]" + code + b"\x00" * 20)

@@ -41,7 +41,7 @@ def test_every_setting_is_read(kind, readers):
     """Look for `config.NAME` and `self.config.NAME` in the syntax trees of the files that use the settings."""
     derived = {
         "views": "LR_eval",
-        "named_pair_sets": "val_data",
+        "pair_set_paths": "val_data",
         "sr_scales": "SR_eval",
         "sr_path": "sr_checkpoint_dir",
     }

@@ -110,13 +110,13 @@ class Provenance:
             self.write()
 
 
-def path_inside(folder: Path, relative: str | Path, named_in: str | Path = "") -> Path:
+def path_inside(folder: Path, relative: str | Path, list_file: str | Path = "") -> Path:
     """Return `folder / relative`, where a file is about to be written.
 
     Args:
         folder: may be reached through a link itself.
         relative: as it was read from a list or a name on disk; `a/../b` is the same as `b`.
-        named_in: the file that gives the name, for the message.
+        list_file: the file that gives the name, for the message.
 
     Raises:
         DataError: the place is not inside the folder: by `..`, by an absolute path, or by a link in the folder.
@@ -128,7 +128,7 @@ def path_inside(folder: Path, relative: str | Path, named_in: str | Path = "") -
     if is_outside or not Path(os.path.realpath(path)).is_relative_to(root):
         reason = "leads out of that folder" if is_outside else "is a link out of that folder, or lies behind one"
         fix = "Correct the name, or name a folder that holds all images" if is_outside else "Remove the link"
-        name = f"{named_in}: {relative}" if named_in else relative
+        name = f"{list_file}: {relative}" if list_file else relative
         name = name.encode("utf-8", "backslashreplace").decode()
         raise DataError(f"{name}: would be written into {folder}, but {reason}. {fix}.")
     return path

@@ -211,7 +211,7 @@ class _Aligner:
         for number, face in enumerate(selected, start=1):
             suffix = f".face{number}" if number > 1 else ""
             output = f"{job.output}{suffix}.{self._settings.format}"
-            path = path_inside(self._dest, output, named_in=self._source / job.path)
+            path = path_inside(self._dest, output, list_file=self._source / job.path)
             write_image(path, align(image, face.landmarks, self._settings.crop_size))
             rows.append(Row(job.path, ALIGNED, output, faces=len(faces), face=face))
         return rows

@@ -94,7 +94,7 @@ def align_all(
             f"from the list, or add --whole_image to use the full photographs, resized."
         )
     for name in left:
-        path = path_inside(root / FALLBACK_FOLDER, f"{name}.png", named_in=source)
+        path = path_inside(root / FALLBACK_FOLDER, f"{name}.png", list_file=source)
         if force or not path.exists():
             write_image(path, fallback_crop(read_photo(source / name)))
         aligned.files[name] = os.path.join(FALLBACK_FOLDER, f"{name}.png")

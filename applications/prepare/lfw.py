@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> None:
     names = [os.path.relpath(file, images) for file in find_images(listed, images, pairs)]
     root = flags.data_dir / ALIGNED
     for name in dict.fromkeys(names):  # an aligned face gets the name of its photograph
-        path_inside(root, name, named_in=listed)
+        path_inside(root, name, list_file=listed)
     aligned = align_all(
         images, names, root, fallback_crop, accept_face=is_subject, processes=flags.processes, force=flags.force
     )

@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
     if flags.align:
         root = out.with_name(f"{out.name}_aligned")
         for name in dict.fromkeys(names):  # an aligned face gets the name of its photograph
-            path_inside(root, name, named_in=flags.list)
+            path_inside(root, name, list_file=flags.list)
         fallback = full_image if flags.whole_image else None
         aligned = align_all(
             images, names, root, fallback, select=flags.select, processes=flags.processes, force=flags.force

@@ -113,7 +113,7 @@ def unpack(images: "RecordImages", folder: Path, processes: int) -> None:
 def write_class(work: Work, label: int) -> list[str]:
     """Write the images of a class under a temporary folder name, and then rename it. Return errors of broken images."""
     indices = work.order[work.starts[label] : work.starts[label + 1]].tolist()
-    folder = path_inside(work.folder, work.images.classes[label], named_in=work.images.root)
+    folder = path_inside(work.folder, work.images.classes[label], list_file=work.images.root)
     if folder.is_dir() and len(os.listdir(folder)) == len(indices):
         return []
     partial = work.folder / f".{folder.name}.partial"

@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
     dtype = resolve_dtype(settings.precision, devices[0])
     files = {label: find_backbone(path, flag="--checkpoints") for label, path in settings.paths.items()}
     networks = find_networks(settings, devices) if settings.SR_eval else {}
-    pair_sets, missing = find_pair_sets(settings.data_dir, settings.named_pair_sets)
+    pair_sets, missing = find_pair_sets(settings.data_dir, settings.pair_set_paths)
     if not pair_sets:
         raise DataError(f"{settings.data_dir}: no verification set in it. Put one there, or name sets with --val_data.")
     if missing:

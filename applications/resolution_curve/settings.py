@@ -11,7 +11,7 @@ from util.cli.types import (
     PRECISIONS,
     integer,
     integers,
-    named_pair_sets,
+    pair_set_paths,
     to_gpus,
     to_pair_sets,
     to_path,
@@ -129,9 +129,9 @@ class CurveSettings(Settings):
         return self.sr_checkpoint_dir or "./checkpoints_best"
 
     @property
-    def named_pair_sets(self) -> dict[str, tuple[str, str | None]]:
+    def pair_set_paths(self) -> dict[str, tuple[str, str | None]]:
         """Return `val_data` as {name: (path, folder of the images or None)} for find_pair_sets."""
-        return named_pair_sets(self.val_data)
+        return pair_set_paths(self.val_data)
 
 
 def parse_curve(argv: list[str]) -> CurveSettings:

@@ -152,7 +152,7 @@ def to_pair_sets(value: object) -> tuple[str, ...]:
     return tuple(sets)
 
 
-def named_pair_sets(sets: Sequence[str]) -> dict[str, tuple[str, str | None]]:
+def pair_set_paths(sets: Sequence[str]) -> dict[str, tuple[str, str | None]]:
     """Return {name: (path, folder of the images or None)} of the tuple of to_pair_sets, in its order."""
     return {name: (path, root) for name, path, root in map(split_pair_set, sets)}
 

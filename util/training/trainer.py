@@ -226,7 +226,7 @@ class Trainer(TrainingLoop):
         )
 
         # Verification sets.
-        self.pair_sets, missing = find_pair_sets(config.data_dir, config.named_pair_sets)
+        self.pair_sets, missing = find_pair_sets(config.data_dir, config.pair_set_paths)
         if self.pair_sets:
             logger.info("validating on " + ", ".join(f"{pairs.name} ({len(pairs)} pairs)" for pairs in self.pair_sets))
         if missing:
