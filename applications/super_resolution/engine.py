@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from util.errors import RunError
 from util.super_resolution import to_unit
+from util.training.engine import Report, check_loss
 from util.training.optim import ramp_at
 
 _WARMUP = 0.05  # fraction of all steps
-Report = Callable[[int, dict[str, float]], None]
 
 
 def cosine_at(step: int, steps: int, highest: float) -> float:
@@ -70,7 +69,7 @@ def train_one_epoch(
         enlarged = network(to_unit(low.to(device, non_blocking=True)))
         l1 = nn.functional.l1_loss(enlarged, real)
         terms = [l1, identity(enlarged, real)] if identity else [l1]
-        loss = l1 if identity is None else l1 + identity_weight * terms[1]
+        loss = l1 + identity_weight * terms[1] if identity else l1
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -79,10 +78,7 @@ def train_one_epoch(
         done = index + 1
         if done % report_every == 0 or done == steps_per_epoch:
             averages = dict(zip(names, (totals / done).tolist(), strict=True)) | {"lr": lr}
-            if not math.isfinite(averages["loss"]):
-                raise RunError(
-                    f"the loss became {averages['loss']} in epoch {epoch + 1}, between steps "
-                    f"{max(0, done - report_every) + 1} and {done}. Lower --lr"
-                )
+            steps = range(max(0, done - report_every) + 1, done + 1)  # since the last report
+            check_loss(averages["loss"], epoch, steps, "Lower --lr")
             report(done, averages)
     return averages

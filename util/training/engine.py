@@ -131,13 +131,16 @@ def train_one_epoch(
         if done % report_every == 0 or done == schedule.steps_per_epoch:
             loss, top1, top5 = (totals / done).tolist()
             averages = {"loss": loss, "prec1": top1, "prec5": top5, "lr": schedule.lr_at(global_step)}
-            if not math.isfinite(loss):
-                raise RunError(
-                    f"the loss became {loss} in epoch {epoch + 1}, between steps "
-                    f"{max(0, done - report_every) + 1} and {done}. Lower --lr, or raise --warmup_epochs"
-                )
+            steps = range(max(0, done - report_every) + 1, done + 1)  # since the last report
+            check_loss(loss, epoch, steps, "Lower --lr, or raise --warmup_epochs")
             report(done, averages)
     return averages
+
+
+def check_loss(loss: float, epoch: int, steps: range, fix: str) -> None:
+    """Raise RunError, ending in `fix`, if the loss is not finite. `epoch` counts from 0, `steps` of it from 1."""
+    if not math.isfinite(loss):
+        raise RunError(f"the loss became {loss} in epoch {epoch + 1}, between steps {steps[0]} and {steps[-1]}. {fix}")
 
 
 def target_rank(logits: Tensor, labels: Tensor) -> Tensor:
