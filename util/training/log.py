@@ -6,6 +6,7 @@ import re
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -69,7 +70,7 @@ class Progress:
             self._bar.close()
 
 
-class BaseLog:
+class BaseLog(ABC):
     """The files of any run in log/RUN: metrics.jsonl and TensorBoard events.
 
     `epoch` and `step` are those of the checkpoint that a run resumes from, 0 for a new run. Later lines are removed.
@@ -85,9 +86,9 @@ class BaseLog:
         _keep_lines(self._metrics, lambda line: _epoch_of_record(line) <= epoch)
         self._writer = SummaryWriter(str(run.log), purge_step=step + 1 if step else None)
 
+    @abstractmethod
     def epoch(self, epochs: int, record: Mapping[str, Any], results: Any) -> None:
         """Add an epoch: its record to metrics.jsonl, and its results."""
-        raise NotImplementedError
 
     def _add_record(self, record: Mapping[str, Any]) -> None:
         with self._metrics.open("a") as file:

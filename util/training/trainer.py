@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -57,11 +58,11 @@ from util.training.optim import Schedule, build_sgd
 from util.training.report import Results
 
 
-class TrainingLoop:
+class TrainingLoop(ABC):
     """Epochs of training, evaluation, log and checkpoint; the best epoch; resume.
 
     A subclass builds its networks and `self.loader` in __init__, and calls report_resume(), restore_counters() and
-    open_run() there. It implements the methods that raise NotImplementedError.
+    open_run() there. It implements the abstract methods.
     """
 
     loader: TrainLoader
@@ -161,28 +162,29 @@ class TrainingLoop:
         logger.info(f"checkpoints go to {run.checkpoints}")
         return run
 
+    @abstractmethod
     def open_log(self) -> BaseLog:
-        raise NotImplementedError
+        """Open the log of the run, on rank 0."""
 
+    @abstractmethod
     def train_steps(self, progress: Progress) -> dict[str, float]:
         """Train the steps of one epoch and check that the weights are finite."""
-        raise NotImplementedError
 
+    @abstractmethod
     def evaluate(self) -> Any:
         """Evaluate the networks. The result is for score() and for the log."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, results: Any) -> float | None:
         """Return the number that is largest for the best epoch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def state_dict(self) -> TrainState:
         """Return what the Optimizer file holds."""
-        raise NotImplementedError
 
+    @abstractmethod
     def save_checkpoint(self) -> Path:
         """Write the files of this epoch and return the path of the first network's file."""
-        raise NotImplementedError
 
 
 class Trainer(TrainingLoop):
