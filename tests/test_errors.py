@@ -7,15 +7,16 @@ import sys
 import pytest
 
 from util.console import logger
-from util.errors import DataError, RunError, UsageError, run_script
+from util.errors import STOP_SIGNALS, DataError, RunError, UsageError, run_script
 from util.files import atomic_write
 
 
 @pytest.fixture(autouse=True)
 def restored_signals():
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def ending(monkeypatch, error: BaseException | None, *arguments: str) -> int:

@@ -4,6 +4,9 @@ torch is imported in functions, so that a command line is checked without it.
 """
 
 import os
+import signal
+import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from util.console import logger
-from util.errors import TERMINATED, RunError, UsageError, ignore_sigterm
+from util.errors import Interrupted, RunError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +24,9 @@ Result = TypeVar("Result")
 LOST = "another process of this run ended or no longer answers; its own message says why"
 # How long a rank waits for the others: rank 0 writes checkpoints and plots while they wait.
 _TIMEOUT = timedelta(minutes=20)
+# A rank that has not answered for this long is reported, and the run ends. A batch may take longer than that.
+_SILENCE = 30  # seconds
+_TIME_TO_SAVE = 45  # seconds that a rank has after the end of torchrun
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -74,6 +80,65 @@ def local_gpu_ids(gpu_num: Sequence[int], env: DistEnv) -> tuple[int, ...]:
     return (gpu_num[env.local_rank],)
 
 
+class Watchdog(threading.Thread):
+    """Ends this rank when torchrun or another rank is gone, which a collective would wait for.
+
+    The thread counts up in the store of torchrun, once a second, and reads the count of the next rank. A stopped or
+    hung process does not count. Without torchrun, whose process is the parent, nobody would end the ranks.
+    """
+
+    def __init__(self, env: DistEnv, silence: int = _SILENCE):
+        super().__init__(name="watchdog", daemon=True)
+        self._env = env
+        self._silence = silence
+        self._parent = os.getppid()
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        import torch.distributed as dist
+
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        rank, next_rank = self._env.rank, (self._env.rank + 1) % self._env.world_size
+        try:
+            store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=self._silence))
+            store.set(f"watchdog/name/{rank}", f"rank {rank} (process {os.getpid()} on {socket.gethostname()})")
+        except RuntimeError:  # torchrun has ended
+            store = None
+        count, silent = 0, 0
+        while not self._stopped.wait(1):
+            if os.getppid() != self._parent:
+                self._end_with_parent()
+                return
+            if store is None:
+                continue
+            try:
+                store.add(f"watchdog/{rank}", 1)
+                latest = store.add(f"watchdog/{next_rank}", 0)
+            except RuntimeError:
+                store = None
+                continue
+            # Seconds that this process was stopped itself are not counted.
+            silent = silent + 1 if latest == count else 0
+            count = latest
+            if count and silent >= self._silence:
+                name = store.get(f"watchdog/name/{next_rank}").decode()
+                logger.error(f"error: {name} has not answered for {silent} s. Start the same command again.")
+                os._exit(1)
+
+    def _end_with_parent(self) -> None:
+        """Stop this process as SIGTERM does, which saves a checkpoint, and end it if that does not work."""
+        logger.error(f"error: torchrun (process {self._parent}) has ended. This rank saves a checkpoint and stops.")
+        os.kill(os.getpid(), signal.SIGTERM)
+        if not self._stopped.wait(_TIME_TO_SAVE):
+            os._exit(1)
+
+    def stop(self) -> None:
+        """End the thread: a thread that is alive when the interpreter ends can abort the process."""
+        self._stopped.set()
+        if self.is_alive():
+            self.join(timeout=2)
+
+
 @contextmanager
 def distributed_session(gpu_num: Sequence[int], env: DistEnv) -> Iterator[list["torch.device"]]:
     """Initialize the process group, if there are several processes, and yield the devices of this process.
@@ -99,8 +164,10 @@ def distributed_session(gpu_num: Sequence[int], env: DistEnv) -> Iterator[list["
             f"--nproc_per_node={count}."
         )
     devices = select_devices(local_gpu_ids(gpu_num, env))
+    watchdog = Watchdog(env)
     try:
         dist.init_process_group("gloo" if devices[0].type == "cpu" else "cpu:gloo,cuda:nccl", timeout=_TIMEOUT)
+        watchdog.start()
         yield devices
         dist.barrier()  # a rank that leaves earlier closes connections that another rank may still read from
     except RuntimeError as error:
@@ -109,11 +176,13 @@ def distributed_session(gpu_num: Sequence[int], env: DistEnv) -> Iterator[list["
         if not isinstance(error, RunError) and (isinstance(error, dist.DistError) or is_gloo_error):
             raise RunError(LOST) from error
         raise
-    except SystemExit as end:
-        if end.code == TERMINATED:  # a killed rank prints nothing, and torchrun ends the others by SIGTERM
-            ignore_sigterm()
-            logger.error(f"error: {LOST}")
+    except Interrupted as stop:
+        if stop.number == signal.SIGTERM and not stop.is_handled:
+            # A killed rank prints nothing, and torchrun ends the others by SIGTERM.
+            raise Interrupted(stop.number, f"error: {LOST}") from None
         raise
+    finally:
+        watchdog.stop()
     dist.destroy_process_group()
 
 

@@ -3,13 +3,16 @@
 A message is one line: `FLAG OR FILE: what is wrong. What to do.`
 """
 
+import os
 import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 from util.console import logger
 
-TERMINATED = 128 + signal.SIGTERM
+# What ends a program: Ctrl-C, kill or a shutdown, and what clusters send before a time limit.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class UsageError(ValueError):
@@ -24,31 +27,86 @@ class RunError(RuntimeError):
     """A run that cannot continue, although its command line and data are valid."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """One of STOP_SIGNALS arrived.
+
+    Args:
+        number: the signal.
+        message: the line that run_script prints: what is saved, and how to continue. None: the name of the signal.
+            Empty: nothing, because another rank prints it.
+
+    Attributes:
+        is_handled: whether a message was given.
+    """
+
+    def __init__(self, number: int, message: str | None = None):
+        super().__init__(number)
+        self.number = number
+        self.is_handled = message is not None
+        name = "" if number == signal.SIGINT else f" ({signal.Signals(number).name})"
+        self.message = f"Interrupted{name}." if message is None else message
+
+
 def run_script(main: Callable[[list[str]], None]) -> None:
     """Run main(arguments) and end the process: a failure prints one line on stderr, and a traceback only with --debug.
 
-    Exit codes: 0 success, 2 bad command line, 3 bad data, 1 anything else, 130 or 143 after SIGINT or SIGTERM.
+    Exit codes: 0 success, 2 bad command line, 3 bad data, 1 anything else, 128 + the number of one of STOP_SIGNALS. The
+    first of these signals raises Interrupted in main. A second one ends the process at once.
     Under torchrun each rank that fails prints its line, with its rank in front.
     """
     arguments = sys.argv[1:]
-    signal.signal(signal.SIGTERM, _raise_terminated)
+    on_stop_signal(_interrupt)
     try:
         main(arguments)
     except Exception as error:
         if "--debug" in arguments:
             raise
-        ignore_sigterm()
-        sys.exit(_report(error))
-    except KeyboardInterrupt:
-        ignore_sigterm()
-        print(file=sys.stderr)  # the terminal shows ^C on this line
-        logger.error("Interrupted.")
-        sys.exit(128 + signal.SIGINT)
+        ignore_stop_signals()
+        code = _report(error)
+    except KeyboardInterrupt as stop:
+        ignore_stop_signals()
+        interrupted = stop if isinstance(stop, Interrupted) else Interrupted(signal.SIGINT)
+        if interrupted.number == signal.SIGINT:
+            print(file=sys.stderr)  # the terminal shows ^C on this line
+        if interrupted.message:
+            logger.error(interrupted.message)
+        code = 128 + interrupted.number
+    else:
+        return
+    on_stop_signal(leave_at_once)  # if the end of the interpreter waits for a process that hangs
+    sys.exit(code)
 
 
-def ignore_sigterm() -> None:
-    """Ignore SIGTERM while the process reports its error: torchrun sends it to all ranks as soon as one rank fails."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def on_stop_signal(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Call `handler(number, frame)` for each of STOP_SIGNALS."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, handler)
+
+
+def ignore_stop_signals() -> None:
+    """Ignore signals while the process reports its end: torchrun sends SIGTERM to all ranks when one rank fails."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def leave_at_once(number: int, frame: FrameType | None) -> None:
+    """End this process and its child processes without any cleanup."""
+    if "multiprocessing" in sys.modules:
+        for child in sys.modules["multiprocessing"].active_children():
+            child.kill()
+    os._exit(128 + number)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    on_stop_signal(leave_at_once)
+    interrupted = Interrupted(number)
+    while frame is not None:
+        # An import that an exception cuts short is repeated by some libraries, and fails then for another reason.
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, f"{interrupted.message}\n".encode())
+            leave_at_once(number, frame)
+        frame = frame.f_back
+    raise interrupted
 
 
 def _report(error: Exception) -> int:
@@ -63,7 +121,3 @@ def _report(error: Exception) -> int:
         message = f"{type(error).__name__}: {message} (run again with --debug for the traceback)"
     logger.error(f"error: {message}")
     return code
-
-
-def _raise_terminated(signum: int, frame: object) -> None:
-    sys.exit(TERMINATED)
