@@ -9,7 +9,7 @@ from model.backbone import build_backbone
 from model.head import build_head
 from model.loss import FocalLoss
 from util.errors import RunError
-from util.training.engine import TrainingStep, target_rank, topk_accuracy, train_one_epoch
+from util.training.engine import EpochProgress, TrainingStep, target_rank, topk_accuracy, train_one_epoch
 from util.training.optim import Schedule, parameter_groups
 
 CPU = torch.device("cpu")
@@ -43,29 +43,35 @@ class Setup:
         ]
         self.reports: list[tuple[int, dict[str, float]]] = []
 
-    def train(self, epoch: int = 0, every: int = 3, accumulate: int = 1) -> dict[str, float]:
+    def step(self, accumulate: int = 1) -> TrainingStep:
+        return TrainingStep(self.backbone, self.head, self.criterion, self.optimizer, CPU, accumulate)
+
+    def train(
+        self, epoch: int = 0, every: int = 3, accumulate: int = 1, progress: EpochProgress | None = None
+    ) -> dict[str, float]:
         return train_one_epoch(
-            TrainingStep(self.backbone, self.head, self.criterion, self.optimizer, CPU, accumulate),
+            self.step(accumulate),
             self.batches,
             self.schedule,
             epoch,
             lambda done, averages: self.reports.append((done, averages)),
             every,
+            progress,
         )
 
 
 class RecordingLoss(nn.Module):
-    """Cross entropy that calls `note(logits)` and can multiply the loss of one step by `factor`."""
+    """Cross entropy that calls `note(logits)` and can multiply the loss of some steps by `factor`."""
 
-    def __init__(self, note=lambda logits: None, bad_step: int | None = None, factor: float = math.nan):
+    def __init__(self, note=lambda logits: None, bad_steps: frozenset[int] = frozenset(), factor: float = math.nan):
         super().__init__()
-        self.calls, self._note, self._bad_step, self._factor = 0, note, bad_step, factor
+        self.calls, self._note, self._bad_steps, self._factor = 0, note, bad_steps, factor
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         self._note(logits)
         loss = nn.functional.cross_entropy(logits, labels)
-        return loss * self._factor if self.calls == self._bad_step else loss
+        return loss * self._factor if self.calls in self._bad_steps else loss
 
 
 def test_step_moves_every_trainable_parameter():
@@ -177,14 +183,70 @@ def test_reports_average_from_the_start_of_the_epoch():
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
-@pytest.mark.parametrize(("bad_step", "seen_at"), [(1, 3), (4, 6), (7, 7)])
-def test_train_one_epoch_stops_if_the_loss_is_not_finite(factor, bad_step, seen_at):
+@pytest.mark.parametrize("bad_steps", [{1}, {4}, {2, 3, 4, 5}, {1, 3, 5, 7}])
+def test_a_step_without_a_finite_loss_is_skipped(factor, bad_steps, capsys):
+    setup, clean = Setup(), Setup()
+    setup.criterion = RecordingLoss(bad_steps=bad_steps, factor=factor)
+    clean.criterion = RecordingLoss()
+    progress = EpochProgress()
+    averages = setup.train(epoch=2, progress=progress)
+    assert (progress.step, progress.skipped) == (7, len(bad_steps))
+    assert progress.skipped_in_row == (7 in bad_steps)
+    assert all(math.isfinite(value) for value in averages.values())
+    assert capsys.readouterr().out.count("the loss is infinite or not a number in step") == len(bad_steps)
+
+    # The same weights and running statistics as an epoch that the bad batches are not in.
+    step = clean.step()
+    step.train()
+    for number, (images, labels) in enumerate(clean.batches):
+        if number + 1 not in bad_steps:
+            for group in clean.optimizer.param_groups:
+                group["lr"] = clean.schedule.lr_at(14 + number)
+            step(images, labels, margin=clean.schedule.margin_at(14 + number))
+    for first, second in ((setup.backbone, clean.backbone), (setup.head, clean.head)):
+        for key, value in first.state_dict().items():
+            assert torch.equal(value, second.state_dict()[key]), key
+
+
+def test_a_step_with_an_infinite_gradient_is_skipped(capsys):
+    setup = Setup(steps=1)
+    before = copy.deepcopy(setup.backbone.state_dict())
+    setup.backbone.out.weight.register_hook(lambda gradient: gradient * math.inf)
+    assert math.isnan(setup.train()["loss"])
+    for key, value in setup.backbone.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert "a gradient is infinite or not a number in step 1 of epoch 1" in capsys.readouterr().out
+
+
+def test_five_skipped_steps_in_a_row_end_the_run():
     setup = Setup()
-    setup.criterion = criterion = RecordingLoss(bad_step=bad_step, factor=factor)
-    with pytest.raises(RunError, match=rf"the loss became (nan|inf) in epoch 3, between steps .* and {seen_at}\."):
-        setup.train(epoch=2, every=3)
-    assert criterion.calls == seen_at
-    assert all(done < seen_at for done, _ in setup.reports)
+    setup.criterion = criterion = RecordingLoss(bad_steps={1, 3, 4, 5, 6, 7})
+    with pytest.raises(
+        RunError, match=r"the loss became .* in 5 steps in a row, up to step 7 of epoch 1, .*rate of 0.05"
+    ):
+        setup.train()
+    assert criterion.calls == 7
+
+
+def test_skipped_steps_in_a_row_count_over_epochs_and_resumes():
+    setup = Setup()
+    setup.criterion = criterion = RecordingLoss(bad_steps={1})
+    with pytest.raises(RunError, match="in 5 steps in a row, up to step 4 "):
+        setup.train(progress=EpochProgress(step=3, skipped=3, skipped_in_row=4))
+    assert criterion.calls == 1
+
+
+def test_an_epoch_that_ends_in_a_broken_network_ends_the_run():
+    setup = Setup(steps=2)
+    setup.criterion = RecordingLoss(bad_steps={2})
+    step = setup.step()
+
+    def ruin() -> None:
+        with torch.no_grad():
+            setup.backbone.out.weight.fill_(math.inf)
+
+    with pytest.raises(RunError, match="up to step 2 of epoch 1"):
+        train_one_epoch(step, setup.batches, setup.schedule, 0, lambda *report: None, after_step=ruin)
 
 
 def test_learning_rate_and_margin_follow_the_schedule():

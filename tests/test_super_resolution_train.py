@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from applications.super_resolution import train
-from applications.super_resolution.engine import cosine_at
+from applications.super_resolution.engine import CosineSchedule
 from applications.super_resolution.settings import TrainSettings
 from model.backbone import build_backbone
 from model.super_resolution import RCAN, identify_rcan
@@ -112,12 +112,13 @@ def test_training_beats_interpolation_and_its_start(run_training, tmp_path):
 
 
 def test_the_learning_rate_rises_and_then_falls_along_a_cosine():
-    rates = [cosine_at(step, 100, 2.0) for step in range(101)]
+    schedule = CosineSchedule(steps_per_epoch=10, epochs=10, lr=2.0)
+    rates = [schedule.lr_at(step) for step in range(101)]
     assert [rate > 0 for rate in rates[:100]] == [True] * 100
     assert rates[0] == pytest.approx(0.4) and max(rates) == rates[4] < 2
     assert rates[50] == pytest.approx(1) and rates[100] == pytest.approx(0)
     assert all(first > second for first, second in pairwise(rates[4:]))
-    assert cosine_at(150, 100, 2.0) == pytest.approx(0)
+    assert schedule.lr_at(150) == pytest.approx(0)
 
 
 def test_an_epoch_without_steps_takes_as_many_as_the_images_fill(run_training, capsys):

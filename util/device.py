@@ -45,6 +45,16 @@ def select_devices(gpu_num: Sequence[int]) -> list[torch.device]:
     return [torch.device("cuda", index) for index in gpu_num]
 
 
+def use_deterministic_algorithms() -> None:
+    """Make every operation give the same bits again, where torch can. On a GPU this costs speed.
+
+    Operations without such an algorithm print a warning.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for this
+    torch.backends.cudnn.benchmark = False  # the search may choose another algorithm in each run
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def num_cpus() -> int:
     """Return how many CPU cores this process may use: on a cluster fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from applications.super_resolution.engine import cosine_at, train_one_epoch
+from applications.super_resolution.engine import CosineSchedule, SuperResolutionStep
 from applications.super_resolution.faces import PairDataset, PairTransform, hold_out, open_faces, some_faces
 from applications.super_resolution.identity import load_identity
 from applications.super_resolution.log import SuperResolutionLog
@@ -14,14 +15,12 @@ from applications.super_resolution.quality import Evaluation, Validation
 from applications.super_resolution.settings import TrainSettings
 from model.super_resolution import RCAN, init_as_interpolation
 from util.checkpoint.io import SR_CHECKPOINT_FILES, SuperResolutionState, check_finite, save_checkpoint
-from util.checkpoint.run_dir import load_resumable
 from util.console import logger
-from util.data.loader import TrainLoader, open_training_images
+from util.data.loader import TrainingImages, TrainLoader, open_training_images
 from util.device import default_num_workers, num_cpus, prepare_module
 from util.distributed import DistEnv
 from util.errors import UsageError
 from util.super_resolution import rcan_from_file_state, run_prefix
-from util.training.log import Progress
 from util.training.trainer import TrainingLoop
 
 # Settings that select the validation images. If one changes, earlier PSNR values are not comparable.
@@ -31,6 +30,9 @@ _VALIDATION_SETTINGS = ("data", "val_data", "val_share", "val_images", "seed")
 class SuperResolutionTrainer(TrainingLoop):
     """Train a network that enlarges faces by one scale."""
 
+    program = "-m applications.super_resolution.train"
+    kinds = SR_CHECKPOINT_FILES
+
     def __init__(self, settings: TrainSettings, devices: list[torch.device]):
         """Build everything from the settings, then restore the checkpoint of --resume_dir.
 
@@ -38,12 +40,11 @@ class SuperResolutionTrainer(TrainingLoop):
             UsageError: settings that do not fit the data or the resumed run.
             DataError: data or checkpoints that cannot be used.
         """
-        super().__init__(settings, DistEnv())
-        self.device = devices[0]
-        resumed = load_resumable(settings.resume_dir, SR_CHECKPOINT_FILES) if settings.resume_dir else None
+        super().__init__(settings, devices, DistEnv())
+        resumed = self.find_resumable()
 
         # Data: images to train on, and faces to validate on.
-        images = open_training_images(settings.data)
+        images: TrainingImages = open_training_images(settings.data)
         if settings.val_data is not None:
             total, read = open_faces(settings.val_data)
             source = settings.val_data
@@ -73,6 +74,7 @@ class SuperResolutionTrainer(TrainingLoop):
             steps=settings.steps,
             dataset=PairDataset,
         )
+        self.images = images
         self.data = {"images": len(images), "people": len(images.classes), "validation images": len(faces)}
 
         # Network: from the checkpoint, or a new one that starts as interpolation.
@@ -98,7 +100,10 @@ class SuperResolutionTrainer(TrainingLoop):
 
         # Optimizer and schedule.
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.lr)
-        self.total_steps = settings.epochs * len(self.loader)
+        self.schedule = CosineSchedule(len(self.loader), settings.epochs, settings.lr)
+        self.training_step = SuperResolutionStep(
+            self.runner, self.optimizer, self.device, identity=self.identity, identity_weight=settings.identity_weight
+        )
 
         # Resume, and folders.
         if resumed:
@@ -138,6 +143,8 @@ class SuperResolutionTrainer(TrainingLoop):
             optimizer=self.optimizer.state_dict(),
             epoch=self.epoch,
             step=self.step,
+            epoch_step=self.progress.step,
+            progress=self.progress_dict(),
             best=self.best,
             best_epoch=self.best_epoch,
             data=self.data,
@@ -147,23 +154,11 @@ class SuperResolutionTrainer(TrainingLoop):
     def open_log(self) -> SuperResolutionLog:
         return SuperResolutionLog(self.run, self.epoch, self.step)
 
-    def train_steps(self, progress: Progress) -> dict[str, float]:
-        """Train the steps of one epoch. Return loss, l1, lr and, with the identity term, identity."""
-        averages = train_one_epoch(
-            self.runner,
-            self.optimizer,
-            self.loader.epoch(self.epoch),
-            steps_per_epoch=len(self.loader),
-            epoch=self.epoch,
-            lr_at=lambda step: cosine_at(step, self.total_steps, self.config.lr),
-            device=self.device,
-            report=progress.report,
-            report_every=progress.report_every,
-            identity=self.identity,
-            identity_weight=self.config.identity_weight,
-        )
+    def describe_data(self) -> dict[str, Any]:
+        return {"path": str(self.images.root), **self.data, "sha256": self.images.fingerprint()}
+
+    def end_of_steps(self) -> None:
         check_finite(self.network, "network", "Lower --lr")
-        return averages
 
     def evaluate(self) -> Evaluation:
         """Measure the network on the validation faces."""
@@ -173,6 +168,6 @@ class SuperResolutionTrainer(TrainingLoop):
         """Return the luma PSNR."""
         return results.network.psnr_luma
 
-    def save_checkpoint(self) -> Path:
-        """Write the files of this epoch and return the path of the SR file."""
-        return save_checkpoint(self.run.checkpoints, {"SR": self.network}, self.state_dict())
+    def save_checkpoint(self, rolling: bool = False) -> Path:
+        """Write the files of this epoch, or the rolling ones. Return the path of the SR file."""
+        return save_checkpoint(self.run.checkpoints, {"SR": self.network}, self.state_dict(), rolling)

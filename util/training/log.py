@@ -1,13 +1,13 @@
 """Log of a run: progress on the console, and after each epoch Evaluation.txt, metrics.jsonl, TensorBoard and plots."""
 
 import json
-import math
 import re
 import sys
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,14 +35,16 @@ METRIC_FORMATS: dict[str, Callable[[float], str]] = {
 class Progress:
     """The progress of one epoch: a tqdm bar on a terminal, otherwise a line every tenth of the epoch."""
 
-    def __init__(self, title: str, steps: int, batch_size: int, terminal: bool | None = None):
+    def __init__(self, title: str, steps: int, batch_size: int, terminal: bool | None = None, start: int = 0):
+        """Show `title`, for an epoch of `steps` batches of which `start` are done."""
         self._title = title
         self._steps = steps
         self._batch_size = batch_size
+        self._done_before = start
         self._start = time.perf_counter()
-        self._tenths = 0
+        self._tenths = start * 10 // steps
         terminal = sys.stderr.isatty() if terminal is None else terminal
-        self._bar = tqdm(total=steps, desc=title, unit="batch", dynamic_ncols=True) if terminal else None
+        self._bar = tqdm(total=steps, initial=start, desc=title, unit="batch", dynamic_ncols=True) if terminal else None
 
     @property
     def report_every(self) -> int:
@@ -51,7 +53,7 @@ class Progress:
 
     def report(self, done: int, averages: Mapping[str, float]) -> None:
         """Show the averages after `done` steps of the epoch."""
-        rate = done * self._batch_size / (time.perf_counter() - self._start)
+        rate = (done - self._done_before) * self._batch_size / (time.perf_counter() - self._start)
         text = f"{'  '.join(METRIC_FORMATS[name](value) for name, value in averages.items())}  {rate:.0f} images/s"
         tenths = done * 10 // self._steps
         if self._bar is not None:
@@ -83,7 +85,7 @@ class BaseLog(ABC):
         run.log.mkdir(parents=True, exist_ok=True)
         self._log = run.log
         self._metrics = run.log / "metrics.jsonl"
-        _keep_lines(self._metrics, lambda line: _epoch_of_record(line) <= epoch)
+        _keep_lines(self._metrics, partial(_is_up_to, epoch))
         self._writer = SummaryWriter(str(run.log), purge_step=step + 1 if step else None)
 
     @abstractmethod
@@ -146,8 +148,7 @@ class RunLog(BaseLog):
             self._writer.add_figure("ROC", figure, step)
         for name, result in flat.items():
             self._writer.add_figure(f"distances/{name}", score_histogram(result), step)
-        records = [json.loads(line) for line in self._metrics.read_text().splitlines()]
-        save_figure(training_curves(records), self._log / "curves.png")
+        save_figure(training_curves(read_metrics(self._metrics)), self._log / "curves.png")
         self._writer.flush()
 
 
@@ -170,20 +171,41 @@ def _ignore_os_errors(failed: threading.ExceptHookArgs) -> None:
 
 
 def _epoch_of_evaluation(line: str) -> int:
-    match = re.match(r"Epoch (\d+)/", line)
+    match = re.match(r"Epoch (\d{1,9})/", line)
     return int(match[1]) if match else 0
 
 
-def _epoch_of_record(line: str) -> float:
-    """Return the epoch of a line of metrics.jsonl, infinity for a line that a kill cut short."""
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a metrics.jsonl that training_curves() can draw. Damaged lines are left out."""
+    records = []
+    for line in path.read_text("utf-8", "replace").splitlines():
+        record = _record(line)
+        if record and isinstance(accuracy := record.get("accuracy"), dict):
+            numbers = [record.get("loss"), record.get("prec1"), record.get("lr"), *accuracy.values()]
+            if all(isinstance(number, float) for number in numbers):
+                records.append(record)
+    return records
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """Return the record of an epoch in a line of metrics.jsonl, None for a line that is cut short or damaged."""
     try:
-        return json.loads(line)["epoch"]
-    except ValueError:
-        return math.inf
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(record, dict) and isinstance(epoch := record.get("epoch"), int) and epoch > 0:
+        return record
+    return None
+
+
+def _is_up_to(epoch: int, line: str) -> bool:
+    record = _record(line)
+    return record is not None and record["epoch"] <= epoch
 
 
 def _keep_lines(path: Path, keep: Callable[[str], bool]) -> None:
+    """Remove the other lines of a file. Bytes that are not UTF-8 stay as they are."""
     if path.is_file():
-        lines = [line for line in path.read_text().splitlines(keepends=True) if keep(line)]
+        lines = [line for line in path.read_text("utf-8", "surrogateescape").splitlines(keepends=True) if keep(line)]
         with atomic_write(path) as partial:
-            partial.write_text("".join(lines))
+            partial.write_text("".join(lines), "utf-8", "surrogateescape")

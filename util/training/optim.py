@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -45,9 +46,20 @@ def build_sgd(
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=dtype != torch.float16)
 
 
+class StepSchedule(Protocol):
+    """Learning rate and margin of each step 0, 1, ... of a run."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def lr_at(self, step: int) -> float: ...
+
+    def margin_at(self, step: int) -> float | None: ...
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate and margin of each step 0, 1, ... of a run."""
+    """Warm-up, then the learning rate falls by stages; the margin has a warm-up of its own."""
 
     steps_per_epoch: int
     lr: float  # after the warm-up

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -16,6 +19,7 @@ from model.backbone.fold import fold_batch_norm
 from model.head import PartialFC, build_head, shard_range
 from model.loss import build_loss
 from util.checkpoint.io import (
+    CHECKPOINT_FILES,
     RecognitionState,
     TrainState,
     check_finite,
@@ -28,12 +32,17 @@ from util.checkpoint.run_dir import (
     Resumable,
     Run,
     check_classes,
+    discard_empty_run,
+    find_run_to_continue,
     load_resumable,
     new_run,
+    remove_old_epochs,
+    remove_rolling,
     resumed_run,
     save_best,
 )
 from util.checkpoint.sharded import load_shard, save_sharded_checkpoint
+from util.cli.options import AUTO
 from util.console import logger
 from util.data.loader import Augmentation, TrainLoader, find_train_data, open_training_images
 from util.device import (
@@ -44,77 +53,206 @@ from util.device import (
     num_cpus,
     prepare_module,
     resolve_dtype,
+    use_deterministic_algorithms,
     wrap_ddp,
 )
 from util.distributed import DistEnv, broadcast_from_main, seed_epoch
-from util.errors import RunError, UsageError
+from util.errors import DataError, Interrupted, RunError, UsageError
 from util.evaluate import average_accuracy, evaluate
 from util.face import FACE_SIZE
 from util.pairs import find_pair_sets
 from util.super_resolution import load_networks
-from util.training.engine import TrainingStep, train_one_epoch
+from util.training.control import StepControl, StopSignals
+from util.training.engine import EpochProgress, Step, TrainingStep, train_one_epoch
 from util.training.log import BaseLog, Progress, RunLog
-from util.training.optim import Schedule, build_sgd
+from util.training.optim import Schedule, StepSchedule, build_sgd
 from util.training.report import Results
+from util.training.run_record import RunRecord
+from util.verification import VerificationResult
 
 
 class TrainingLoop(ABC):
-    """Epochs of training, evaluation, log and checkpoint; the best epoch; resume.
+    """Epochs of training, evaluation, log and checkpoint; the best epoch; signals; resume.
 
-    A subclass builds its networks and `self.loader` in __init__, and calls report_resume(), restore_counters() and
-    open_run() there. It implements the abstract methods.
+    A subclass builds its networks, `loader`, `schedule` and `training_step` in __init__, and calls find_resumable(),
+    report_resume(), restore_counters() and open_run() there. It implements the abstract methods.
     """
 
+    program = "train.py"  # that continues a run
+    kinds: tuple[str, ...] = CHECKPOINT_FILES
+
     loader: TrainLoader
+    schedule: StepSchedule
+    training_step: Step
     run: Run
 
-    def __init__(self, config: Any, env: DistEnv):
-        """Keep `config`, a dataclass of settings, and start at epoch 0."""
+    def __init__(self, config: Any, devices: list[torch.device], env: DistEnv):
+        """Keep `config`, a dataclass of settings, and start at epoch 0.
+
+        Args:
+            config: the settings.
+            devices: the devices of this process. The first one computes the loss.
+            env: the place of this process among the ranks.
+        """
         self.config = config
+        self.devices = devices
+        self.device = devices[0]
         self.env = env
         self.global_batch_size = config.batch_size * env.world_size
         self.epoch = 0  # finished epochs
         self.step = 0  # finished steps, over all epochs
+        self.progress = EpochProgress()  # of the next epoch
         self.best: float | None = None
         self.best_epoch = 0
-        self.latest = "none yet"  # the last checkpoint
+        self.latest: Path | None = None  # the last checkpoint
+        self.signals = StopSignals(env)
+        self.control = StepControl(env, self.signals, self.device, config.save_every)
+        if config.deterministic:
+            use_deterministic_algorithms()
 
     def train(self) -> None:
         """Train the epochs that are left. Evaluate, log and save after each."""
-        log = self.open_log() if self.env.is_main_process else None
-        while self.epoch < self.config.epochs:
-            with add_last_checkpoint_to_errors(self.latest):
-                averages = self.train_epoch()
-            results = self.evaluate()
-            is_best = self.update_best(self.score(results))
-            try:
-                if log:
-                    record = {"epoch": self.epoch, "step": self.step, **averages}
-                    log.epoch(self.config.epochs, record, results)
-                file = self.save_checkpoint()
-                if is_best and self.env.is_main_process:
-                    save_best(self.run, file)
-            except (OSError, RuntimeError) as error:  # torch's writer and TensorBoard raise RuntimeError on a full disk
-                if self.env.is_distributed and not isinstance(error, OSError):
-                    raise  # a lost rank, see distributed_session()
-                raise RunError(
-                    f"{self.run.checkpoints}: epoch {self.epoch} cannot be written ({error}). Make room, and continue "
-                    f"with --resume_dir. The last good checkpoint is {self.latest}"
-                ) from None
-            self.latest = str(file)
-        if log:
-            log.close()
+        with self.run_files() as log, self.signals:
+            self.control.saved()
+            while self.epoch < self.config.epochs:
+                self.stop_if_asked()
+                with self.errors_with_checkpoint():
+                    averages = self.train_epoch()
+                    results = self.evaluate_or_stop()
+                    self.finish_epoch(averages, results, log)
         logger.info(f"done: {self.latest}, best in {self.run.best}")
 
+    @contextmanager
+    def run_files(self) -> Iterator[BaseLog | None]:
+        """Yield the log of the run, on rank 0. At the end, record how the run ended."""
+        if not self.env.is_main_process:
+            yield None
+            return
+        record = RunRecord(self.run.log / "run.json", self.config.as_dict(), self.describe_data())
+        log = self.open_log()
+        reason = "finished"
+        try:
+            yield log
+        except BaseException as error:
+            reason = getattr(error, "message", "") or str(error) or type(error).__name__
+            raise
+        finally:
+            log.close()
+            record.end(reason)
+            self.lock.close()
+            if self.latest is None:
+                discard_empty_run(self.run)
+
     def train_epoch(self) -> dict[str, float]:
-        """Train one epoch and return its averages, such as loss and lr."""
+        """Train what is left of one epoch. Return its averages, such as loss and lr, and counts of what was skipped."""
         title = f"epoch {self.epoch + 1}/{self.config.epochs}"
         terminal = None if self.env.is_main_process else False
-        with Progress(title, len(self.loader), self.global_batch_size, terminal) as progress:
-            averages = self.train_steps(progress)
+        with Progress(title, len(self.loader), self.global_batch_size, terminal, self.progress.step) as progress:
+            averages = train_one_epoch(
+                self.training_step,
+                self.batches(),
+                self.schedule,
+                epoch=self.epoch,
+                report=progress.report,
+                report_every=progress.report_every,
+                progress=self.progress,
+                after_step=self.after_step,
+            )
+        if not self.progress.is_complete:
+            self.end_of_steps()
+            self.progress.is_complete = True
+        skipped = {"skipped_steps": self.progress.skipped} if self.progress.skipped else {}
+        bad = {"bad_images": self.loader.bad.bad} if self.loader.bad.bad else {}
+        return averages | skipped | bad
+
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the batches that are left of the epoch. Save a checkpoint if they cannot be read."""
+        try:
+            yield from self.loader.epoch(self.epoch, self.progress.step)
+        except (DataError, RunError):
+            if not self.env.is_distributed:  # other ranks wait in the middle of a step
+                self.save_rolling()
+            raise
+
+    def after_step(self) -> None:
+        """Stop if a signal came, and save the rolling checkpoint if it is due."""
+        self.step += 1
+        self.control.count_step()
+        if self.control.stop:
+            self.stop(self.control.stop)
+        if self.control.save and self.progress.step < len(self.loader):
+            self.save_rolling()
+
+    def stop_if_asked(self) -> None:
+        """Stop if a rank received a signal. Collective: all ranks call it."""
+        self.control.agree(True)
+        if self.control.stop:
+            self.stop(self.control.stop)
+
+    def stop(self, number: int) -> NoReturn:
+        """Save a checkpoint and raise Interrupted."""
+        self.save_rolling()
+        message = ""
+        if self.env.is_main_process:
+            saved = f"saved {self.latest}" if self.latest else "there is no checkpoint yet"
+            message = f"Stopped by {signal.Signals(number).name}: {saved}. {self.how_to_continue()}"
+        raise Interrupted(number, message)
+
+    def how_to_continue(self) -> str:
+        """Return the sentence that says which command continues the run."""
+        if self.config.resume_dir == AUTO or self.latest is None:
+            return "The same command starts again from there." if self.latest else "Start the same command again."
+        return f"Continue with: python {self.program} --resume_dir={self.run.checkpoints}"
+
+    def evaluate_or_stop(self) -> Any:
+        """Evaluate the networks. If a signal comes, save a checkpoint before the evaluation is finished."""
+        try:
+            with self.signals.raised():
+                return self.evaluate()
+        except Interrupted as stopped:
+            if stopped.is_handled:
+                raise
+            self.stop(stopped.number)
+
+    def finish_epoch(self, averages: dict[str, float], results: Any, log: BaseLog | None) -> None:
+        """Log and save a finished epoch."""
         self.epoch += 1
-        self.step += len(self.loader)
-        return averages
+        self.progress = EpochProgress(skipped_in_row=self.progress.skipped_in_row)
+        is_best = self.update_best(self.score(results))
+        if log:
+            try:
+                log.epoch(self.config.epochs, {"epoch": self.epoch, "step": self.step, **averages}, results)
+            except (OSError, RuntimeError) as error:  # TensorBoard raises RuntimeError on a full disk
+                raise RunError(f"{self.run.log}: cannot be written ({error}). Free some space") from None
+        self.latest = self.save_checkpoint()
+        if self.env.is_main_process:
+            if is_best:
+                save_best(self.run, self.latest)
+            remove_rolling(self.run.checkpoints)
+            if self.config.keep_last:
+                remove_old_epochs(self.run, self.config.keep_last, self.best_epoch)
+        self.control.saved()
+
+    def save_rolling(self) -> None:
+        """Save the state within the epoch, unless the weights may be ruined or the epoch has just begun."""
+        if self.progress.step and not self.progress.skipped_in_row:
+            self.latest = self.save_checkpoint(rolling=True)
+            if self.env.is_distributed:
+                torch.distributed.barrier()  # a rank that ended would have torchrun end rank 0, which writes
+        self.control.saved()
+
+    @contextmanager
+    def errors_with_checkpoint(self) -> Iterator[None]:
+        """Re-raise errors with the last checkpoint and how to continue. Turn CUDA out of memory into a RunError."""
+        try:
+            yield
+        except (RunError, DataError, torch.OutOfMemoryError) as error:
+            message = str(error).removesuffix(".")
+            if isinstance(error, torch.OutOfMemoryError):
+                message = f"{message.split('. ')[0]}. Lower --batch_size"
+            latest = f"The last good checkpoint is {self.latest}. " if self.latest else ""
+            kind = DataError if isinstance(error, DataError) else RunError
+            raise kind(f"{message}. {latest}{self.how_to_continue()}") from None
 
     def update_best(self, score: float | None) -> bool:
         """Return whether this epoch is the best so far. Without a score, each epoch is."""
@@ -124,6 +262,16 @@ class TrainingLoop(ABC):
         self.best_epoch = self.epoch
         return True
 
+    def find_resumable(self) -> Resumable | None:
+        """Load the checkpoint of --resume_dir, or None for a new run."""
+        path = self.config.resume_dir
+        if path == AUTO:
+            find = partial(find_run_to_continue, self.config.checkpoint_dir, self.config.as_dict(), self.kinds)
+            path = broadcast_from_main(find, self.env)
+            if path is None:
+                logger.info(f"--resume_dir={AUTO}: no run of these settings to continue: starting a new one")
+        return load_resumable(path, self.kinds, mmap=self.env.is_distributed) if path else None
+
     def report_resume(self, resumed: Resumable, defaults: dict[str, Any]) -> None:
         """Print the checkpoint that the run resumes from, and the settings that changed since it was saved.
 
@@ -132,8 +280,9 @@ class TrainingLoop(ABC):
             defaults: values of settings that did not exist when it was saved.
         """
         state: TrainState = resumed.state
-        self.latest = str(next(iter(resumed.files.values())))
-        logger.info(f"resuming {self.latest} after epoch {state.epoch}")
+        self.latest = next(iter(resumed.files.values()))
+        within = f" and {state.epoch_step} steps" if state.epoch_step else ""
+        logger.info(f"resuming {self.latest} after epoch {state.epoch}{within}")
         saved = defaults | state.settings
         for name, value in self.config.as_dict().items():
             # Earlier versions saved LR_scale as a number, not as a list.
@@ -142,12 +291,28 @@ class TrainingLoop(ABC):
         if state.epoch >= self.config.epochs:
             logger.info(f"all of its {self.config.epochs} epochs are done; raise --epochs to continue")
 
-    def restore_counters(self, state: TrainState) -> None:
-        """Continue with the epoch, the step and the best epoch of a checkpoint."""
+    def restore_counters(self, state: TrainState, world_size: int = 1) -> None:
+        """Continue with the epoch, the step within it, and the best epoch of a checkpoint of `world_size` ranks."""
         self.epoch = state.epoch
         self.step = state.step
         self.best = state.best
         self.best_epoch = state.best_epoch
+        if "bad_images" in state.progress:
+            self.loader.bad.load_state_dict(state.progress["bad_images"])
+        if not state.epoch_step:
+            return
+        self.progress = EpochProgress(**state.progress["epoch"])
+        if self.progress.totals is not None:
+            self.progress.totals = self.progress.totals.to(self.device)
+        global_batch_size = state.settings["batch_size"] * world_size
+        if global_batch_size != self.global_batch_size:
+            samples = state.epoch_step * global_batch_size
+            self.progress.move(min(samples // self.global_batch_size, len(self.loader)))
+            logger.info(f"other batches than before: continuing at step {self.progress.step} of the epoch")
+
+    def progress_dict(self) -> dict[str, Any]:
+        """Return the content of `progress` in a checkpoint."""
+        return {"epoch": asdict(self.progress), "bad_images": self.loader.bad.state_dict()}
 
     def open_run(self, prefix: str, resumed: Resumable | None) -> Run:
         """Return the folders of a new run, or of the resumed run. Only rank 0 touches the disk."""
@@ -163,12 +328,16 @@ class TrainingLoop(ABC):
         return run
 
     @abstractmethod
+    def describe_data(self) -> dict[str, Any]:
+        """Return what identifies the training data, for run.json."""
+
+    @abstractmethod
     def open_log(self) -> BaseLog:
         """Open the log of the run, on rank 0."""
 
     @abstractmethod
-    def train_steps(self, progress: Progress) -> dict[str, float]:
-        """Train the steps of one epoch and check that the weights are finite."""
+    def end_of_steps(self) -> None:
+        """Check that the weights are finite after the steps of an epoch, before the evaluation."""
 
     @abstractmethod
     def evaluate(self) -> Any:
@@ -183,12 +352,14 @@ class TrainingLoop(ABC):
         """Return what the Optimizer file holds."""
 
     @abstractmethod
-    def save_checkpoint(self) -> Path:
-        """Write the files of this epoch and return the path of the first network's file."""
+    def save_checkpoint(self, rolling: bool = False) -> Path:
+        """Write the files of this epoch, or the rolling ones. Return the path of the first network's file."""
 
 
 class Trainer(TrainingLoop):
     """Train a backbone and a margin head on face images."""
+
+    schedule: Schedule
 
     def __init__(self, config: Any, devices: list[torch.device], env: DistEnv):
         """Build everything from the settings, then restore the checkpoint of --resume_dir.
@@ -202,10 +373,8 @@ class Trainer(TrainingLoop):
             UsageError: settings that do not fit the data or the resumed run.
             DataError: data or checkpoints that cannot be used.
         """
-        super().__init__(config, env)
-        self.devices = devices
-        self.device = devices[0]
-        resumed = load_resumable(config.resume_dir, mmap=env.is_distributed) if config.resume_dir else None
+        super().__init__(config, devices, env)
+        resumed = self.find_resumable()
 
         # Data.
         self.images = open_training_images(find_train_data(config.data_dir, config.train_data))
@@ -278,6 +447,7 @@ class Trainer(TrainingLoop):
             accumulate=config.accumulate,
             scaler=self.scaler,
             loss_fn=loss_fn,
+            agree=self.control.agree,
         )
 
         # Schedule.
@@ -344,8 +514,26 @@ class Trainer(TrainingLoop):
             self.optimizer.load_state_dict(state.optimizer)
         if state.scaler:
             self.scaler.load_state_dict(state.scaler)
-        self.restore_counters(state)
+        self.restore_counters(state, state.world_size)
         set_rng_state(state.rng_state)
+        if self.env.is_distributed and self.progress.step:
+            self.load_rank_state(state)
+
+    def load_rank_state(self, state: RecognitionState) -> None:
+        """Restore what differs between ranks within an epoch: random generators, and running statistics."""
+        if len(state.rank_states) != self.env.world_size:
+            seed_epoch(self.config.seed, self.epoch, self.env.rank)
+            return
+        rank_state = state.rank_states[self.env.rank]
+        set_rng_state(rank_state["rng_state"])
+        self.backbone.load_state_dict(rank_state["buffers"], strict=False)
+
+    def rank_states(self) -> list[dict[str, Any]]:
+        """Return the states of all ranks for load_rank_state(), on rank 0. Collective: all ranks call it."""
+        buffers = {name: buffer.cpu() for name, buffer in self.backbone.named_buffers()}
+        states: list[dict[str, Any]] = [{}] * self.env.world_size
+        torch.distributed.all_gather_object(states, {"rng_state": get_rng_state(), "buffers": buffers})
+        return states
 
     def state_dict(self) -> RecognitionState:
         """Return what the Optimizer file holds."""
@@ -354,6 +542,8 @@ class Trainer(TrainingLoop):
             scaler=self.scaler.state_dict(),
             epoch=self.epoch,
             step=self.step,
+            epoch_step=self.progress.step,
+            progress=self.progress_dict(),
             best=self.best,
             best_epoch=self.best_epoch,
             rng_state=get_rng_state(),
@@ -368,58 +558,60 @@ class Trainer(TrainingLoop):
             log.samples(self.loader.first_images())
         return log
 
-    def train_steps(self, progress: Progress) -> dict[str, float]:
-        """Train the steps of one epoch. Return loss, prec1, prec5, lr and margin."""
-        if self.env.is_distributed:  # dropout differs between ranks, and is the same after a resume
+    def describe_data(self) -> dict[str, Any]:
+        return {
+            "path": str(self.images.root),
+            "images": len(self.images),
+            "classes": len(self.images.classes),
+            "sha256": self.images.fingerprint(),
+        }
+
+    def train_epoch(self) -> dict[str, float]:
+        """Train what is left of one epoch. Return loss, prec1, prec5, lr and margin."""
+        if self.env.is_distributed and not self.progress.step:
+            # Dropout differs between ranks, and is the same after a resume.
             seed_epoch(self.config.seed, self.epoch, self.env.rank)
-        averages = train_one_epoch(
-            self.training_step,
-            self.loader.epoch(self.epoch),
-            self.schedule,
-            epoch=self.epoch,
-            report=progress.report,
-            report_every=progress.report_every,
-        )
+        last_step = (self.epoch + 1) * len(self.loader) - 1
+        return super().train_epoch() | {"margin": self.schedule.margin_at(last_step)}
+
+    def end_of_steps(self) -> None:
+        """Average the running statistics over the ranks, and check that the weights are finite."""
         if self.env.is_distributed:
             average_buffers(self.backbone)
         check_finite(self.backbone, "backbone")
         check_finite(self.head, "head")
-        last_step = (self.epoch + 1) * len(self.loader) - 1
-        return averages | {"margin": self.schedule.margin_at(last_step)}
 
     def evaluate(self) -> Results:
         """Evaluate the backbone on the verification sets, {view: {set: result}}. Ranks share the work."""
-        if not self.pair_sets:
-            return {}
-        return evaluate(
-            prepare_module(fold_batch_norm(self.backbone), self.devices, dtype=self.dtype),  # compiling would not pay
-            self.pair_sets,
-            device=self.device,
-            batch_size=self.config.val_batch_size or default_eval_batch_size(self.devices),
-            views=self.config.views,
-            lr_scale=self.config.LR_scale,
-            super_resolution=self.super_resolution,
-        )
+        results: dict[str, dict[str, VerificationResult]] = {}
+        # Compiling would not pay.
+        runner = prepare_module(fold_batch_norm(self.backbone), self.devices, dtype=self.dtype)
+        for pairs in self.pair_sets:
+            self.stop_if_asked()
+            evaluated = evaluate(
+                runner,
+                [pairs],
+                device=self.device,
+                batch_size=self.config.val_batch_size or default_eval_batch_size(self.devices),
+                views=self.config.views,
+                lr_scale=self.config.LR_scale,
+                super_resolution=self.super_resolution,
+            )
+            for view, sets in evaluated.items():
+                results.setdefault(view, {}).update(sets)
+        return results
 
     def score(self, results: Results) -> float | None:
         """Return the average accuracy at full resolution, None without verification sets."""
         return average_accuracy(results["HR"]) if results else None
 
-    def save_checkpoint(self) -> Path:
-        """Write the files of this epoch and return the path of the Backbone file."""
+    def save_checkpoint(self, rolling: bool = False) -> Path:
+        """Write the files of this epoch, or the rolling ones. Return the path of the Backbone file."""
         folder, state = self.run.checkpoints, self.state_dict()
-        if self.env.is_distributed:
-            return save_sharded_checkpoint(folder, self.backbone, self.head, optimizer=self.optimizer, state=state)
-        return save_checkpoint(folder, {"Backbone": self.backbone, "Head": self.head}, state)
-
-
-@contextmanager
-def add_last_checkpoint_to_errors(latest: str) -> Iterator[None]:
-    """Re-raise errors of an epoch with the path of the last checkpoint. Turn CUDA out of memory into a RunError."""
-    try:
-        yield
-    except RunError as error:
-        raise RunError(f"{str(error).removesuffix('.')}. The last good checkpoint is {latest}") from None
-    except torch.OutOfMemoryError as error:
-        reason = str(error).split(". ")[0]
-        raise RunError(f"{reason}. Lower --batch_size. The last good checkpoint is {latest}") from None
+        if not self.env.is_distributed:
+            return save_checkpoint(folder, {"Backbone": self.backbone, "Head": self.head}, state, rolling)
+        if rolling:
+            state = replace(state, rank_states=self.rank_states())
+        return save_sharded_checkpoint(
+            folder, self.backbone, self.head, optimizer=self.optimizer, state=state, rolling=rolling
+        )
