@@ -4,7 +4,9 @@ import pytest
 
 from applications.align import align
 from applications.align.warp import similarity
-from util.face import ARCFACE_TEMPLATE
+from util import face
+
+ARCFACE_TEMPLATE = np.array(face.ARCFACE_TEMPLATE)
 
 
 def moved(points: np.ndarray, degrees: float, scale: float, shift: tuple[float, float]) -> np.ndarray:

@@ -4,7 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from util.cli.types import Convert, integer, integers, number, one_of, to_boolean, to_gpus, to_path
+from util.cli.types import (
+    Convert,
+    Interval,
+    integer,
+    integers,
+    number,
+    one_of,
+    to_boolean,
+    to_gpus,
+    to_interval,
+    to_path,
+)
 
 EVEN = integers("none", "even numbers", lambda numbers: all(number % 2 == 0 for number in numbers))
 
@@ -26,6 +37,15 @@ EVEN = integers("none", "even numbers", lambda numbers: all(number % 2 == 0 for 
         (to_gpus, "CPU", ()),
         (to_gpus, 3, (3,)),
         (to_gpus, " 1  0 ", (1, 0)),
+        (to_interval, "15m", Interval("15m", seconds=900)),
+        (to_interval, "90s", Interval("90s", seconds=90)),
+        (to_interval, "1.5 h", Interval("1.5 h", seconds=5400)),
+        (to_interval, 500, Interval("500", steps=500)),
+        (to_interval, "500steps", Interval("500steps", steps=500)),
+        (to_interval, "1 step", Interval("1 step", steps=1)),
+        (to_interval, "0", Interval("0")),
+        (to_interval, "0m", Interval("0m")),
+        (to_interval, "None", Interval("None")),
     ],
 )
 def test_a_converted_value_stays_as_it_is(convert: Convert, given, converted):
@@ -53,6 +73,10 @@ def test_a_converted_value_stays_as_it_is(convert: Convert, given, converted):
         (to_gpus, [0, 0], "a list of different GPU numbers, like 0 or 0,1 or \\[0,1\\], nor the word cpu$"),
         (to_gpus, -1, "a list of different GPU numbers"),
         (to_gpus, None, "a list of different GPU numbers"),
+        *(
+            (to_interval, value, "a time like 15m, 90s or 2h")
+            for value in ("-1", "1.5", "1d", "m", "", 1.5, True, [1], None)
+        ),
     ],
 )
 def test_what_breaks_a_rule_is_told_the_rule(convert: Convert, value, rule):

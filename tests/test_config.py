@@ -11,6 +11,7 @@ import config
 from config import parse_train, parse_validation
 from model import names
 from tests.test_flags import error_of, write_settings
+from util.cli.types import Interval
 from util.errors import UsageError
 
 
@@ -59,6 +60,10 @@ def test_defaults_of_training_are_the_documented_ones():
         "num_workers": None,
         "compile": False,
         "seed": 1337,
+        "save_every": "15m",
+        "keep_last": None,
+        "max_bad": 0.001,
+        "deterministic": False,
     }
 
 
@@ -106,7 +111,7 @@ def test_values_out_of_range_are_usage_errors_that_name_flag_and_remedy(argument
     message = error_of(parse_train, [argument])
     flag, _, value = argument.partition("=")
     assert message.startswith(flag) and value in message
-    assert "default" in message or "write" in message
+    assert "default" in message or "Write" in message
 
 
 @pytest.mark.parametrize(
@@ -241,12 +246,50 @@ def test_a_resumed_run_keeps_its_settings_but_for_what_is_given(tmp_path):
     assert (parsed.lr, parsed.s, parsed.gpu_num, parsed.momentum, parsed.resume_dir) == (0.3, 16, (), 0.7, "x/run")
 
 
+def test_resume_dir_auto_inherits_nothing(capsys):
+    """The run that is resumed is not known yet: the settings of the command line decide."""
+
+    def inherit(resume_dir: str) -> dict:
+        raise AssertionError(f"settings of {resume_dir} were read")
+
+    parsed = parse_train(["--resume_dir=auto", "--lr=0.5"], inherit=inherit)
+    assert (parsed.resume_dir, parsed.lr, parsed.seed) == ("auto", 0.5, 1337)
+
+
+def test_resumed_run_keeps_how_often_it_is_saved():
+    saved = parse_train(["--save_every=500", "--keep_last=3", "--max_bad=0", "--deterministic"]).as_dict()
+    assert saved["save_every"] == "500"
+    resumed = parse_train(["--resume_dir=x"], inherit=lambda path: saved)
+    assert resumed.save_every == Interval("500", steps=500)
+    assert (resumed.keep_last, resumed.max_bad, resumed.deterministic) == (3, 0.0, True)
+    older = {name: value for name, value in saved.items() if name not in ("save_every", "keep_last", "max_bad")}
+    resumed = parse_train(["--resume_dir=x"], inherit=lambda path: older)
+    assert (resumed.save_every, resumed.keep_last) == (Interval("15m", seconds=900), None)
+
+
+@pytest.mark.parametrize(
+    "argument", ["--keep_last=0", "--keep_last=all", "--max_bad=-0.1", "--max_bad=1.1", "--max_bad=2"]
+)
+def test_limits_of_checkpoints_and_bad_images(argument):
+    assert error_of(parse_train, [argument]).startswith(f"{argument.partition('=')[0]}: ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "processes", "warns"), [(["--scale_lr"], 1, True), (["--scale_lr"], 2, False), ([], 1, False)]
+)
+def test_scale_lr_without_torchrun_is_reported(flags, processes, warns, monkeypatch, capsys):
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}.items():
+        monkeypatch.setenv(name, str(value))
+    parse_train(flags)
+    assert ("--scale_lr: has no effect" in capsys.readouterr().out) == warns
+
+
 def test_a_new_run_inherits_nothing():
     assert config.parse_train([], inherit=lambda path: {"lr": 9.0}).lr == 0.025
 
 
 def test_compiling_for_several_gpus_is_refused():
-    with pytest.raises(UsageError, match="--compile: works on one GPU, and --gpu_num names 2; leave it out"):
+    with pytest.raises(UsageError, match=r"--compile: works on one GPU, and --gpu_num names 2\. Leave it out"):
         config.parse_train(["--compile", "--gpu_num=0,1"])
 
 
@@ -328,7 +371,7 @@ def test_a_resumed_run_keeps_its_verification_sets_unless_others_or_none_are_nam
 
 def test_a_batch_is_cut_into_equal_parts():
     assert parse_train(["--batch_size=64", "--accumulate=4"]).accumulate == 4
-    with pytest.raises(UsageError, match=r"^--accumulate=3: does not divide --batch_size=64; choose a divisor$"):
+    with pytest.raises(UsageError, match=r"^--accumulate=3: does not divide --batch_size=64\. Choose a divisor\.$"):
         parse_train(["--batch_size=64", "--accumulate=3"])
 
 

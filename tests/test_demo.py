@@ -3,7 +3,8 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 
 import cv2
@@ -12,11 +13,13 @@ import pytest
 
 from applications.align import detect
 from applications.demo import data_set as demo
+from applications.demo.__main__ import Flags, main
 from applications.demo.drawn.person import Condition, Person
 from applications.demo.drawn.render import render_face
 from util.errors import UsageError
 from util.face import ARCFACE_TEMPLATE
 from util.pairs import load_pairs
+from util.verification import FOLDS
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--people", "2", "--images", "2", "--pairs", "40", "--processes", "1"]
@@ -25,7 +28,7 @@ TINY = ["--people", "2", "--images", "2", "--pairs", "40", "--processes", "1"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "set"
-    demo.main(["--out", str(out), *TINY])
+    main(["--out", str(out), *TINY])
     return out
 
 
@@ -45,7 +48,7 @@ def faces(kind: str, people: int, images: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_bytes_do_not_depend_on_the_number_of_processes(folder: Path, tmp_path: Path) -> None:
-    demo.main(["--out", str(tmp_path / "again"), *TINY[:-1], "2"])
+    main(["--out", str(tmp_path / "again"), *TINY[:-1], "2"])
     assert contents(tmp_path / "again") == contents(folder)
 
 
@@ -114,15 +117,15 @@ def test_complete_set_is_kept_and_another_one_needs_force(
 ) -> None:
     monkeypatch.setattr(demo, "render", lambda face: np.full((112, 112, 3), face.image % 256, np.uint8))
     out = tmp_path / "set"
-    demo.main(["--out", str(out), *TINY])
+    main(["--out", str(out), *TINY])
     before = (out / "README.txt").stat().st_mtime_ns
-    demo.main(["--out", str(out), *TINY, "--sheet", str(tmp_path / "sheet.png")])
+    main(["--out", str(out), *TINY, "--sheet", str(tmp_path / "sheet.png")])
     assert (tmp_path / "sheet.png").read_bytes() == (out / "contact_sheet.png").read_bytes()
     assert "already" in capsys.readouterr().out
     assert (out / "README.txt").stat().st_mtime_ns == before
     with pytest.raises(UsageError, match="--force"):
-        demo.main(["--out", str(out), *TINY, "--seed", "7"])
-    demo.main(["--out", str(out), *TINY, "--seed", "7", "--force"])
+        main(["--out", str(out), *TINY, "--seed", "7"])
+    main(["--out", str(out), *TINY, "--seed", "7", "--force"])
     assert json.loads((out / demo.MARKER).read_text())["seed"] == 7
 
 
@@ -130,7 +133,7 @@ def test_complete_set_is_kept_and_another_one_needs_force(
 def test_other_content_is_never_overwritten(tmp_path: Path, force: list[str]) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"mine")
     with pytest.raises(UsageError, match="other content"):
-        demo.main(["--out", str(tmp_path), *TINY, *force])
+        main(["--out", str(tmp_path), *TINY, *force])
     assert (tmp_path / "photo.jpg").read_bytes() == b"mine"
 
 
@@ -140,7 +143,7 @@ def test_failed_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(demo, "write_carray", fail)
     with pytest.raises(OSError, match="disk full"):
-        demo.main(["--out", str(tmp_path / "set"), *TINY])
+        main(["--out", str(tmp_path / "set"), *TINY])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -150,8 +153,21 @@ def test_failed_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 )  # fmt: skip
 def test_bad_flag_is_one_line_that_names_it(tmp_path: Path, flags: list[str]) -> None:
     with pytest.raises(UsageError, match=flags[0]):
-        demo.main(["--out", str(tmp_path / "set"), *flags])
+        main(["--out", str(tmp_path / "set"), *flags])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rule_of_pairs_follows_the_number_of_folds() -> None:
+    """The command line has the number of folds as text, because util.verification imports numpy."""
+    rule = next(field.metadata["type"] for field in fields(Flags) if field.name == "pairs")
+    assert [pairs for pairs in range(2 * FOLDS, 6 * FOLDS + 1) if accepts(rule, pairs)] == [4 * FOLDS, 6 * FOLDS]
+
+
+def accepts(convert: Callable, value: int) -> bool:
+    try:
+        return convert(value) == value
+    except ValueError:
+        return False
 
 
 def run_module(name: str, *flags: str) -> subprocess.CompletedProcess:

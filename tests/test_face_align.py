@@ -120,7 +120,7 @@ def test_face_align_without_faces_is_bad_data(tmp_path):
     [
         (
             ["--gpu_num", "none"],
-            "--gpu_num: 'none' is not a list of different GPU numbers, like 0 .* the word cpu or auto;",
+            r"--gpu_num: 'none' is not a list of different GPU numbers, like 0 .* the word cpu or auto\.",
         ),
         (["--gpu_num", "1,1"], "--gpu_num: '1,1' is not a list of different GPU numbers"),
         (["--gpu_num", "0]1["], r"--gpu_num: '0\]1\[' is not a list"),
@@ -133,7 +133,7 @@ def test_face_align_without_faces_is_bad_data(tmp_path):
         (["--crop_size", "two"], "--crop_size: 'two' is not a whole number from 16 to 4096"),
         (["--thresholds", "0.5"], "--thresholds: '0.5' is not three numbers"),
         (["--min_face", "2"], "min_face 2: must be 12 pixels or more"),
-        (["--selekt", "best"], "--selekt: unknown flag; the nearest one is --select "),
+        (["--selekt", "best"], "--selekt: unknown flag. The nearest one is --select "),
     ],
 )
 def test_face_align_mistakes_are_one_line(raw, tmp_path, extra, rule):

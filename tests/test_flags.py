@@ -240,7 +240,7 @@ def test_an_unknown_key_names_the_file_and_the_nearest_known_key(write, key, nea
     message = error_of(parse_train, argv)
     assert message.startswith(argv[1]) and "unknown key" in message and "nearest" in message
     if key != "learning_rate":
-        assert message.endswith(nearest)
+        assert message.endswith(f"{nearest}.")
 
 
 @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ def test_another_program_may_have_settings_too(tmp_path):
     assert drawn == Drawing(words=("two words",), mirror=True, size=7, pen="thick")
     assert error_of(draw, ["--side", "1", "--size=2"]).startswith("--size: side and size are one setting")
     message = error_of(draw, ["--pen", "blunt"])
-    assert message == "--pen: 'blunt' is not one of thin, thick; leave it out for the default (thin)"
+    assert message == "--pen: 'blunt' is not one of thin, thick. Leave it out for the default (thin)."
     assert error_of(draw, ["--lr", "1"]).startswith("--lr: unknown flag")
 
 

@@ -39,12 +39,12 @@ LIGHT = (
     "util.console",
     "util.distributed",
     "util.errors",
+    "util.face",
     "util.files",
 )
-# Modules that import no torch. Programs of applications/ belong to them.
+# Modules that import no torch.
 TORCH_FREE = (
     *LIGHT,
-    "util.face",
     "util.image_*",
     "util.pairs*",
     "util.parallel",
@@ -110,8 +110,10 @@ def matching(patterns: tuple[str, ...]) -> list[str]:
     return [module for module in FILES if any(fnmatch(module, pattern) for pattern in patterns)]
 
 
-def is_program(module: str) -> bool:
-    return top(module) == "applications" and "\n    run_script(main)" in (ROOT / FILES[module]).read_text()
+def programs() -> list[str]:
+    """Return the modules that users run, except benchmarks."""
+    scripts = [module for module in FILES if top(module) in ("applications", *SCRIPTS)]
+    return [module for module in scripts if "\n    run_script(main)" in (ROOT / FILES[module]).read_text()]
 
 
 def test_imports_finds_every_kind_of_import():
@@ -178,9 +180,28 @@ def test_modules_import_no_heavy_library(modules, absent):
         "    assert not found, f'{file} imports {found}'\n"
     )
     files = [str(FILES[module]) for module in matching(modules)]
-    if modules == TORCH_FREE:
-        files += [str(file) for module, file in FILES.items() if is_program(module)]
     ended = subprocess.run([sys.executable, "-c", code, *files, absent], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_help_of_a_program_imports_no_heavy_library():
+    """A command line answers at once; so does a mistake in it, which is found at the same place."""
+    code = (
+        "import contextlib, io, runpy, sys\n"
+        "from unittest.mock import patch\n"
+        "for program in sys.argv[1:]:\n"
+        "    text = io.StringIO()\n"
+        "    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):\n"
+        "        with patch.object(sys, 'argv', [program, '--help']):\n"
+        "            runpy.run_module(program, run_name='__main__', alter_sys=True)\n"
+        "    assert text.getvalue().startswith('usage: python '), program\n"
+        "    found = [name for name in ('torch', 'numpy', 'cv2', 'PIL', 'matplotlib') if name in sys.modules]\n"
+        "    assert not found, f'{program} --help imports {found}'\n"
+    )
+    found = programs()
+    assert {"train", "validation", "applications.demo.__main__", "applications.align.face_align"} <= set(found)
+    assert len(found) >= 13
+    ended = subprocess.run([sys.executable, "-c", code, *found], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
 
 

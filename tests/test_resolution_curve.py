@@ -150,7 +150,7 @@ def test_networks_are_named_by_the_user_or_by_their_run():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--gpu_num=cpu"], r"^--checkpoints: missing; name runs or Backbone files"),
+        (["--gpu_num=cpu"], r"^--checkpoints: missing\. Give NAME=PATH: recognition networks"),
         (["--checkpoints", "a=x.pth", "a=y.pth"], r"--checkpoints: .*'a' is there twice"),
         (
             ["--checkpoints=x.pth", "--sizes", "3"],

@@ -211,7 +211,7 @@ def test_another_network_cannot_be_resumed_with(run_training, flag, message):
         (["--num_features=2"], "2 channels cannot carry 3 colors"),
         (["--batch_size=64"], "--batch_size=64: .* has only 8 images"),
         (["--lr=0"], "--lr: '0' is not a number above 0"),
-        (["--sizes=small"], "--sizes: unknown flag; the nearest one is --size"),
+        (["--sizes=small"], "--sizes: unknown flag. The nearest one is --size"),
     ],
 )
 def test_bad_command_lines_are_refused(run_training, flags, message):

@@ -1,12 +1,15 @@
 """The size and the landmarks of an aligned face, for training, evaluation and alignment alike."""
 
-import numpy as np
-
 FACE_SIZE = 112  # pixels a side of an aligned face, and of what the networks see
 CROP_FROM = 128  # pixels a side that a face is resized to before the window of FACE_SIZE is cut
 
 # Eyes, nose and corners of the mouth (x, y) in an aligned face: SphereFace's points for 112x96, which ArcFace moved
 # 8 pixels to the right. All published training and verification sets of 112x112 are aligned to these points.
-ARCFACE_TEMPLATE = np.array(
-    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+# Command lines need this module before they have answered, so it imports no numpy.
+ARCFACE_TEMPLATE = (
+    (38.2946, 51.6963),
+    (73.5318, 51.5014),
+    (56.0252, 71.7366),
+    (41.5493, 92.3655),
+    (70.7299, 92.2041),
 )

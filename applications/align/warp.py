@@ -49,7 +49,7 @@ def align(image: np.ndarray, landmarks: np.ndarray, size: int = FACE_SIZE) -> np
         landmarks: (5, 2) x, y in pixels: eyes, nose, corners of the mouth.
         size: side of the result in pixels.
     """
-    matrix = similarity(landmarks, ARCFACE_TEMPLATE * size / FACE_SIZE)
+    matrix = similarity(landmarks, np.array(ARCFACE_TEMPLATE) * size / FACE_SIZE)
     factor = int(1 / np.linalg.norm(matrix[0, :2]))
     if factor >= 2:
         image, matrix = _average_down(image, matrix, factor, size)

@@ -1,23 +1,7 @@
-"""Make the demo data set: a training folder and four verification sets of drawn faces. It shows no real person.
-
-    python -m applications.demo --out data/demo
-    python -m applications.demo --out data/demo --people 200 --images 30 --pairs 1000
-
-The random numbers of a face depend on (seed, person, image) alone, so the same flags give the same bytes with any
-number of processes. train.py and validation.py read this layout:
-
-    OUT/imgs/PERSON/PERSON_0001.jpg          training images, 112x112
-    OUT/lfw_align_112/lfw                    light, pose, expression, age and blur all vary
-    OUT/cfp_align_112/cfp_ff, cfp_fp         frontal with frontal, frontal with profile
-    OUT/AgeDB/agedb_30                       one face young, one about 30 years older
-    OUT/raw/PERSON/PERSON_0001.jpg           photographs of training people before alignment, for applications/align
-    OUT/people.json                          the people of each set; no person is in two sets
-    OUT/contact_sheet.png, README.txt, demo.json
-"""
+"""Make the demo data set, whose layout applications/demo/__main__.py describes."""
 
 import json
 import multiprocessing
-import os
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -33,9 +17,6 @@ from tqdm import tqdm
 from applications.demo.drawn.person import Condition, Person
 from applications.demo.drawn.photograph import photograph
 from applications.demo.drawn.render import render_face
-from util.cli.parser import Settings as CliSettings
-from util.cli.parser import flag, option, parse
-from util.cli.types import integer, number, to_file, to_png
 from util.errors import UsageError
 from util.files import Provenance
 from util.image_io import write_image
@@ -67,35 +48,6 @@ imgs/ is for training, and raw/ has photographs of some of its people before ali
 and AgeDB/ hold four verification sets, named after the real sets whose conditions they imitate. Results on drawn faces
 show that a program works. They do not show how well it recognizes people.
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flags(CliSettings):
-    """The settings of applications.demo."""
-
-    out: Path = option(type=to_file, metavar="DIR", help="folder to write", required=True)
-    seed: int = option(default=1337, type=integer(0), metavar="N", help="seed; another one draws other people")
-    people: int = option(default=120, type=integer(2, 5000), metavar="N", help="identities in the training set")
-    images: int = option(default=20, type=integer(1, 1000), metavar="N", help="images of each of them")
-    pairs: int = option(
-        default=400,
-        type=number(
-            f"a multiple of {2 * FOLDS} from {4 * FOLDS} to 20000, so that each of {FOLDS} folds has as many same as "
-            "different pairs, of two people or more",
-            lambda pairs: pairs % (2 * FOLDS) == 0 and 4 * FOLDS <= pairs <= 20000,
-            int,
-        ),
-        metavar="N",
-        help="pairs in each of the four verification sets",
-    )
-    sheet: Path | None = option(type=to_png, metavar="FILE.png", help="also write the contact sheet there")
-    processes: int = option(
-        default=min(os.cpu_count() or 1, 256),
-        type=integer(1, 256),
-        metavar="N",
-        help="processes; the faces do not depend on it",
-    )
-    force: bool = flag(help="draw again what an earlier run has drawn")
 
 
 @dataclass(frozen=True)
@@ -191,26 +143,7 @@ def make_faces(folder: Path, people: int, images: int, seed: int = 1337, process
         _write_people(folder, faces, iter(render_all(faces)))
 
 
-def main(arguments: list[str]) -> None:
-    """Make the data set; see the docstring of the module."""
-    flags = parse(Flags, "-m applications.demo", arguments, description=__doc__)
-    out = flags.out.resolve()
-    settings = Settings(seed=flags.seed, people=flags.people, images=flags.images, pairs=flags.pairs)
-    if Provenance(out / MARKER, asdict(settings)).matches() and not flags.force:
-        print(f"{out}: already has these drawn faces; nothing to do (--force draws them again)")
-    else:
-        check_free(out, flags.force)
-        _replace(out, settings, flags.processes)
-        print(
-            f"{out}: drawn faces: {settings.people} people for training, and {len(VALIDATION_SETS)} verification sets "
-            f"of {settings.pairs} pairs of other people"
-        )
-    if flags.sheet is not None:
-        flags.sheet.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(out / SHEET, flags.sheet)
-
-
-def _replace(out: Path, settings: Settings, processes: int) -> None:
+def replace_set(out: Path, settings: Settings, processes: int) -> None:
     """Make the set under a temporary name and rename it, so that `out` is never incomplete."""
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -15,8 +15,6 @@ shows little more than the face.
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from util.cli.parser import Settings, flag, option, parse, processes
 from util.cli.types import to_file
 from util.errors import DataError, run_script
@@ -46,7 +44,9 @@ class Flags(Settings):
 def main(arguments: list[str]) -> None:
     flags = parse(Flags, "-m applications.prepare.cfp", arguments, description=__doc__)
 
-    # torch takes seconds to import: report mistakes in the command line first.
+    # These take seconds to import: report mistakes in the command line first.
+    import numpy as np
+
     from applications.prepare.align_pairs import align_all, describe, full_image
     from applications.prepare.write_set import is_made, list_file, new_order, write_aligned
 

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from applications.prepare.download import Remote, fetch, unpack
 from util.cli.parser import Settings, flag, option, parse, processes
 from util.cli.types import to_file
@@ -27,6 +25,8 @@ from util.errors import DataError, UsageError, run_script
 from util.files import path_inside, sha256
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from applications.align import Face
     from util.pairs.text_list import Pair
 
@@ -75,7 +75,9 @@ def main(arguments: list[str]) -> None:
     source = flags.source or download(flags.download or flags.data_dir / "raw" / "lfw")
     listed = flags.pairs or find_list(source)
 
-    # torch takes seconds to import: report mistakes in the command line first.
+    # These take seconds to import: report mistakes in the command line first.
+    import numpy as np
+
     from applications.prepare.align_pairs import align_all, describe
     from applications.prepare.write_set import is_made, is_reordered, list_file, new_order, write_aligned
     from util.pairs.text_list import find_images, read_pair_list
@@ -146,12 +148,13 @@ def is_subject(face: "Face") -> bool:
     return x1 <= SIDE / 2 <= x2 and y1 <= SIDE / 2 <= y2
 
 
-def fallback_crop(image: np.ndarray) -> np.ndarray:
+def fallback_crop(image: "np.ndarray") -> "np.ndarray":
     """Crop the region where LFW's faces are on average: (H, W, 3) RGB uint8 -> (112, 112, 3)."""
     from applications.align import align
 
     height, width = image.shape[:2]
-    return align(image, np.array(LANDMARKS) * [width / SIDE, height / SIDE])
+    landmarks = [(x * (width / SIDE), y * (height / SIDE)) for x, y in LANDMARKS]
+    return align(image, landmarks)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from util.cli.parser import Settings, choice, flag, option, parse, processes
 from util.cli.types import SELECT, to_file
 from util.errors import UsageError, run_script
@@ -47,7 +45,9 @@ def main(arguments: list[str]) -> None:
     images = flags.images or flags.list.parent
     out = flags.out
 
-    # torch takes seconds to import: report mistakes in the command line first.
+    # These take seconds to import: report mistakes in the command line first.
+    import numpy as np
+
     from applications.prepare.align_pairs import AlignedFaces, align_all, describe, full_image
     from applications.prepare.write_set import is_made, is_reordered, list_file, new_order, write_aligned
     from util.pairs.text_list import find_images, read_pair_list

@@ -9,11 +9,11 @@ train.py reads train.rec itself, and one large file is faster to read than milli
 
 import os
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
 from util.cli.parser import Settings, option, parse, processes
@@ -22,6 +22,8 @@ from util.errors import DataError, RunError, UsageError, run_script
 from util.files import Provenance, format_names, path_inside, require_writable_dir, sha256
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from util.data.record_dataset import RecordImages
 
 MARKER = "rec.json"  # in OUT: the record file whose images are there
@@ -71,8 +73,8 @@ class Work(NamedTuple):
     """Data that all processes share. The images of class c are order[starts[c] : starts[c + 1]]."""
 
     images: "RecordImages"
-    order: np.ndarray
-    starts: np.ndarray
+    order: "np.ndarray"
+    starts: "np.ndarray"
     folder: Path
     digits: int  # of the numbers in file names
 
@@ -92,8 +94,8 @@ def unpack(images: "RecordImages", folder: Path, processes: int) -> None:
     from util.parallel import parallel_map
 
     # Sort the images by class. The images of a class then are one slice of `order`.
-    order = np.argsort(images.labels, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(np.bincount(images.labels, minlength=len(images.classes)))])
+    order = images.labels.argsort(kind="stable")
+    starts = images.labels[order].searchsorted(range(len(images.classes) + 1))
     digits = max(8, len(str(images.record(len(images) - 1))))
     folder.mkdir(exist_ok=True)
     broken: list[str] = []
@@ -147,7 +149,9 @@ def image_suffix(content: bytes, source: str) -> str:
 
 def check_count(images: "RecordImages", folder: Path) -> None:
     """Raise RunError if the number of files in a folder differs from the number of images of its class."""
-    for name, expected in zip(images.classes, np.bincount(images.labels).tolist(), strict=True):
+    counts = Counter(images.labels.tolist())
+    for label, name in enumerate(images.classes):
+        expected = counts[label]
         found = len(os.listdir(folder / name))
         if found != expected:
             raise RunError(

@@ -5,23 +5,21 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from util.cli.parser import Settings, choice, flag, option, parse
-from util.cli.types import (
-    EVAL_BATCH_DEFAULTS,
-    PRECISIONS,
-    integer,
-    integers,
-    pair_set_paths,
-    to_gpus,
-    to_pair_sets,
-    to_path,
+from util.cli.options import (
+    DATA,
+    MACHINE,
+    OUTPUT,
+    PATHS,
+    RESOLUTION,
+    EvaluationSettings,
+    ReportSettings,
 )
-from util.errors import UsageError
+from util.cli.parser import flag, option, parse
+from util.cli.types import integers, to_path
 from util.face import FACE_SIZE
 from util.files import check_report_paths
 
-PATHS, RESOLUTION, MACHINE, OUTPUT = "Where things are", "Resolution", "Machine", "Output"
-GROUPS = (PATHS, RESOLUTION, MACHINE, OUTPUT)
+GROUPS = (PATHS, DATA, RESOLUTION, MACHINE, OUTPUT)
 # NAME=PATH, of which NAME= may be left out; there may be an = in a folder's name, after a slash.
 _NAMED = re.compile(r"(?:([^=/\\]+)=)?(.*)", re.DOTALL)
 
@@ -48,28 +46,20 @@ def _own_name(path: Path) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurveSettings(Settings):
+class CurveSettings(ReportSettings, EvaluationSettings):
     """The settings of applications/resolution_curve. UsageError where a value breaks its rule."""
 
     checkpoints: tuple[str, ...] = option(
+        PATHS,
         default=(),
         type=_to_checkpoints,
         metavar="NAME=PATH ...",
         help="recognition networks to compare: runs (their best or newest epoch) or Backbone files; NAME: legend",
-        default_help="required",
+        required=True,
         split_words=True,
-        group=PATHS,
-    )
-    data_dir: str = option(default="./data", type=to_path, metavar="DIR", help="verification sets", group=PATHS)
-    val_data: tuple[str, ...] = option(
-        default=(),
-        type=to_pair_sets,
-        metavar="SET ...",
-        help="further verification sets, as in validation.py",
-        split_words=True,
-        group=PATHS,
     )
     sizes: tuple[int, ...] = option(
+        RESOLUTION,
         default=(112, 56, 28, 21, 16, 14, 8),
         type=integers(
             None,
@@ -78,60 +68,13 @@ class CurveSettings(Settings):
         ),
         metavar="N ...",
         help=f"pixels a side that faces are shrunk to; {FACE_SIZE}, the full face, is always included",
-        group=RESOLUTION,
     )
-    SR_eval: bool = flag(help="also enlarge by super resolution, at the scales that have a network", group=RESOLUTION)
-    sr_checkpoint_dir: str | None = option(
-        type=to_path,
-        metavar="PATH",
-        help="super resolution: an SR file, a run, or a folder of runs",
-        default_help="./checkpoints_best",
-        group=PATHS,
-    )
-    LR_oneside: bool = flag(help="low resolution in the first image of each pair only", group=RESOLUTION)
-    gpu_num: tuple[int, ...] = option(
-        default=(0,), type=to_gpus, metavar="LIST", help="GPUs, as 0 or 0,1 or [0,1]; or cpu", group=MACHINE
-    )
-    precision: str = choice(PRECISIONS, default="auto", help="number format of the backbones", group=MACHINE)
-    batch_size: int | None = option(
-        type=integer(1),
-        metavar="N",
-        help="images per batch, over all GPUs",
-        default_help=EVAL_BATCH_DEFAULTS,
-        group=MACHINE,
-    )
-    plot: str | None = option(
-        type=to_path,
-        metavar="FILE",
-        help="draw the curve, as .png, .pdf or .svg",
-        default_help="not drawn",
-        group=OUTPUT,
-    )
-    json: str | None = option(
-        type=to_path, metavar="FILE", help="write all numbers", default_help="not written", group=OUTPUT
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.checkpoints:
-            raise UsageError("--checkpoints: missing; name runs or Backbone files, NAME=PATH each")
-        if self.sr_checkpoint_dir and not self.SR_eval:
-            raise UsageError("--sr_checkpoint_dir: is used with --SR_eval alone; add it, or leave this out")
+    SR_eval: bool = flag(RESOLUTION, help="also enlarge by super resolution, at the scales that have a network")
 
     @property
     def paths(self) -> dict[str, Path]:
         """Return {name: path} of `checkpoints`."""
         return {name: Path(path) for name, path in (item.split("=", 1) for item in self.checkpoints)}
-
-    @property
-    def sr_path(self) -> str:
-        """Return where to look for super resolution networks."""
-        return self.sr_checkpoint_dir or "./checkpoints_best"
-
-    @property
-    def pair_set_paths(self) -> dict[str, tuple[str, str | None]]:
-        """Return `val_data` as {name: (path, folder of the images or None)} for find_pair_sets."""
-        return pair_set_paths(self.val_data)
 
 
 def parse_curve(argv: list[str]) -> CurveSettings:

@@ -5,8 +5,22 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from model.names import SR_SCALES
-from util.cli.parser import Explicit, Settings, choice, flag, inherit_from_run, option, parse
-from util.cli.types import integer, number, to_gpus, to_path
+from util.cli.options import (
+    DATA,
+    FROM_0_TO_1,
+    MACHINE,
+    MODEL,
+    NOT_NEGATIVE,
+    OPTIMIZATION,
+    OUTPUT,
+    PATHS,
+    POSITIVE,
+    RunSettings,
+    gpus,
+    inherit_from_run,
+)
+from util.cli.parser import Explicit, Settings, choice, flag, folder, option, parse
+from util.cli.types import integer, number, to_path
 from util.errors import UsageError
 from util.face import FACE_SIZE as FACE
 
@@ -21,155 +35,92 @@ SIZES = MappingProxyType(
 LEARNING_RATES = MappingProxyType({"small": 5e-4, "default": 1e-4})
 BATCH_SIZES = MappingProxyType({"small": 4, "default": 16})
 
-PATHS, DATA, MODEL, OPTIMIZATION = "Where things are", "Data", "Model", "Optimization"
-IDENTITY, MACHINE = "Identity", "Machine"
-GROUPS = (PATHS, DATA, MODEL, OPTIMIZATION, IDENTITY, MACHINE)
+IDENTITY = "Identity"
+GROUPS = (PATHS, DATA, MODEL, OPTIMIZATION, IDENTITY, MACHINE, OUTPUT)
 _BY_SIZE = "from --size"
-_NOT_NEGATIVE = number("a number, 0 or more", lambda value: value >= 0)
-_FRACTION = number("a number from 0 to 1", lambda value: 0 <= value <= 1)
-
-
 _SCALE = number(f"one of {', '.join(map(str, SR_SCALES))}", lambda value: value in SR_SCALES, int)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(Settings):
+class TrainSettings(RunSettings):
     """The settings of applications/super_resolution/train.py."""
 
     data: str = option(
-        type=to_path,
-        metavar="PATH",
-        help="aligned faces: a folder with one folder per identity, or a .rec",
-        default_help="required",
-        group=PATHS,
+        PATHS, type=to_path, help="aligned faces: a folder with one folder per identity, or a .rec", required=True
     )
     val_data: str | None = option(
+        PATHS,
         type=to_path,
-        metavar="PATH",
         help="faces to validate on: a folder, a .rec, or a verification set",
         default_help="identities held out of --data, see --val_share",
-        group=PATHS,
     )
-    checkpoint_dir: str = option(
-        default="checkpoints", type=to_path, metavar="DIR", help="runs, one folder each", group=PATHS
-    )
-    best_checkpoint_dir: str = option(
-        default="checkpoints_best", type=to_path, metavar="DIR", help="the best epoch of each run", group=PATHS
-    )
-    log_dir: str = option(
-        default="log", type=to_path, metavar="DIR", help="metrics, sample images and TensorBoard events", group=PATHS
-    )
-    resume_dir: str | None = option(
-        type=to_path, metavar="DIR", help="run to continue, or its SR file", default_help="a new run", group=PATHS
-    )
-    scale: int = option(default=4, type=_SCALE, metavar="N", help="enlargement: 2, 4 or 8", group=MODEL)
+    log_dir: str = folder(PATHS, default="./log", help="metrics, sample images and TensorBoard events")
+    scale: int = option(MODEL, default=4, type=_SCALE, help="enlargement: 2, 4 or 8")
     size: str | None = choice(
         tuple(SIZES),
         default=None,
+        group=MODEL,
         help="small, or the paper's",
         default_help="small on a CPU, default on a GPU",
-        group=MODEL,
     )
-    num_features: int | None = option(type=integer(1), metavar="N", help="channels", default_help=_BY_SIZE, group=MODEL)
-    num_rg: int | None = option(
-        type=integer(1), metavar="N", help="residual groups", default_help=_BY_SIZE, group=MODEL
-    )
-    num_rcab: int | None = option(
-        type=integer(1), metavar="N", help="blocks in each group", default_help=_BY_SIZE, group=MODEL
-    )
+    num_features: int | None = option(MODEL, type=integer(1), help="channels", default_help=_BY_SIZE)
+    num_rg: int | None = option(MODEL, type=integer(1), help="residual groups", default_help=_BY_SIZE)
+    num_rcab: int | None = option(MODEL, type=integer(1), help="blocks in each group", default_help=_BY_SIZE)
     reduction: int | None = option(
-        type=integer(1),
-        metavar="N",
-        help="channel reduction in the attention",
-        default_help=_BY_SIZE,
-        group=MODEL,
+        MODEL, type=integer(1), help="channel reduction in the attention", default_help=_BY_SIZE
     )
     patch: int | None = option(
-        type=integer(4),
-        metavar="N",
-        help="train on random patches of N low-resolution pixels",
-        default_help="whole faces",
-        group=DATA,
+        DATA, type=integer(4), help="train on random patches of N low-resolution pixels", default_help="whole faces"
     )
     crop_share: float = option(
+        DATA,
         default=0.5,
-        type=_FRACTION,
-        metavar="X",
+        type=FROM_0_TO_1,
         help="fraction of the samples that are cropped as for recognition: 112 of 128 pixels",
-        group=DATA,
     )
     val_share: float = option(
-        default=0.05,
-        type=_FRACTION,
-        metavar="X",
-        help="fraction of the identities to hold out for validation",
-        group=DATA,
+        DATA, default=0.05, type=FROM_0_TO_1, help="fraction of the identities to hold out for validation"
     )
-    val_images: int = option(
-        default=500, type=integer(1), metavar="N", help="maximum number of validation images", group=DATA
-    )
-    epochs: int = option(
-        default=20, type=integer(1), metavar="N", help="epochs of the complete run", group=OPTIMIZATION
-    )
+    val_images: int = option(DATA, default=500, type=integer(1), help="maximum number of validation images")
+    epochs: int = option(OPTIMIZATION, default=20, type=integer(1), help="epochs of the complete run")
     steps: int | None = option(
-        type=integer(1), metavar="N", help="batches per epoch", default_help="images / batch_size", group=OPTIMIZATION
+        OPTIMIZATION, type=integer(1), help="batches per epoch", default_help="images / batch_size"
     )
     batch_size: int = option(
+        OPTIMIZATION,
         type=integer(1),
-        metavar="N",
         help="images per batch",
         default_help="4 for small, 16 (the paper's) for default",
-        group=OPTIMIZATION,
     )
     lr: float = option(
-        type=number("a number above 0", lambda value: value > 0),
-        metavar="X",
+        OPTIMIZATION,
+        type=POSITIVE,
         help="highest learning rate of Adam: it rises over a twentieth of the steps, then falls to 0 along a cosine",
         default_help="5e-4 for small, 1e-4 (the paper's) for default",
-        group=OPTIMIZATION,
     )
     identity_weight: float = option(
-        default=0.0,
-        type=_NOT_NEGATIVE,
-        metavar="X",
-        help="weight of the identity loss; the L1 loss has weight 1",
-        group=IDENTITY,
+        IDENTITY, default=0.0, type=NOT_NEGATIVE, help="weight of the identity loss; the L1 loss has weight 1"
     )
     identity_backbone: str | None = option(
+        IDENTITY,
         type=to_path,
         metavar="FILE",
         help="recognition network whose embeddings the identity loss compares",
-        group=IDENTITY,
-    )
-    gpu_num: tuple[int, ...] = option(
-        default=(0,), type=to_gpus, metavar="LIST", help="GPUs, as 0 or 0,1 or [0,1]; or cpu", group=MACHINE
-    )
-    num_workers: int | None = option(
-        type=integer(0),
-        metavar="N",
-        help="processes that read images; 0: the main process",
-        default_help="from the number of CPU cores",
-        group=MACHINE,
-    )
-    seed: int = option(
-        default=1337, type=integer(0, 2**32 - 1), metavar="N", help="seed of all random numbers", group=MACHINE
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.data is None:
-            raise UsageError("--data: missing; name a folder of people with aligned faces, or a .rec file")
         if self.patch is not None and self.patch > FACE // self.scale:
             raise UsageError(
-                f"--patch={self.patch}: a face has {FACE // self.scale} pixels at --scale={self.scale}; give at most "
-                f"that, or leave it out for whole faces"
+                f"--patch={self.patch}: a face has {FACE // self.scale} pixels at --scale={self.scale}. Give at most "
+                f"that, or leave it out for whole faces."
             )
         if self.identity_weight and self.identity_backbone is None:
-            raise UsageError("--identity_weight: needs a recognition network; name its file with --identity_backbone")
+            raise UsageError("--identity_weight: needs a recognition network. Name its file with --identity_backbone.")
         if self.identity_weight and self.patch is not None:
-            raise UsageError("--patch: the identity of a patch is unknown; leave out --patch or --identity_weight")
+            raise UsageError("--patch: the identity of a patch is unknown. Leave out --patch or --identity_weight.")
         if self.val_data is None and self.val_share == 0:
-            raise UsageError("--val_share=0: leaves nothing to validate on; give more, or name faces with --val_data")
+            raise UsageError("--val_share=0: leaves nothing to validate on. Give more, or name faces with --val_data.")
 
     @property
     def network_sizes(self) -> dict[str, int]:
@@ -198,50 +149,25 @@ def parse_train(argv: list[str], inherit: Callable[[str], Explicit]) -> TrainSet
 class UpscaleSettings(Settings):
     """The settings of applications/super_resolution/upscale.py."""
 
-    source: str = option(
-        type=to_path, metavar="DIR", help="images, in folders; only read", default_help="required", group=PATHS
-    )
-    out: str = option(
-        type=to_path,
-        metavar="DIR",
-        help="where the enlarged images go, in the same folders",
-        default_help="required",
-        group=PATHS,
-    )
+    source: str = folder(PATHS, help="images, in folders; only read", required=True)
+    out: str = folder(PATHS, help="where the enlarged images go, in the same folders", required=True)
     sr_checkpoint_dir: str = option(
+        PATHS,
         default="checkpoints_best",
         type=to_path,
-        metavar="PATH",
         help="the network: an SR file, a run, or a folder of runs",
-        group=PATHS,
     )
     scale: int | None = option(
-        type=_SCALE,
-        metavar="N",
-        help="scale of the network",
-        default_help="its own; 4 in a folder of runs",
-        group=MODEL,
+        MODEL, type=_SCALE, help="scale of the network", default_help="its own; 4 in a folder of runs"
     )
     degrade: bool = flag(
-        help="shrink the images, which are aligned faces, before enlarging them: for a demonstration", group=DATA
+        DATA, help="shrink the images, which are aligned faces, before enlarging them: for a demonstration"
     )
-    format: str = choice(("png", "jpg"), default="png", help="png, or jpg of quality 95", group=DATA)
+    format: str = choice(("png", "jpg"), default="png", group=DATA, help="png, or jpg of quality 95")
     batch_size: int = option(
-        default=16,
-        type=integer(1),
-        metavar="N",
-        help="images of 112x112 per batch; more if they are smaller",
-        group=MACHINE,
+        MACHINE, default=16, type=integer(1), help="images of 112x112 per batch; more if they are smaller"
     )
-    gpu_num: tuple[int, ...] = option(
-        default=(0,), type=to_gpus, metavar="LIST", help="GPUs, as 0 or 0,1 or [0,1]; or cpu", group=MACHINE
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("source", "out"):
-            if getattr(self, name) is None:
-                raise UsageError(f"--{name}: missing; name a folder")
+    gpu_num: tuple[int, ...] = gpus()
 
 
 def parse_upscale(argv: list[str]) -> UpscaleSettings:

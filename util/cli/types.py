@@ -9,10 +9,35 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 Convert = Callable[[object], Any]
+
+
+@dataclass(frozen=True)
+class ValueType:
+    """A value type with the name that its values have in --help."""
+
+    metavar: str
+    convert: Convert
+
+    def __call__(self, value: object) -> Any:
+        return self.convert(value)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An interval of time or of steps. Both are 0 for `none`: never. `text` is what the user gave."""
+
+    text: str
+    seconds: float = 0.0
+    steps: int = 0
+
+    def __str__(self) -> str:
+        return self.text
+
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")  # util.device.resolve_dtype knows what they mean
 SELECT = ("largest", "central", "best")  # which of several faces to align
@@ -23,6 +48,8 @@ SET_NAMES = "letters, digits, _, - and ."
 _SET_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 # NAME=PATH:ROOT, of which NAME= and :ROOT may be left out. A name has no slash, and C:/sets is one path, not two.
 _PAIR_SET = re.compile(r"(?:([^=/\\]*)=)?((?:[A-Za-z]:(?=[/\\]))?[^:]*)(?::(.+))?")
+_INTERVAL = re.compile(r"([0-9]{1,9})(?: ?steps?)?|([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([smh])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -36,6 +63,20 @@ def to_path(value: object) -> str:
 def to_file(value: object) -> Path:
     """Return the same as a Path."""
     return Path(to_path(value))
+
+
+def to_interval(value: object) -> Interval:
+    """Return the interval that `15m`, `90s`, `2h`, `500`, `500steps` or `none` stand for."""
+    if isinstance(value, Interval):
+        return value
+    text = str(value).strip() if type(value) in (str, int) else ""
+    if text.lower() == "none":
+        return Interval(text)
+    match = _INTERVAL.fullmatch(text)
+    if match is None:
+        raise ValueError("a time like 15m, 90s or 2h, a number of steps like 500, nor the word none")
+    steps, time, unit = match.groups()
+    return Interval(text, steps=int(steps)) if steps else Interval(text, seconds=float(time) * _SECONDS[unit])
 
 
 def to_png(value: object) -> Path:
@@ -58,7 +99,7 @@ def to_boolean(value: object) -> bool:
     return _BOOLEANS[str(value).lower()]
 
 
-def number(rule: str, accept: Callable[[float], bool], kind: type = float) -> Convert:
+def number(rule: str, accept: Callable[[float], bool], kind: type = float) -> ValueType:
     """Return a type of finite numbers, of `kind` float or int, that accept() accepts; `rule` is its rule in words."""
 
     def convert(value: object) -> float:
@@ -71,16 +112,16 @@ def number(rule: str, accept: Callable[[float], bool], kind: type = float) -> Co
             raise ValueError(rule) from None
         return converted
 
-    return convert
+    return ValueType("N" if kind is int else "X", convert)
 
 
-def integer(low: int, high: int | None = None) -> Convert:
+def integer(low: int, high: int | None = None) -> ValueType:
     """Return a type of integers from `low` to `high`, both included."""
     rule = f"a whole number, {low} or more" if high is None else f"a whole number from {low} to {high}"
     return number(rule, lambda value: low <= value <= (value if high is None else high), int)
 
 
-def integers(word: str | None, rule: str, accept: Callable[[tuple[int, ...]], bool], scalar: bool = False) -> Convert:
+def integers(word: str | None, rule: str, accept: Callable[[tuple[int, ...]], bool], scalar: bool = False) -> ValueType:
     """Return a type of tuples of integers: `[0, 1]`, `0,1`, `0 1`, `0`, or a list of YAML.
 
     Args:
@@ -106,10 +147,10 @@ def integers(word: str | None, rule: str, accept: Callable[[tuple[int, ...]], bo
             raise ValueError(f"a list of {rule}" + (f", nor the word {word}" if word else ""))
         return tuple(value)
 
-    return convert
+    return ValueType("LIST", convert)
 
 
-def one_of(names: Sequence[str]) -> Convert:
+def one_of(names: Sequence[str]) -> ValueType:
     """Return a type of the given names."""
 
     def convert(value: object) -> str:
@@ -117,7 +158,7 @@ def one_of(names: Sequence[str]) -> Convert:
             raise ValueError(f"one of {', '.join(names)}")
         return value
 
-    return convert
+    return ValueType("NAME", convert)
 
 
 to_gpus = integers(

@@ -86,7 +86,7 @@ def alignment(points: np.ndarray, condition: Condition) -> tuple[float, float, n
     Least squares as in Umeyama (1991). With points as complex numbers it is one division.
     """
     source = points @ (1, 1j)
-    target = ARCFACE_TEMPLATE @ (1, 1j)
+    target = np.array(ARCFACE_TEMPLATE) @ (1, 1j)
     center = source.mean()
     goal = target.mean()
     factor = np.vdot(source - center, target - goal) / np.vdot(source - center, source - center)

@@ -1,0 +1,165 @@
+"""The options and rules that several programs share. Each is declared here, once.
+
+A program's settings derive from the dataclasses below and add their own options; a field that is declared again
+replaces the shared one. Fields of the base classes come first in a section of --help, the last base class before the
+others.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from util.cli.parser import Explicit, Settings, choice, flag, folder, option
+from util.cli.types import (
+    EVAL_BATCH_DEFAULTS,
+    PRECISIONS,
+    SET_NAMES,
+    Interval,
+    integer,
+    number,
+    pair_set_paths,
+    to_gpus,
+    to_interval,
+    to_pair_sets,
+    to_path,
+)
+from util.errors import UsageError
+
+# The sections of --help.
+PATHS, DATA, MODEL, OPTIMIZATION = "Where things are", "Data", "Model", "Optimization"
+RESOLUTION, MACHINE, OUTPUT = "Low and super resolution", "Machine", "Output"
+
+POSITIVE = number("a number above 0", lambda value: value > 0)
+NOT_NEGATIVE = number("a number, 0 or more", lambda value: value >= 0)
+FROM_0_TO_1 = number("a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+AUTO = "auto"  # --resume_dir=auto
+
+
+def gpus() -> Any:
+    """Return the field of --gpu_num."""
+    return option(MACHINE, default=(0,), type=to_gpus, help="GPUs, as 0 or 0,1 or [0,1]; or cpu")
+
+
+def eval_batch_size() -> Any:
+    """Return the field of the batch size of an evaluation."""
+    return option(
+        MACHINE,
+        type=integer(1),
+        help="images per batch of the evaluation, over all GPUs",
+        default_help=EVAL_BATCH_DEFAULTS,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(Settings):
+    """The settings of programs that evaluate on verification sets."""
+
+    data_dir: str = folder(PATHS, default="./data", help="training and verification sets")
+    val_data: tuple[str, ...] = option(
+        DATA,
+        default=(),
+        type=to_pair_sets,
+        metavar="SET ...",
+        help=(
+            "further verification sets, each NAME=PATH: a bcolz folder, an InsightFace .bin file, or a text list of "
+            "pairs with its images in the same folder, or in ROOT with NAME=PATH:ROOT. A name has "
+            f"{SET_NAMES}; without NAME= it is the file's name. LFW, CFP_FF, CFP_FP and AgeDB (in any case) replace "
+            "the set of that name in data_dir. none: no further sets"
+        ),
+        split_words=True,
+    )
+    SR_eval: bool = flag(
+        RESOLUTION, help="also evaluate at low resolution, and after super resolution of the same small images"
+    )
+    sr_checkpoint_dir: str | None = option(
+        RESOLUTION,
+        type=to_path,
+        help="super resolution network: an SR file, a run, or a folder of runs (the newest for each scale)",
+        default_help="the folder of the best checkpoints",
+    )
+    gpu_num: tuple[int, ...] = gpus()
+    precision: str = choice(
+        PRECISIONS,
+        default="auto",
+        group=MACHINE,
+        help="what the backbone computes in; auto: bf16 on a GPU that has it, else fp32",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sr_checkpoint_dir and not self.SR_eval:
+            raise UsageError("--sr_checkpoint_dir: is used with --SR_eval alone. Add --SR_eval, or leave this out.")
+
+    @property
+    def sr_path(self) -> str:
+        """Return where to look for the super resolution networks."""
+        return self.sr_checkpoint_dir or "./checkpoints_best"
+
+    @property
+    def pair_set_paths(self) -> dict[str, tuple[str, str | None]]:
+        """Return `val_data` as {name: (path, folder of the images or None)} for find_pair_sets."""
+        return pair_set_paths(self.val_data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings(Settings):
+    """The settings of programs that report an evaluation."""
+
+    LR_oneside: bool = flag(RESOLUTION, help="low resolution in the first image of each pair only")
+    batch_size: int | None = eval_batch_size()
+    json: str | None = option(
+        OUTPUT, type=to_path, metavar="FILE", help="write the results as JSON", default_help="not written"
+    )
+    plot: str | None = option(
+        OUTPUT, type=to_path, metavar="FILE", help="draw the curves, as .png, .pdf or .svg", default_help="not drawn"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Settings):
+    """The settings of programs that train: where a run is, when it is saved, and what it runs on."""
+
+    checkpoint_dir: str = folder(PATHS, default="./checkpoints", help="runs, one folder each")
+    best_checkpoint_dir: str = folder(PATHS, default="./checkpoints_best", help="runs with their best epoch")
+    log_dir: str = folder(PATHS, default="./log", help="TensorBoard files")
+    resume_dir: str | None = folder(
+        PATHS,
+        help="run to continue from its newest checkpoint, or one .pth file of it; "
+        f"{AUTO}: the newest run in checkpoint_dir that can be continued, or a new one",
+        default_help="a new run",
+    )
+    save_every: Interval = option(
+        OUTPUT,
+        default="15m",
+        type=to_interval,
+        metavar="TIME|STEPS",
+        help="save within an epoch too, this often: a time like 15m, 90s or 2h, or steps like 500; none: never",
+    )
+    keep_last: int | None = option(
+        OUTPUT, type=integer(1), help="keep the newest N checkpoints of the run, and the best", default_help="all"
+    )
+    gpu_num: tuple[int, ...] = gpus()
+    num_workers: int | None = option(
+        MACHINE,
+        type=integer(0),
+        help="processes that read images; 0: the main process",
+        default_help="from the number of CPU cores",
+    )
+    seed: int = option(MACHINE, default=1337, type=integer(0, 2**32 - 1), help="seed of all random numbers")
+    deterministic: bool = flag(
+        MACHINE, help="use deterministic algorithms alone: the same numbers again on the same machine, but slower"
+    )
+
+
+def inherit_from_run(inherit: Callable[[str], Explicit] | None) -> Callable[[Explicit], Explicit]:
+    """Return an `inherit` for parse() that takes the settings of the run that --resume_dir names, if it names one.
+
+    With --resume_dir=auto the run is not known yet, and the settings are those of the command line.
+    """
+
+    def inherited(explicit: Explicit) -> Explicit:
+        resume_dir = explicit.get("resume_dir")
+        return {} if inherit is None or resume_dir in (None, AUTO) else inherit(str(resume_dir))
+
+    return inherited
