@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from applications.super_resolution.log import SuperResolutionLog
 from applications.super_resolution.quality import Evaluation, Validation
 from applications.super_resolution.settings import TrainSettings
 from model.super_resolution import RCAN, init_as_interpolation
-from util.checkpoint.io import SR_CHECKPOINT_FILES, SuperResolutionState, check_finite, save_checkpoint
+from util.checkpoint.io import SR_CHECKPOINT_FILES, SuperResolutionState, check_finite
 from util.console import logger
 from util.data.loader import TrainingImages, TrainLoader, open_training_images
 from util.device import default_num_workers, num_cpus, prepare_module
@@ -89,6 +88,7 @@ class SuperResolutionTrainer(TrainingLoop):
                 init_as_interpolation(self.network)
             except ValueError as error:
                 raise UsageError(f"--num_features and --reduction: {error}") from None
+        self.networks = {"SR": self.network}
         self.runner = prepare_module(self.network, devices)
 
         # Loss: L1, and optionally the identity term.
@@ -167,7 +167,3 @@ class SuperResolutionTrainer(TrainingLoop):
     def score(self, results: Evaluation) -> float:
         """Return the luma PSNR."""
         return results.network.psnr_luma
-
-    def save_checkpoint(self, rolling: bool = False) -> Path:
-        """Write the files of this epoch, or the rolling ones. Return the path of the SR file."""
-        return save_checkpoint(self.run.checkpoints, {"SR": self.network}, self.state_dict(), rolling)

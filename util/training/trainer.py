@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from torch import nn
 
 from model.backbone import build_backbone
 from model.backbone.fold import fold_batch_norm
@@ -23,6 +24,8 @@ from util.checkpoint.io import (
     RecognitionState,
     TrainState,
     check_finite,
+    check_free_space,
+    checkpoint_bytes,
     get_rng_state,
     load_state_dict_strict,
     save_checkpoint,
@@ -35,6 +38,7 @@ from util.checkpoint.run_dir import (
     discard_empty_run,
     find_run_to_continue,
     load_resumable,
+    lock_run,
     new_run,
     remove_old_epochs,
     remove_rolling,
@@ -74,14 +78,16 @@ from util.verification import VerificationResult
 class TrainingLoop(ABC):
     """Epochs of training, evaluation, log and checkpoint; the best epoch; signals; resume.
 
-    A subclass builds its networks, `loader`, `schedule` and `training_step` in __init__, and calls find_resumable(),
-    report_resume(), restore_counters() and open_run() there. It implements the abstract methods.
+    A subclass sets the attributes below in __init__, and calls find_resumable(), report_resume(), restore_counters()
+    and open_run() there. It implements the abstract methods.
     """
 
     program = "train.py"  # that continues a run
     kinds: tuple[str, ...] = CHECKPOINT_FILES
 
     loader: TrainLoader
+    networks: dict[str, nn.Module]  # that a checkpoint holds, by the names of its files
+    optimizer: torch.optim.Optimizer
     schedule: StepSchedule
     training_step: Step
     run: Run
@@ -128,20 +134,25 @@ class TrainingLoop(ABC):
         if not self.env.is_main_process:
             yield None
             return
-        record = RunRecord(self.run.log / "run.json", self.config.as_dict(), self.describe_data())
-        log = self.open_log()
-        reason = "finished"
-        try:
-            yield log
-        except BaseException as error:
-            reason = getattr(error, "message", "") or str(error) or type(error).__name__
-            raise
-        finally:
-            log.close()
-            record.end(reason)
-            self.lock.close()
-            if self.latest is None:
-                discard_empty_run(self.run)
+        with lock_run(self.run):
+            self.check_free_space("--checkpoint_dir")
+            record = RunRecord(self.run.log / "run.json", self.config.as_dict(), self.describe_data())
+            log = self.open_log()
+            reason = "finished"
+            try:
+                yield log
+            except BaseException as error:
+                reason = getattr(error, "message", "") or str(error) or type(error).__name__
+                raise
+            finally:
+                log.close()
+                record.end(reason)
+                if self.latest is None:
+                    discard_empty_run(self.run)
+
+    def check_free_space(self, flag: str | None = None) -> None:
+        """Raise an error if a checkpoint does not fit on the disk: UsageError, which names `flag`, or RunError."""
+        check_free_space(self.run.checkpoints, checkpoint_bytes(self.networks, self.optimizer), flag)
 
     def train_epoch(self) -> dict[str, float]:
         """Train what is left of one epoch. Return its averages, such as loss and lr, and counts of what was skipped."""
@@ -177,6 +188,7 @@ class TrainingLoop(ABC):
     def after_step(self) -> None:
         """Stop if a signal came, and save the rolling checkpoint if it is due."""
         self.step += 1
+        self.loader.bad.count_batch()
         self.control.count_step()
         if self.control.stop:
             self.stop(self.control.stop)
@@ -224,19 +236,26 @@ class TrainingLoop(ABC):
                 log.epoch(self.config.epochs, {"epoch": self.epoch, "step": self.step, **averages}, results)
             except (OSError, RuntimeError) as error:  # TensorBoard raises RuntimeError on a full disk
                 raise RunError(f"{self.run.log}: cannot be written ({error}). Free some space") from None
-        self.latest = self.save_checkpoint()
+        file = self.save()
         if self.env.is_main_process:
             if is_best:
-                save_best(self.run, self.latest)
+                save_best(self.run, file)
             remove_rolling(self.run.checkpoints)
             if self.config.keep_last:
                 remove_old_epochs(self.run, self.config.keep_last, self.best_epoch)
         self.control.saved()
 
+    def save(self, rolling: bool = False) -> Path:
+        """Save a checkpoint and return the path of its first file."""
+        if self.env.is_main_process:
+            self.check_free_space()
+        self.latest = self.save_checkpoint(rolling)
+        return self.latest
+
     def save_rolling(self) -> None:
         """Save the state within the epoch, unless the weights may be ruined or the epoch has just begun."""
         if self.progress.step and not self.progress.skipped_in_row:
-            self.latest = self.save_checkpoint(rolling=True)
+            self.save(rolling=True)
             if self.env.is_distributed:
                 torch.distributed.barrier()  # a rank that ended would have torchrun end rank 0, which writes
         self.control.saved()
@@ -266,7 +285,7 @@ class TrainingLoop(ABC):
         """Load the checkpoint of --resume_dir, or None for a new run."""
         path = self.config.resume_dir
         if path == AUTO:
-            find = partial(find_run_to_continue, self.config.checkpoint_dir, self.config.as_dict(), self.kinds)
+            find = partial(find_run_to_continue, self.config.checkpoint_dir, self.config.as_dict(), self.kinds[0])
             path = broadcast_from_main(find, self.env)
             if path is None:
                 logger.info(f"--resume_dir={AUTO}: no run of these settings to continue: starting a new one")
@@ -327,6 +346,10 @@ class TrainingLoop(ABC):
         logger.info(f"checkpoints go to {run.checkpoints}")
         return run
 
+    def save_checkpoint(self, rolling: bool) -> Path:
+        """Write the files of this epoch, or the rolling ones. Return the path of the first network's file."""
+        return save_checkpoint(self.run.checkpoints, self.networks, self.state_dict(), rolling)
+
     @abstractmethod
     def describe_data(self) -> dict[str, Any]:
         """Return what identifies the training data, for run.json."""
@@ -350,10 +373,6 @@ class TrainingLoop(ABC):
     @abstractmethod
     def state_dict(self) -> TrainState:
         """Return what the Optimizer file holds."""
-
-    @abstractmethod
-    def save_checkpoint(self, rolling: bool = False) -> Path:
-        """Write the files of this epoch, or the rolling ones. Return the path of the first network's file."""
 
 
 class Trainer(TrainingLoop):
@@ -434,6 +453,7 @@ class Trainer(TrainingLoop):
             loss_fn = PartialFC(self.head, loss, config.sample_rate, seed=config.seed)
 
         # Optimizer.
+        self.networks = {"Backbone": self.backbone, "Head": self.head}
         self.optimizer = build_sgd(
             (self.backbone, self.head), config.lr, config.momentum, weight_decay=config.weight_decay, dtype=self.dtype
         )
@@ -605,13 +625,12 @@ class Trainer(TrainingLoop):
         """Return the average accuracy at full resolution, None without verification sets."""
         return average_accuracy(results["HR"]) if results else None
 
-    def save_checkpoint(self, rolling: bool = False) -> Path:
-        """Write the files of this epoch, or the rolling ones. Return the path of the Backbone file."""
-        folder, state = self.run.checkpoints, self.state_dict()
+    def save_checkpoint(self, rolling: bool) -> Path:
         if not self.env.is_distributed:
-            return save_checkpoint(folder, {"Backbone": self.backbone, "Head": self.head}, state, rolling)
+            return super().save_checkpoint(rolling)
+        state = self.state_dict()
         if rolling:
             state = replace(state, rank_states=self.rank_states())
         return save_sharded_checkpoint(
-            folder, self.backbone, self.head, optimizer=self.optimizer, state=state, rolling=rolling
+            self.run.checkpoints, self.backbone, self.head, optimizer=self.optimizer, state=state, rolling=rolling
         )
