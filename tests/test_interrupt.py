@@ -1,15 +1,25 @@
-"""Training that is interrupted within an epoch, and goes on: signals, the rolling checkpoint, and how it ends."""
+"""Training that is interrupted within an epoch, and continues: signals, the rolling checkpoint, how a run ends."""
 
+import json
 import os
+import re
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.test_train import SMALL, assert_equal_states, run_training, states, tiny_networks  # noqa: F401
+from tests.test_train import ROOT, SMALL, assert_equal_states, run_training, states, tiny_networks  # noqa: F401
 from util.checkpoint import io, run_dir
-from util.errors import Interrupted
-from util.training import engine
+from util.cli.types import Interval
+from util.distributed import DistEnv
+from util.errors import DataError, Interrupted, RunError
+from util.training import engine, trainer
+from util.training.control import StepControl
 
 FLAGS = ("--epochs=2", *SMALL)
 STEPS = 6  # an epoch of the data below has
@@ -25,22 +35,26 @@ def data(tmp_path_factory, make_people, tiny_data) -> Path:
     return root
 
 
-@pytest.fixture
-def send(monkeypatch):
-    """Return a function: send(owner, name, call, number) sends a signal in the given call of a function."""
+@contextmanager
+def signal_in(owner: object, name: str, call: int = 1, number: int = signal.SIGTERM) -> Iterator[None]:
+    """Send a signal to this process at the start of the given call of a function."""
+    original, calls = getattr(owner, name), []
 
-    def schedule(owner: object, name: str, call: int = 1, number: int = signal.SIGTERM) -> None:
-        original, calls = getattr(owner, name), []
+    def interrupted(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
 
-        def interrupted(*args, **kwargs):
-            calls.append(None)
-            if len(calls) == call:
-                os.kill(os.getpid(), number)
-            return original(*args, **kwargs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        yield
 
-        monkeypatch.setattr(owner, name, interrupted)
 
-    return schedule
+@pytest.fixture(autouse=True)
+def restored_determinism():
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def optimizer(run: Path, name: str = "2_12") -> dict:
@@ -66,22 +80,182 @@ def assert_same_run(run: Path, whole: Path, tmp_path: Path, name: str = "a") -> 
 
 @pytest.mark.parametrize("step", [1, 4, STEPS, STEPS + 3])
 @pytest.mark.parametrize("flags", [(), ("--accumulate=2",), ("--sample_rate=0.5", "--LR_train")])
-def test_a_run_interrupted_at_a_step_equals_a_whole_one(
+def test_an_interrupted_run_equals_a_whole_one(
     run_training,  # noqa: F811
     uninterrupted,
     data,
-    send,
     tmp_path,
-    monkeypatch,
     step,
     flags,
 ):
-    with monkeypatch.context():
-        send(engine.TrainingStep, "backward", step)
-        with pytest.raises(Interrupted) as stopped:
-            run_training(*FLAGS, *flags, data=data)
-    monkeypatch.undo()
+    with signal_in(engine.TrainingStep, "backward", step), pytest.raises(Interrupted) as stopped:
+        run_training(*FLAGS, *flags, data=data)
     run = run_dir.newest_run(tmp_path / "a")
-    assert f"Stopped by SIGTERM: saved {run}/Backbone_Last.pth. Continue with: python train.py" in stopped.value.message
+    assert stopped.value.message == (
+        f"Stopped by SIGTERM: saved {run}/Backbone_Last.pth. Continue with: python train.py --resume_dir={run}"
+    )
     run_training(*FLAGS, f"--resume_dir={run}", data=data, backbone="")
     assert_same_run(run, uninterrupted(*flags), tmp_path)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_with_loader_processes_equals_a_whole_one(run_training, uninterrupted, data, tmp_path):  # noqa: F811
+    with signal_in(engine.TrainingStep, "backward", STEPS + 2, signal.SIGUSR1), pytest.raises(Interrupted) as stopped:
+        run_training(*FLAGS, "--num_workers=2", data=data)
+    assert stopped.value.number == signal.SIGUSR1
+    run = run_dir.newest_run(tmp_path / "a")
+    run_training(*FLAGS, "--num_workers=2", f"--resume_dir={run}", data=data, backbone="")
+    assert_same_run(run, uninterrupted(), tmp_path)
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_signal_in_the_evaluation_saves_the_finished_steps(run_training, uninterrupted, data, tmp_path, call):  # noqa: F811
+    with signal_in(trainer, "evaluate", call, signal.SIGINT), pytest.raises(Interrupted):
+        run_training(*FLAGS, data=data)
+    run = run_dir.newest_run(tmp_path / "a")
+    state = io.load(run / "Optimizer_Last.pth")
+    assert state["epoch_step"] == STEPS and state["epoch"] == (call > 2)
+    run_training(*FLAGS, f"--resume_dir={run}", data=data, backbone="")
+    assert_same_run(run, uninterrupted(), tmp_path)
+
+
+def test_a_signal_while_an_epoch_is_saved_stops_after_it(run_training, uninterrupted, data, tmp_path):  # noqa: F811
+    with signal_in(trainer, "save_checkpoint"), pytest.raises(Interrupted, match="15") as stopped:
+        run_training(*FLAGS, data=data)
+    run = run_dir.newest_run(tmp_path / "a")
+    assert f"saved {run}/Backbone_1_6.pth. " in stopped.value.message
+    assert not list(run.glob("*_Last.pth"))
+    run_training(*FLAGS, f"--resume_dir={run}", data=data, backbone="")
+    assert_same_run(run, uninterrupted(), tmp_path)
+
+
+def test_the_rolling_checkpoint_of_a_killed_run_is_continued(run_training, uninterrupted, data, tmp_path):  # noqa: F811
+    class Killed(BaseException):
+        pass
+
+    calls = []
+
+    def killed(self, *batch):
+        calls.append(None)
+        if len(calls) == STEPS + 5:
+            raise Killed
+        return backward(self, *batch)
+
+    backward = engine.TrainingStep.backward
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(engine.TrainingStep, "backward", killed)
+        run_training(*FLAGS, "--save_every=2", data=data)
+    run = run_dir.newest_run(tmp_path / "a")
+    state = io.load(run / "Optimizer_Last.pth")
+    assert (state["epoch"], state["epoch_step"], state["step"]) == (1, 4, STEPS + 4)
+    run_training(*FLAGS, f"--resume_dir={run}", data=data, backbone="")
+    assert_same_run(run, uninterrupted(), tmp_path)
+
+
+def test_other_batches_continue_at_the_same_images(run_training, data, tmp_path, capsys):  # noqa: F811
+    with signal_in(engine.TrainingStep, "backward", 4), pytest.raises(Interrupted):
+        run_training(*FLAGS, data=data)
+    run = run_dir.newest_run(tmp_path / "a")
+    run_training(*FLAGS, f"--resume_dir={run}", "--batch_size=8", data=data, backbone="")
+    assert "other batches than before: continuing at step 2 of the epoch" in capsys.readouterr().out
+    assert (run / "Backbone_1_5.pth").is_file() and (run / "Backbone_2_8.pth").is_file()
+
+
+def test_resume_dir_auto_starts_continues_and_starts_again(run_training, data, tmp_path, capsys):  # noqa: F811
+    command = (*FLAGS, "--resume_dir=auto")
+    for step in (2, 3):
+        with signal_in(engine.TrainingStep, "backward", step), pytest.raises(Interrupted) as stopped:
+            run_training(*command, data=data)
+        assert stopped.value.message.endswith("The same command continues from there.")
+    run = run_training(*command, data=data)
+    assert capsys.readouterr().out.count("no run of these settings to continue") == 1
+    assert len(list((tmp_path / "a").iterdir())) == 1 and (run / "Backbone_2_12.pth").is_file()
+    run_training(*command, data=data)
+    assert len(list((tmp_path / "a").iterdir())) == 2
+
+
+def test_a_run_that_is_stopped_before_its_first_save_leaves_nothing(run_training, data, tmp_path):  # noqa: F811
+    with signal_in(trainer.Trainer, "open_log"), pytest.raises(Interrupted) as stopped:
+        run_training(*FLAGS, data=data)
+    assert stopped.value.message == ("Stopped by SIGTERM: there is no checkpoint yet. Start the same command again.")
+    assert [path for path in tmp_path.rglob("*") if "HRTRAIN" in path.name] == []
+
+
+def test_an_error_of_the_data_saves_the_steps_before_it(run_training, uninterrupted, data, tmp_path, monkeypatch):  # noqa: F811
+    def broken(self, epoch, start_step=0):
+        for step, batch in enumerate(epoch_of(self, epoch, start_step), start_step):
+            if (epoch, step) == (1, 3):
+                raise DataError("a.jpg: broken.")
+            yield batch
+
+    epoch_of = trainer.TrainLoader.epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.TrainLoader, "epoch", broken)
+        with pytest.raises(DataError, match=r"^a.jpg: broken\. The last good checkpoint is .*_Last\.pth\. Continue"):
+            run_training(*FLAGS, data=data)
+    run = run_dir.newest_run(tmp_path / "a")
+    assert io.load(run / "Optimizer_Last.pth")["step"] == STEPS + 3
+    run_training(*FLAGS, f"--resume_dir={run}", data=data, backbone="")
+    assert_same_run(run, uninterrupted(), tmp_path)
+
+
+def test_nothing_is_saved_while_steps_are_skipped(run_training, data, tmp_path):  # noqa: F811
+    run = run_training("--epochs=1", *SMALL, data=data)
+    with pytest.raises(RunError, match=r"at a learning rate of 1e\+30. Lower --lr.*good checkpoint is .*Backbone_Last"):
+        run_training("--epochs=2", "--lr=1e30", "--save_every=1", f"--resume_dir={run}", data=data, backbone="")
+    assert io.load(run / "Optimizer_Last.pth")["step"] == STEPS + 1  # the step that ruined the weights
+
+
+def test_old_epochs_are_deleted_but_not_the_best(run_training, data, tmp_path):  # noqa: F811
+    run = run_training("--epochs=6", "--keep_last=2", *SMALL, data=data)
+    epochs = sorted({int(path.name.split("_")[1]) for path in run.glob("*.pth")})
+    best = io.load(run / "Optimizer_6_36.pth")["best_epoch"]
+    assert epochs == sorted({best, 5, 6})
+    for epoch in epochs:
+        assert len(list(run.glob(f"*_{epoch}_*.pth"))) == 3
+    assert len(list((tmp_path / "a_best" / run.name).iterdir())) == 3
+
+
+def test_run_json_tells_the_run_again(run_training, data, tmp_path):  # noqa: F811
+    with signal_in(engine.TrainingStep, "backward", 4), pytest.raises(Interrupted):
+        run_training(*FLAGS, data=data)
+    run = run_dir.newest_run(tmp_path / "a")
+    run_training(*FLAGS, f"--resume_dir={run}", data=data, backbone="")
+    first, second = json.loads((tmp_path / "a_log" / run.name / "run.json").read_text())["sessions"]
+    assert first["exit"].startswith("Stopped by SIGTERM: saved ") and second["exit"] == "finished"
+    assert first["start"] <= first["end"] <= second["start"] <= second["end"]
+    assert first["settings"]["epochs"] == 2 and second["settings"]["resume_dir"] == str(run)
+    assert first["data"] == second["data"]
+    assert (first["data"]["images"], first["data"]["classes"], len(first["data"]["sha256"])) == (24, 3, 64)
+    assert first["versions"]["torch"] == torch.__version__ and first["machine"]["host"]
+    assert first["command"] == sys.orig_argv and re.fullmatch(r"[0-9a-f]{40}\+?", first["revision"] or "0" * 40)
+
+
+def test_two_runs_of_a_seed_are_the_same(run_training, uninterrupted, data, tmp_path):  # noqa: F811
+    assert_same_run(run_training(*FLAGS, "--deterministic", data=data), uninterrupted(), tmp_path)
+
+
+def test_ranks_stop_and_save_together_without_a_signal_of_their_own():
+    class Signals:
+        received = 0
+
+    control = StepControl(DistEnv(), Signals(), torch.device("cpu"), Interval("2", steps=2))
+    assert control.agree(torch.tensor(True)) and not control.agree(torch.tensor(False))
+    control.count_step()
+    control.agree(True)
+    assert control.save
+    control.saved()
+    Signals.received = 10
+    control.agree(True)
+    assert (control.stop, control.save) == (10, False)
+
+
+def test_a_second_signal_ends_the_process_at_once(data):
+    code = (
+        "import os, signal, time\nfrom util.distributed import DistEnv\nfrom util.training.control import StopSignals\n"
+        "with StopSignals(DistEnv()) as signals:\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print(signals.received, flush=True)\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (ended.returncode, ended.stdout) == (130, "15\n")
+    assert ended.stderr == "SIGTERM: saving a checkpoint after this step; a second signal ends at once\n"

@@ -235,9 +235,9 @@ def test_a_full_disk_names_what_is_whole_and_leaves_no_part(run_training, monkey
     run = run_training("--epochs=1", "--steps=1")
     write = torch.save
 
-    def failing(content, path):
-        write(content, path)
-        if path.name.startswith(".Optimizer_2"):
+    def failing(content, file):
+        write(content, file)
+        if Path(file.name).name.startswith(".Optimizer_2"):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", failing)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from applications.super_resolution.engine import CosineSchedule, SuperResolutionStep
@@ -72,6 +70,7 @@ class SuperResolutionTrainer(TrainingLoop):
             pin_memory=self.device.type == "cuda",
             steps=settings.steps,
             dataset=PairDataset,
+            max_bad=settings.max_bad,
         )
         self.images = images
         self.data = {"images": len(images), "people": len(images.classes), "validation images": len(faces)}
@@ -153,9 +152,6 @@ class SuperResolutionTrainer(TrainingLoop):
 
     def open_log(self) -> SuperResolutionLog:
         return SuperResolutionLog(self.run, self.epoch, self.step)
-
-    def describe_data(self) -> dict[str, Any]:
-        return {"path": str(self.images.root), **self.data, "sha256": self.images.fingerprint()}
 
     def end_of_steps(self) -> None:
         check_finite(self.network, "network", "Lower --lr")

@@ -1,5 +1,6 @@
 """run.json: what a run was started with, where, and how it ended."""
 
+import hashlib
 import json
 import os
 import platform
@@ -13,9 +14,11 @@ from typing import Any
 
 import torch
 
+from util.data.loader import TrainingImages
 from util.files import atomic_write
 
 _PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "Pillow", "scikit-learn")
+_MAX_NAMES = 100_000
 
 
 class RunRecord:
@@ -30,6 +33,7 @@ class RunRecord:
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], data: Mapping[str, Any]):
+        path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._sessions = _read_sessions(path)
         self._session: dict[str, Any] = {
@@ -54,6 +58,19 @@ class RunRecord:
         content = {"sessions": [*self._sessions, self._session]}
         with atomic_write(self._path) as partial:
             partial.write_text(json.dumps(content, indent=1, default=str) + "\n")
+
+
+def describe_data(images: TrainingImages) -> dict[str, Any]:
+    """Return what identifies a training set: where it is, its size, and the SHA-256 of its list of images.
+
+    The list has the class of every image, and the names of up to 100,000 images, evenly spaced.
+    """
+    digest = hashlib.sha256("\0".join(images.classes).encode("utf-8", "surrogateescape"))
+    digest.update(images.labels.astype("<i8").tobytes())
+    root = str(images.root)
+    for index in range(0, len(images), -(-len(images) // _MAX_NAMES)):
+        digest.update(images.where(index).removeprefix(root).encode("utf-8", "surrogateescape"))
+    return {"path": root, "images": len(images), "classes": len(images.classes), "sha256": digest.hexdigest()}
 
 
 def _read_sessions(path: Path) -> list[Any]:

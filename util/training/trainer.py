@@ -48,7 +48,7 @@ from util.checkpoint.run_dir import (
 from util.checkpoint.sharded import load_shard, save_sharded_checkpoint
 from util.cli.options import AUTO
 from util.console import logger
-from util.data.loader import Augmentation, TrainLoader, find_train_data, open_training_images
+from util.data.loader import Augmentation, TrainingImages, TrainLoader, find_train_data, open_training_images
 from util.device import (
     average_buffers,
     default_eval_batch_size,
@@ -71,7 +71,7 @@ from util.training.engine import EpochProgress, Step, TrainingStep, train_one_ep
 from util.training.log import BaseLog, Progress, RunLog
 from util.training.optim import Schedule, StepSchedule, build_sgd
 from util.training.report import Results
-from util.training.run_record import RunRecord
+from util.training.run_record import RunRecord, describe_data
 from util.verification import VerificationResult
 
 
@@ -85,6 +85,7 @@ class TrainingLoop(ABC):
     program = "train.py"  # that continues a run
     kinds: tuple[str, ...] = CHECKPOINT_FILES
 
+    images: TrainingImages
     loader: TrainLoader
     networks: dict[str, nn.Module]  # that a checkpoint holds, by the names of its files
     optimizer: torch.optim.Optimizer
@@ -118,7 +119,7 @@ class TrainingLoop(ABC):
 
     def train(self) -> None:
         """Train the epochs that are left. Evaluate, log and save after each."""
-        with self.run_files() as log, self.signals:
+        with self.signals, self.run_files() as log:
             self.control.saved()
             while self.epoch < self.config.epochs:
                 self.stop_if_asked()
@@ -136,7 +137,7 @@ class TrainingLoop(ABC):
             return
         with lock_run(self.run):
             self.check_free_space("--checkpoint_dir")
-            record = RunRecord(self.run.log / "run.json", self.config.as_dict(), self.describe_data())
+            record = RunRecord(self.run.log / "run.json", self.config.as_dict(), describe_data(self.images))
             log = self.open_log()
             reason = "finished"
             try:
@@ -213,7 +214,7 @@ class TrainingLoop(ABC):
     def how_to_continue(self) -> str:
         """Return the sentence that says which command continues the run."""
         if self.config.resume_dir == AUTO or self.latest is None:
-            return "The same command starts again from there." if self.latest else "Start the same command again."
+            return "The same command continues from there." if self.latest else "Start the same command again."
         return f"Continue with: python {self.program} --resume_dir={self.run.checkpoints}"
 
     def evaluate_or_stop(self) -> Any:
@@ -351,10 +352,6 @@ class TrainingLoop(ABC):
         return save_checkpoint(self.run.checkpoints, self.networks, self.state_dict(), rolling)
 
     @abstractmethod
-    def describe_data(self) -> dict[str, Any]:
-        """Return what identifies the training data, for run.json."""
-
-    @abstractmethod
     def open_log(self) -> BaseLog:
         """Open the log of the run, on rank 0."""
 
@@ -413,6 +410,7 @@ class Trainer(TrainingLoop):
             pin_memory=self.device.type == "cuda",
             rank=env.rank,
             world_size=env.world_size,
+            max_bad=config.max_bad,
         )
 
         # Verification sets.
@@ -577,14 +575,6 @@ class Trainer(TrainingLoop):
         if self.epoch == 0:
             log.samples(self.loader.first_images())
         return log
-
-    def describe_data(self) -> dict[str, Any]:
-        return {
-            "path": str(self.images.root),
-            "images": len(self.images),
-            "classes": len(self.images.classes),
-            "sha256": self.images.fingerprint(),
-        }
 
     def train_epoch(self) -> dict[str, float]:
         """Train what is left of one epoch. Return loss, prec1, prec5, lr and margin."""

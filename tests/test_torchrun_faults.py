@@ -1,0 +1,88 @@
+"""Training under torchrun with faults: signals, and a rank or torchrun that hangs or dies."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.test_torchrun import SMALL, assert_same, children, start, states, train  # noqa: F401
+from util.checkpoint import io, run_dir
+
+pytestmark = pytest.mark.slow
+
+SLOW = ("--epochs=400", "--save_every=2", *SMALL)  # ends long after the test
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, make_people) -> Path:
+    """Return a data folder with three people of eight images, without verification sets."""
+    root = tmp_path_factory.mktemp("faults")
+    make_people(root / "imgs", people=3, images=8)
+    return root
+
+
+def wait_for(process: subprocess.Popen, folder: Path, pattern: str) -> Path:
+    """Return the first file like `pattern` in the run in a folder."""
+    deadline = time.monotonic() + 120
+    while not (found := list(folder.glob(f"*/{pattern}"))):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    return found[0]
+
+
+def ended_output(process: subprocess.Popen, seconds: float) -> str:
+    """Return what was printed by a process and its children, which must all end within some seconds."""
+    output = process.communicate(timeout=seconds)[0]
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    return output
+
+
+@pytest.mark.parametrize("flags", [(), ("--batch_size=4", "--accumulate=2", "--sample_rate=0.5")])
+def test_two_ranks_stopped_in_an_epoch_continue_bit_for_bit(start, train, data, tmp_path, flags) -> None:  # noqa: F811
+    whole, _ = train(2, "--epochs=3", *SMALL, *flags, data=data, name="whole")
+    process = start(2, "--epochs=3", *SMALL, *flags, data=data)
+    wait_for(process, tmp_path / "a", "Optimizer_1_*.pth")
+    process.send_signal(signal.SIGTERM)
+    output = ended_output(process, 60)
+    assert output.count("Stopped by SIGTERM: saved ") == 1, output
+    run = run_dir.newest_run(tmp_path / "a")
+    stopped_in = io.load(run / "Optimizer_Last.pth") if (run / "Optimizer_Last.pth").exists() else {}
+    resumed, _ = train(2, f"--resume_dir={run}", data=data)
+    assert resumed == run
+    suffix = "3_9" if flags else "3_18"
+    for one, other in zip(states(whole, suffix), states(run, suffix), strict=True):
+        assert_same({**one, "settings": 0}, {**other, "settings": 0})
+    assert stopped_in == {} or 0 < stopped_in["epoch_step"] <= 6
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_dies_or_hangs_ends_the_run(start, train, data, tmp_path, sent) -> None:  # noqa: F811
+    process = start(2, *SLOW, data=data)
+    wait_for(process, tmp_path / "a", "Optimizer_1_*.pth")
+    rank = children(process.pid)[1]
+    os.kill(rank, sent)
+    began = time.monotonic()
+    output = ended_output(process, 100)
+    assert time.monotonic() - began < 70
+    if sent == signal.SIGSTOP:
+        assert re.search(rf"error: rank 1 \(process {rank} on .*\) has not answered for 30 s", output), output
+    else:
+        assert "error: another process of this run ended" in output
+    run = run_dir.newest_run(tmp_path / "a")
+    epoch = io.load(run / "Optimizer_1_6.pth")["epoch"]
+    _, output = train(2, f"--resume_dir={run}", f"--epochs={epoch + 1}", data=data)
+    assert "resuming" in output
+
+
+def test_ranks_save_and_end_when_torchrun_is_killed(start, data, tmp_path) -> None:  # noqa: F811
+    process = start(2, *SLOW, data=data)
+    wait_for(process, tmp_path / "a", "Optimizer_1_*.pth")
+    process.kill()
+    output = ended_output(process, 60)
+    assert output.count(f"error: torchrun (process {process.pid}) has ended.") >= 1
+    assert "Stopped by SIGTERM: saved " in output
