@@ -191,6 +191,9 @@ def test_damaged_index_is_rebuilt(root, opened):
         (root / INDEX_FILE).write_bytes(data)
         assert content(root) == before
     (root / INDEX_FILE).unlink()
+    os.mkfifo(root / INDEX_FILE)
+    assert content(root) == before
+    (root / INDEX_FILE).unlink()
     (root / INDEX_FILE).mkdir()
     assert content(root) == before
 

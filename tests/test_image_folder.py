@@ -105,7 +105,7 @@ def test_image_error_names_a_folder_called_like_an_image(people_folder):
     images = ImageFolder(people_folder)
     images.path(2).unlink()
     images.path(2).mkdir()
-    with pytest.raises(DataError, match=r"Bob_0000\.jpg: cannot be read \(Is a directory\)\. Restore it or remove it"):
+    with pytest.raises(DataError, match=r"Bob_0000\.jpg: cannot be read \(a folder\)\. Restore it or remove it"):
         images.image(2)
 
 

@@ -1,5 +1,6 @@
 """Read photographs of every common kind, or refuse them in one line."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -164,3 +165,18 @@ def test_write_image_is_read_back(tmp_path, picture, suffix, difference):
     write_image(tmp_path / "new" / f"a.{suffix}", picture)
     assert np.abs(read_photo(tmp_path / "new" / f"a.{suffix}").astype(int) - picture).mean() <= difference
     assert [path.name for path in (tmp_path / "new").iterdir()] == [f"a.{suffix}"]
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (os.mkfifo, "not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+        (lambda path: path.mkdir(), "a folder"),
+        (lambda path: path.write_bytes(b"RIFF") and os.truncate(path, 2**40), "at most 1073741824 are read"),
+    ],
+)
+def test_read_photo_refuses_files_without_end(tmp_path, make, reason):
+    make(tmp_path / "a.webp")
+    with pytest.raises(UnreadableImage, match=rf"cannot be read \(.*{reason}\); restore or remove it"):
+        read_photo(tmp_path / "a.webp")

@@ -1,8 +1,10 @@
 """Atomic writes, readers with one-line errors, checks of destinations, and `Provenance`."""
 
+import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,10 +33,37 @@ def atomic_write(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def read_bytes(path: Path, fix: str) -> bytes:
-    """Return the content of a file. Raise DataError, ending in the sentence `fix` ("Restore it."), if that fails."""
+def open_regular(path: Path, max_bytes: int | None = None) -> tuple[int, int]:
+    """Return a descriptor of a file, for reading, and the size of the file.
+
+    Raises:
+        OSError: the file is larger than `max_bytes`, or a FIFO or a device, which may never end.
+    """
+    # Without O_NONBLOCK, opening a FIFO would wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    status = os.fstat(descriptor)
+    reason = ""
+    if not stat.S_ISREG(status.st_mode):
+        reason = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+    elif max_bytes is not None and status.st_size > max_bytes:
+        reason = f"{status.st_size} bytes, and at most {max_bytes} are read"
+    if reason:
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, reason, str(path))
+    return descriptor, status.st_size
+
+
+def read_bytes(path: Path, fix: str, max_bytes: int | None = None) -> bytes:
+    """Return the content of a regular file of at most `max_bytes`. Raise DataError, ending in `fix`, if that fails."""
     try:
-        return path.read_bytes()
+        descriptor, size = open_regular(path, max_bytes)
+        try:
+            content = os.read(descriptor, size)
+            while len(content) < size and (more := os.read(descriptor, size - len(content))):
+                content += more  # beyond 2 GiB
+        finally:
+            os.close(descriptor)
+        return content
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). {fix}") from None
 

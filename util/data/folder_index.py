@@ -17,6 +17,7 @@ import numpy as np
 
 from util.console import logger
 from util.errors import DataError
+from util.files import open_regular
 from util.progress import progress
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -26,8 +27,7 @@ _FORMAT = f"1 {' '.join(IMAGE_SUFFIXES)}"
 _CLOCK_TICK = 2_000_000_000  # nanoseconds: the coarsest clock of a file system, FAT's
 _SLOW = 5  # seconds
 
-FolderStat = tuple[int, int, int]  # a folder's inode, mtime_ns and ctime_ns
-_UNKNOWN: FolderStat = (0, 0, 0)
+FolderStat = tuple[int, int, int]  # a folder's inode, mtime_ns and ctime_ns; zeros if unknown
 
 
 def pack_names(names: Iterable[str]) -> np.ndarray:
@@ -46,48 +46,40 @@ def unpack_name(packed: str) -> str:
 
 @dataclass(frozen=True)
 class FolderIndex:
-    """The P folders in ROOT and the N images in them, both in alphabetical order.
+    """The P folders in ROOT and the N images in them, both in alphabetical order."""
 
-    `people`: the folders' names, also of folders without images; `stats`: of each folder; `counts` (P,) int64: images
-    in each folder; `images` (N,): the packed names of all images, folder by folder.
-    """
-
-    people: list[str]
+    people: list[str]  # the folders' names, also of folders without images
     stats: list[FolderStat]
-    counts: np.ndarray
-    images: np.ndarray
+    counts: np.ndarray  # (P,) int64: images in each folder
+    images: np.ndarray  # (N,) packed names of all images, folder by folder
 
 
 def list_images(root: Path) -> FolderIndex:
     """List the images in ROOT. Raise DataError, naming the folder, if one cannot be read."""
     start_time = time.perf_counter()
-    people, stats = _list_people(root)
     stored = _load(root / INDEX_FILE)
-    known: dict[tuple[str, FolderStat], np.ndarray] = {}
-    if stored is not None:
+    found = []
+    try:
+        people, stats = _list_people(root)
         if (stored.people, stored.stats) == (people, stats):
             return stored
-        images_by_folder = np.split(stored.images, np.cumsum(stored.counts)[:-1])
-        known = dict(zip(zip(stored.people, stored.stats, strict=True), images_by_folder, strict=False))
-    found = [pack_names([])]
-    for folder in progress(list(zip(people, stats, strict=True)), f"listing {root.name}", "folders"):
-        if folder in known:
-            found.append(known[folder])
-        else:
-            found.append(_list_folder(f"{root}/{folder[0]}"))
-    counts = np.array([len(images) for images in found[1:]], np.int64)
-    index = FolderIndex(people, stats, counts, np.concatenate(found))
+        stored_images = np.split(stored.images, np.cumsum(stored.counts)[:-1])
+        known = dict(zip(zip(stored.people, stored.stats, strict=True), stored_images, strict=False))
+        for folder in progress(list(zip(people, stats, strict=True)), f"listing {root.name}", "folders"):
+            found.append(known[folder] if folder in known else _list_folder(f"{root}/{folder[0]}"))
+    except OSError as error:
+        place = error.filename or root
+        raise DataError(f"{place}: cannot be read ({error.strerror}). Change that, or move it away.") from None
+    counts = np.array([len(images) for images in found], np.int64)
+    index = FolderIndex(people, stats, counts, np.concatenate([pack_names([]), *found]))
     if len(index.images) >= MIN_INDEXED:
         _save(root, index, time.perf_counter() - start_time)
     return index
 
 
 def _list_people(root: Path) -> tuple[list[str], list[FolderStat]]:
-    try:
-        with os.scandir(root) as entries:
-            folders = sorted((entry.name, entry.stat()) for entry in entries if entry.name[0] != "." and entry.is_dir())
-    except OSError as error:
-        raise _unreadable(error, str(root)) from None
+    with os.scandir(root) as entries:
+        folders = sorted((entry.name, entry.stat()) for entry in entries if entry.name[0] != "." and entry.is_dir())
     # Inodes of some file systems need all 64 bits, and int64 has 63 for them.
     stats = [(stat.st_ino & (2**63 - 1), stat.st_mtime_ns, stat.st_ctime_ns) for _, stat in folders]
     return [name for name, _ in folders], stats
@@ -95,35 +87,19 @@ def _list_people(root: Path) -> tuple[list[str], list[FolderStat]]:
 
 def _list_folder(folder: str) -> np.ndarray:
     """Return the packed names of a folder's images, without hidden files such as macOS's `._0001.jpg`."""
-    try:
-        names = [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."]
-    except OSError as error:
-        raise _unreadable(error, folder) from None
+    names = [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."]
     return pack_names(sorted(names))
 
 
-def _unreadable(error: OSError, folder: str) -> DataError:
-    return DataError(f"{error.filename or folder}: cannot be read ({error.strerror}). Change that, or move it away.")
-
-
-def _join(names: Iterable[str]) -> np.ndarray:
-    """Join packed names to one uint8 array, with a zero byte, which no file name has, after each name."""
-    return np.frombuffer("".join(f"{name}\0" for name in names).encode("latin-1"), np.uint8)
-
-
-def _split(array: np.ndarray) -> list[str]:
-    """Split an array of _join() to packed names."""
-    return array.tobytes().decode("latin-1").split("\0")[:-1]
-
-
-def _load(path: Path) -> FolderIndex | None:
-    """Load the index file, or return None if it is missing, damaged, inconsistent or of another version."""
+def _load(path: Path) -> FolderIndex:
+    """Load the index file, or return an empty index if it is missing, damaged, inconsistent or of another version."""
     try:
-        with np.load(path) as arrays:
+        descriptor, _ = open_regular(path)
+        with open(descriptor, "rb") as file, np.load(file) as arrays:
             version, people, stats = arrays["format"], arrays["people"], arrays["stamps"]
             counts, images = arrays["counts"], arrays["images"]
-        folders = [unpack_name(name) for name in _split(people)]
-        names = np.array(_split(images), dtype=np.dtypes.StringDType())
+        folders = [unpack_name(name) for name in people.tobytes().decode("latin-1").split("\0")[:-1]]
+        names = np.array(images.tobytes().decode("latin-1").split("\0")[:-1], dtype=np.dtypes.StringDType())
         is_valid = (
             str(version) == _FORMAT
             and (people.dtype, images.dtype, stats.dtype, counts.dtype) == (np.uint8, np.uint8, np.int64, np.int64)
@@ -135,8 +111,15 @@ def _load(path: Path) -> FolderIndex | None:
             and not (images == ord("/")).any()
         )
     except Exception:  # numpy and zipfile raise all kinds for a damaged file, and listing again costs only time
-        return None
-    return FolderIndex(folders, list(map(tuple, stats.tolist())), counts, names) if is_valid else None
+        is_valid = False
+    if not is_valid:
+        return FolderIndex([], [], np.zeros(0, np.int64), pack_names([]))
+    return FolderIndex(folders, list(map(tuple, stats.tolist())), counts, names)
+
+
+def _join(names: Iterable[str]) -> np.ndarray:
+    """Join packed names to one uint8 array, with a zero byte, which no file name has, after each name."""
+    return np.frombuffer("".join(f"{name}\0" for name in names).encode("latin-1"), np.uint8)
 
 
 def _save(root: Path, index: FolderIndex, seconds: float) -> None:
@@ -149,7 +132,7 @@ def _save(root: Path, index: FolderIndex, seconds: float) -> None:
     try:
         with partial.open("wb") as file:
             start_ns = os.fstat(file.fileno()).st_mtime_ns - int(seconds * 1e9)  # by the clock of the file system
-            stats = [stat if max(stat[1:]) < start_ns - _CLOCK_TICK else _UNKNOWN for stat in index.stats]
+            stats = [stat if max(stat[1:]) < start_ns - _CLOCK_TICK else (0, 0, 0) for stat in index.stats]
             np.savez(
                 file,
                 format=np.array(_FORMAT),
@@ -161,10 +144,8 @@ def _save(root: Path, index: FolderIndex, seconds: float) -> None:
         partial.replace(root / INDEX_FILE)
     except OSError as error:
         if seconds > _SLOW:
-            logger.info(
-                f"note: listing {root} took {seconds:.0f} s; the next start would be faster if {INDEX_FILE} could be "
-                f"kept there ({error.strerror})"
-            )
+            faster = f"the next start would be faster if {INDEX_FILE} could be kept there ({error.strerror})"
+            logger.info(f"note: listing {root} took {seconds:.0f} s; {faster}")
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)

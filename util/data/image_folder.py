@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from util.data.decode import decode_face
+from util.data.decode import MAX_IMAGE_BYTES, decode_face
 from util.data.folder_index import list_images, pack_names, unpack_name
 from util.errors import DataError
 from util.files import read_bytes
@@ -25,10 +25,8 @@ class ImageFolder:
         index = list_images(root)
         self.classes = [name for name, count in zip(index.people, index.counts.tolist(), strict=True) if count]
         if len(self.classes) < 2:
-            raise DataError(
-                f"{root}: found images in {len(self.classes)} folders, and training needs two people or more. Lay them "
-                f"out as {root}/PERSON/IMAGE.jpg."
-            )
+            found = f"found images in {len(self.classes)} folders, and training needs two people or more"
+            raise DataError(f"{root}: {found}. Lay them out as {root}/PERSON/IMAGE.jpg.")
         self.labels = np.repeat(np.arange(len(self.classes)), index.counts[index.counts > 0])  # (N,) int64
         self._folders = pack_names(self.classes)
         self._images = index.images
@@ -47,7 +45,7 @@ class ImageFolder:
 
     def encoded(self, index: int) -> bytes:
         """Return the content of the file of image `index`. Raise DataError if it cannot be read."""
-        return read_bytes(self.path(index), _FIX)
+        return read_bytes(self.path(index), _FIX, MAX_IMAGE_BYTES)
 
     def image(self, index: int) -> np.ndarray:
         """Return image `index` as (S, S, 3) RGB uint8. Raise DataError if the file cannot be used."""
