@@ -147,27 +147,20 @@ def test_wrapped_networks_leave_no_trace_in_the_files(run):
     assert not any(key.startswith("module.") for key in content)
 
 
-def test_failed_save_keeps_earlier_epochs(run, monkeypatch):
-    before = io.load(save(run, 1, 10, seed=1))
-    write = torch.save
-
-    def failing(content, path):
-        write(content, path)
-        if path.name.startswith(".Head"):
-            path.write_bytes(path.read_bytes()[:100])
-            raise OSError("No space left on device")
-
-    monkeypatch.setattr(torch, "save", failing)
-    with pytest.raises(OSError, match="No space"):
-        save(run, 1, 10, seed=2)  # over the same names
-    with pytest.raises(OSError, match="No space"):
-        save(run, 2, 20)
-    assert names(run.checkpoints) == [
-        "Backbone_1_10.pth", "Backbone_2_20.pth", "Head_1_10.pth", "Optimizer_1_10.pth"
-    ]  # fmt: skip
-    for part in CHECKPOINT_FILES:
-        assert io.load(run.checkpoints / f"{part}_1_10.pth")
-    assert not torch.equal(io.load(run.checkpoints / "Backbone_1_10.pth")["0.weight"], before["0.weight"])
+@pytest.mark.parametrize("kind", CHECKPOINT_FILES)
+def test_a_full_disk_keeps_earlier_checkpoints(run, kind):
+    save(run, 1, 10, seed=1)
+    before = {path.name: path.read_bytes() for path in run.checkpoints.iterdir()}
+    for epoch in (1, 2):  # over the same names, and beside them
+        full = run.checkpoints / f".{kind}_{epoch}_{epoch}0.{os.getpid()}.partial.pth"
+        full.symlink_to("/dev/full")
+        with pytest.raises(RunError) as caught:
+            save(run, epoch, epoch * 10, seed=2)
+        assert str(caught.value) == (
+            f"{run.checkpoints / f'Backbone_{epoch}_{epoch}0.pth'}: no space left on the disk (No space left on "
+            f"device). Free some space, and continue with --resume_dir={run.checkpoints}."
+        )
+        assert {path.name: path.read_bytes() for path in run.checkpoints.iterdir()} == before
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -190,21 +183,20 @@ def test_what_a_killed_run_left_of_the_best_files_does_no_harm(run):
     first, second = save(run, 1, 10), save(run, 2, 20, seed=2)
     before = first.read_bytes()
     run.best.mkdir(parents=True)
-    os.link(first, run.best / ".Backbone_Best.partial.pth")
+    os.link(first, run.best / f".Backbone_Best.{os.getpid()}.partial.pth")
     run_dir.save_best(run, second)
     assert first.read_bytes() == before
     assert (run.best / "Backbone_Best.pth").read_bytes() == second.read_bytes()
     assert names(run.best) == ["Backbone_Best.pth", "Head_Best.pth", "Optimizer_Best.pth"]
 
 
-def test_best_files_cut_off_midway_are_seen_to_be_incomplete(run, monkeypatch):
+def test_best_files_stay_if_an_epoch_cannot_replace_them(run):
     run_dir.save_best(run, save(run, 1, 10))
     second = save(run, 2, 20)
     (run.checkpoints / "Head_2_20.pth").unlink()
     with pytest.raises(FileNotFoundError):
         run_dir.save_best(run, second)
-    with pytest.raises(DataError, match=r"Optimizer_Best\.pth: missing"):
-        run_dir.load_resumable(run.best)
+    assert run_dir.load_resumable(run.best).state.epoch == 1
 
 
 class Evil:
@@ -220,15 +212,6 @@ def test_files_that_would_run_code_are_refused(tmp_path, monkeypatch, zipped):
         io.load(Path("Backbone_1_2.pth"))
     assert "\n" not in str(caught.value)
     assert not Path("evil").exists()
-
-
-@pytest.mark.parametrize("kept", [0, 10, 500, -30])
-def test_files_cut_short_are_refused(run, kept):
-    file = save(run, 1, 2)
-    file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(DataError, match=r"Backbone_1_2\.pth: not a checkpoint") as caught:
-        io.load(file)
-    assert "\n" not in str(caught.value)
 
 
 def test_files_in_torchs_older_form_are_read_and_lists_refused(tmp_path):
@@ -247,7 +230,7 @@ def test_a_run_is_resumed_from_three_files(run):
         resumable.networks["Head"]
     ) == ["weight"]
     assert resumable.state.step == 10
-    with pytest.raises(DataError, match="resuming needs a Backbone file"):
+    with pytest.raises(DataError, match=r"resuming needs a Backbone file of a run of this toolkit.* is not to resume"):
         run_dir.load_resumable(file.with_name("Head_1_10.pth"))
     file.with_name("Head_1_10.pth").unlink()
     with pytest.raises(DataError, match=r"Head_1_10\.pth: missing"):
@@ -264,9 +247,11 @@ def test_another_projects_optimizer_file_is_told_apart(run):
 def test_states_of_earlier_versions_are_read(tmp_path):
     content = state(1, 10).to_dict()
     assert {"best_accuracy", "random_states", "ranks", "scaler"} <= content.keys()
-    del content["ranks"], content["scaler"]
+    for name in ("ranks", "scaler", "epoch_step", "progress", "rank_states"):
+        del content[name]
     read = RecognitionState.from_dict(content, tmp_path)
     assert (read.world_size, read.scaler, read.best, read.step) == (1, {}, 0.5, 10)
+    assert (read.epoch_step, read.progress, read.rank_states) == (0, {}, [])
 
 
 def test_resumed_run_keeps_its_folder_and_moves_later_epochs(run, tmp_path):
@@ -276,7 +261,7 @@ def test_resumed_run_keeps_its_folder_and_moves_later_epochs(run, tmp_path):
     resumed = run_dir.resumed_run(run_dir.load_resumable(run.checkpoints / "Backbone_2_20.pth"), *folders(tmp_path))
     assert resumed == run
     kept = [f"{part}_{epoch}_{epoch}0.pth" for part in CHECKPOINT_FILES for epoch in (1, 2)]
-    assert names(run.checkpoints) == sorted([*kept, "Evaluation.txt", "superseded"])
+    assert names(run.checkpoints) == sorted([*kept, "Evaluation.txt", "run.lock", "superseded"])
     assert names(run.checkpoints / "superseded") == [f"{part}_10_100.pth" for part in CHECKPOINT_FILES]
 
 

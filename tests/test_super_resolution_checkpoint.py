@@ -113,7 +113,7 @@ def test_files_that_hold_no_rcan_are_named(tmp_path):
     with pytest.raises(DataError, match=rf"{re.escape(str(file))}: not a super resolution network \(the 1 keys"):
         load_super_resolution(file, 4)
     file.write_bytes(b"not a checkpoint")
-    with pytest.raises(DataError, match="not a checkpoint that can be loaded safely"):
+    with pytest.raises(DataError, match="not a checkpoint of PyTorch, or damaged"):
         load_super_resolution(file, 4)
 
 

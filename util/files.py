@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,25 +13,97 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from util.errors import DataError, UsageError
+from util.errors import DataError, RunError, UsageError
 
 _PLOT_SUFFIXES = (".png", ".pdf", ".svg")
+_TEMPORARY = re.compile(r"\.(\d+)\.(?:partial|ready)")  # the process that wrote the file
+
+# What a disk that cannot be written to answers, and what to do.
+_DISK_ERRORS = {
+    errno.ENOSPC: ("no space left on the disk", "Free some space"),
+    errno.EDQUOT: ("the quota of the disk is used up", "Free some space"),
+    errno.EROFS: ("the disk is read-only", "Make it writable"),
+}
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, sync: bool = True, then: str = "start the same command again") -> Iterator[Path]:
     """Yield a temporary file name next to `path`; the file replaces `path` if the block ends without an error.
 
     with atomic_write(path) as partial:
         partial.write_text(...)
+
+    The arguments are those of atomic_write_all().
     """
-    path = path.resolve()  # a link stays a link, and the file it points to is replaced
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
+    with atomic_write_all([path], sync, then) as (partial,):
         yield partial
-        partial.replace(path)
+
+
+@contextmanager
+def atomic_write_all(
+    paths: Sequence[Path], sync: bool = True, then: str = "start the same command again"
+) -> Iterator[list[Path]]:
+    """Yield temporary names for files that belong together: at the end all files replace `paths`, or none.
+
+    All files are on the disk, and not only in memory, before the first is renamed. If the process is killed between the
+    first rename and the last, finish_writes() does the rest.
+
+    Args:
+        paths: files of one folder, in the order in which they are renamed.
+        sync: wait for the disk. False is for files that are many and can be made again.
+        then: what a user can do after room was made on a full disk.
+
+    Raises:
+        RunError: the disk is full, read-only or broken.
+    """
+    paths = [path.resolve() for path in paths]  # a link stays a link, and the file it points to is replaced
+    # The process id keeps two writers apart.
+    partials = [path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}") for path in paths]
+    ready = paths[0]
+    if len(paths) > 1:
+        ready = partials[-1].with_name(partials[-1].name.replace(".partial", ".ready"))
+    try:
+        yield partials
+        if sync:
+            for partial in partials:
+                _sync(partial)
+        partials[-1].replace(ready)
+    except BaseException as error:
+        if len(paths) == 1 or not ready.exists():
+            for partial in partials:
+                partial.unlink(missing_ok=True)
+        if not isinstance(error, OSError) or error.errno not in _DISK_ERRORS:
+            raise
+        reason, remedy = _DISK_ERRORS[error.errno]
+        raise RunError(f"{paths[0]}: {reason} ({error.strerror}). {remedy}, and {then}.") from None
+    if sync:
+        _sync(paths[0].parent)
+    if len(paths) > 1:
+        for partial, path in zip([*partials[:-1], ready], paths, strict=True):
+            partial.replace(path)
+        if sync:
+            _sync(paths[0].parent)
+
+
+def finish_writes(folder: Path) -> None:
+    """Rename what an atomic_write_all() that was killed has left to rename. Only one process may write the folder."""
+    for ready in folder.glob(".*.ready*"):
+        if pid := _TEMPORARY.search(ready.name):
+            for file in [*folder.glob(f".*.{pid[1]}.partial*"), ready]:
+                file.replace(folder / _TEMPORARY.sub("", file.name)[1:])
+            _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot do that
+            raise
     finally:
-        partial.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def open_regular(path: Path, max_bytes: int | None = None) -> tuple[int, int]:

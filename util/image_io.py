@@ -100,7 +100,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
     encoded, data = cv2.imencode(path.suffix, image[:, :, ::-1], WRITE_FORMATS[path.suffix[1:]])
     assert encoded, path
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as partial:
+    with atomic_write(path, sync=False) as partial:  # a sync takes longer than the image
         partial.write_bytes(data.tobytes())
 
 

@@ -59,15 +59,23 @@ def identify_backbone(state_dict: Mapping[str, Tensor]) -> tuple[str, int]:
     The keys must not have a `module.` prefix (see strip_module_prefix). Raises ValueError if no backbone fits.
     """
     shapes = _shapes(state_dict)
-    embedding_size = next((shapes[key][0] for key in _EMBEDDING_KEYS if len(shapes.get(key, ())) == 1), None)
-    if embedding_size is not None:
-        for name in BACKBONES:
-            with torch.device("meta"):  # shapes only: no memory, no random numbers
-                candidate = build_backbone(name, embedding_size=embedding_size)
-            if _shapes(candidate.state_dict()) == shapes:
-                return name, embedding_size
+    embedding_size = next((shapes[key][0] for key in _EMBEDDING_KEYS if len(shapes.get(key, ())) == 1), 0)
+    most_common = len(shapes) / 2
+    nearest = ""
+    for name in BACKBONES if embedding_size else ():
+        with torch.device("meta"):  # shapes only: no memory, no random numbers
+            candidate = build_backbone(name, embedding_size=embedding_size)
+        expected = _shapes(candidate.state_dict())
+        if expected == shapes:
+            return name, embedding_size
+        common = len(expected.items() & shapes.items())
+        if common > most_common:
+            most_common = common
+            key = next(key for key in [*shapes, *expected] if shapes.get(key) != expected.get(key))
+            saved, built = shapes.get(key, "absent"), expected.get(key, "absent")
+            nearest = f"The nearest is {name}, but {key} is {saved} in the file and {built} in {name}. "
     raise ValueError(
-        f"the {len(state_dict)} keys and shapes belong to no known backbone of input size 112. "
+        f"the {len(state_dict)} keys and shapes belong to no known backbone of input size 112. {nearest}"
         f"Known backbones: {', '.join(BACKBONES)}"
     )
 

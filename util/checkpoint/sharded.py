@@ -5,6 +5,7 @@ Any number of ranks, and any other program, can therefore read them.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from util.checkpoint.io import RecognitionState, cpu_state_dict, save_file
+from util.checkpoint.io import CHECKPOINT_FILES, RecognitionState, checkpoint_paths, checkpoint_writer, cpu_state_dict
 from util.checkpoint.run_dir import Resumable
 from util.device import gather_rows_to_main
 from util.errors import DataError
@@ -22,9 +23,15 @@ if TYPE_CHECKING:
 
 
 def save_sharded_checkpoint(
-    folder: Path, backbone: nn.Module, head: MarginHead, *, optimizer: torch.optim.Optimizer, state: RecognitionState
+    folder: Path,
+    backbone: nn.Module,
+    head: MarginHead,
+    *,
+    optimizer: torch.optim.Optimizer,
+    state: RecognitionState,
+    rolling: bool = False,
 ) -> Path:
-    """Save an epoch like save_checkpoint(). Collective: all ranks call it, and rank 0 writes.
+    """Save a checkpoint like save_checkpoint(). Collective: all ranks call it, and rank 0 writes.
 
     Args:
         folder: the run's checkpoint folder.
@@ -32,29 +39,29 @@ def save_sharded_checkpoint(
         head: this rank's rows. Rank 0 gathers one full matrix at a time.
         optimizer: has the momentum of this rank's rows.
         state: `state.optimizer` is the state dict of `optimizer`.
+        rolling: see save_checkpoint().
 
     Returns:
         The path of the Backbone file, on every rank.
     """
     is_main = torch.distributed.get_rank() == 0
-    weight = gather_rows_to_main(head.weight)
-    file = folder / f"Backbone_{state.epoch}_{state.step}.pth"
-    if is_main:
-        save_file(folder, "Backbone", cpu_state_dict(backbone), state)
-        save_file(folder, "Head", {"weight": weight}, state)
-    del weight  # before the momentum, which is as large
-
     index = _index_of(head.weight, optimizer)
     entries = dict(state.optimizer["state"])
-    if index in entries:
-        entries[index] = {
-            key: gather_rows_to_main(value) if _has_shape(value, head.weight.shape) else value
-            for key, value in entries[index].items()
-        }
-    if is_main:
-        full = replace(state, optimizer=state.optimizer | {"state": entries})
-        save_file(folder, "Optimizer", full.to_dict(), state)
-    return file
+    paths = checkpoint_paths(folder, CHECKPOINT_FILES, state, rolling=rolling)
+    with checkpoint_writer(paths) if is_main else nullcontext() as write:
+        weight = gather_rows_to_main(head.weight)
+        if write:
+            write("Backbone", cpu_state_dict(backbone))
+            write("Head", {"weight": weight})
+        del weight  # before the momentum, which is as large
+        if index in entries:
+            entries[index] = {
+                key: gather_rows_to_main(value) if _has_shape(value, head.weight.shape) else value
+                for key, value in entries[index].items()
+            }
+        if write:
+            write("Optimizer", replace(state, optimizer=state.optimizer | {"state": entries}).to_dict())
+    return paths["Backbone"]
 
 
 def load_shard(head: MarginHead, optimizer: torch.optim.Optimizer, resumed: Resumable) -> None:
