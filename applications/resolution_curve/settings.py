@@ -36,7 +36,7 @@ def _to_checkpoints(value: object) -> tuple[str, ...]:
         named.append(f"{name or _own_name(Path(path))}={path}")
     twice = [name for name, count in Counter(item.partition("=")[0] for item in named).items() if count > 1]
     if twice:
-        raise ValueError(f"a list of runs or Backbone files with different names ({twice[0]!r} is there twice)")
+        raise ValueError(f"a list of runs or Backbone files with different names ({twice[0]!r:.100} is there twice)")
     return tuple(named)
 
 

@@ -18,7 +18,6 @@ import dataclasses
 import difflib
 import math
 import re
-import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass
 from itertools import pairwise
@@ -27,7 +26,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from util.cli.types import Convert, Interval, integer, is_boolean_word, one_of, to_boolean, to_path
+from util.cli.types import Convert, Interval, integer, is_boolean_word, one_of, short_repr, to_boolean, to_path
 from util.errors import UsageError
 
 Explicit = Mapping[str, object]  # {name of a setting: value}: what the command line and the file say
@@ -36,9 +35,6 @@ CLI_ONLY = "Command line only"
 CONFIG_LIMIT = 100_000  # characters of a file for --config
 NAME_LIMIT = 60  # characters of an unknown flag in a message
 _FLAG = re.compile(r"--?[A-Za-z]")
-_REPR = reprlib.Repr()
-_REPR.maxstring = 100
-_REPR.maxlevel = 2
 
 
 def option(
@@ -252,18 +248,18 @@ def _read_words(argv: Sequence[str], names: Mapping[str, Field]) -> dict[str, ob
         if not isinstance(field.default, tuple):
             if values[1:] and not positional:
                 raise UsageError(
-                    f"{_shown(values[1])}: unexpected after {name} {values[0]:.{NAME_LIMIT}}, which takes one value. "
-                    "Leave it out."
+                    f"{short_repr(values[1])}: unexpected after {name} {values[0]:.{NAME_LIMIT}}, which takes one "
+                    "value. Leave it out."
                 )
             words += values[1:]
             del values[1:]
         given[name.lstrip("-")] = values if field.metadata["split_words"] else " ".join(values)
     if words and positional is None:
-        raise UsageError(f"{_shown(words[0])}: unexpected. Every value follows its flag, as in --name value.")
+        raise UsageError(f"{short_repr(words[0])}: unexpected. Every value follows its flag, as in --name value.")
     if words and positional:
         several = isinstance(positional.default, tuple)
         if words[1:] and not several:
-            raise UsageError(f"{_shown(words[1])}: unexpected after {_shown(words[0])}. Leave it out.")
+            raise UsageError(f"{short_repr(words[1])}: unexpected after {short_repr(words[0])}. Leave it out.")
         given[positional.name] = words if several else words[0]
     return given
 
@@ -299,7 +295,9 @@ def _read_file(file: str, names: Mapping[str, Field]) -> dict[str, object]:
         raise UsageError(f"{file}: not a mapping of settings to values. {advice}")
     for key in content or {}:
         if key not in names:
-            raise UsageError(f"{file}: {_shown(key)}: unknown key. The nearest one is {_nearest(_shown(key), names)}.")
+            raise UsageError(
+                f"{file}: {short_repr(key)}: unknown key. The nearest one is {_nearest(short_repr(key), names)}."
+            )
     return _convert_all(content or {}, names, prefix=f"{file}: ")  # None: a file of comments only
 
 
@@ -329,15 +327,7 @@ def _convert(field: Field, value: object, where: str) -> object:
         advice = f"Leave it out for the default ({_default_text(field)})"
         if about["required"]:
             advice = f"Give {about['metavar']}"
-        raise UsageError(f"{where}: {_shown(value)} is not {rule}. {advice}.") from None
-
-
-def _shown(value: object) -> str:
-    """Return a value for a message, cut if it is long."""
-    try:
-        return _REPR.repr(value)
-    except ValueError:  # Python prints no number of more than 4,300 digits
-        return "the number"
+        raise UsageError(f"{where}: {short_repr(value)} is not {rule}. {advice}.") from None
 
 
 def _by_name(fields: Iterable[Field]) -> dict[str, Field]:
