@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from applications.resolution_curve.settings import CurveSettings, parse_curve
+from model.names import SR_SCALES
 from util.errors import DataError, run_script
 from util.face import FACE_SIZE
 
@@ -55,18 +56,21 @@ def main(arguments: list[str]) -> None:
         module = prepare_module(fold_batch_norm(backbone), devices, dtype=dtype)
         curves += measure(label, module, pair_sets, networks=networks, settings=settings, devices=devices)
 
-    for pairs in pair_sets:
-        print(f"\naccuracy on {pairs.name} ({len(pairs)} pairs), by pixels a side")
-        print(format_table(curve_table(curves, lambda sets, name=pairs.name: sets[name].accuracy)))
+    tables = {
+        f"accuracy on {pairs.name} ({len(pairs)} pairs), by pixels a side": accuracy_on(pairs.name)
+        for pairs in pair_sets
+    }
     if len(pair_sets) > 1:
-        print(f"\naverage accuracy over the {len(pair_sets)} sets")
-        print(format_table(curve_table(curves, average_accuracy)))
+        tables[f"average accuracy over the {len(pair_sets)} sets"] = average_accuracy
+    for title, value in tables.items():
+        print(f"\n{title}\n{format_table(curve_table(curves, value))}")
     if settings.json:
         checkpoints = {label: str(file) for label, file in files.items()}
-        content = {"checkpoints": checkpoints, "LR_oneside": settings.LR_oneside, "curves": []}
+        points = []
         for curve in curves:
             sizes = {str(size): sets_to_dict(sets) for size, sets in curve.results.items()}
-            content["curves"].append({"checkpoint": curve.label, "enlarged_by": curve.method, "sizes": sizes})
+            points.append({"checkpoint": curve.label, "enlarged_by": curve.method, "sizes": sizes})
+        content = {"checkpoints": checkpoints, "LR_oneside": settings.LR_oneside, "curves": points}
         write_json(Path(settings.json), content)
         print(f"numbers: {settings.json}")
     if settings.plot:
@@ -75,17 +79,13 @@ def main(arguments: list[str]) -> None:
 
 
 def find_networks(settings: CurveSettings, devices: list) -> dict[int, nn.Module]:
-    """Load and print the super resolution network of each size that has one: {input size: network}.
-
-    Raises:
-        DataError: no size has a network.
-    """
+    """Load the super resolution network of each size that has one: {input size: network}. DataError if none has."""
     from util.device import prepare_module
     from util.super_resolution import find_super_resolution, load_super_resolution
 
     found: dict[int, nn.Module] = {}
     missing: DataError | None = None
-    for scale in (2, 4, 8):
+    for scale in SR_SCALES:
         size = FACE_SIZE // scale
         if size not in settings.sizes:
             continue
@@ -108,13 +108,12 @@ def find_networks(settings: CurveSettings, devices: list) -> dict[int, nn.Module
     return found
 
 
-def curve_table(curves: list[Curve], value: Callable[[dict[str, VerificationResult]], float]) -> list[list[str]]:
-    """Return a table with a row for each curve and a column for each size.
+def accuracy_on(name: str) -> Callable[[dict[str, VerificationResult]], float]:
+    return lambda sets: sets[name].accuracy
 
-    Args:
-        curves: the curves. A size that a curve does not have leaves an empty cell.
-        value: returns the number of a cell from the results {set: result} of one size.
-    """
+
+def curve_table(curves: list[Curve], value: Callable[[dict[str, VerificationResult]], float]) -> list[list[str]]:
+    """Return a row for each curve and a column for each size; value() returns a cell from {set: result}."""
     sizes = sorted({size for curve in curves for size in curve.results}, reverse=True)
     rows = [["", *map(str, sizes)]]
     for curve in curves:

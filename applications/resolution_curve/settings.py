@@ -1,27 +1,14 @@
 """Define every flag of the accuracy curve: its default, its rule and its help. Imports no torch."""
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from util.cli.options import (
-    DATA,
-    MACHINE,
-    OUTPUT,
-    PATHS,
-    RESOLUTION,
-    EvaluationSettings,
-    ReportSettings,
-)
-from util.cli.parser import flag, option, parse
-from util.cli.types import integers, to_path
+from util.cli.options import GROUPS, EvaluationSettings, ReportSettings
+from util.cli.parser import PATHS, flag, option, parse
+from util.cli.types import different_integers, to_path
 from util.face import FACE_SIZE
 from util.files import check_report_paths
-
-GROUPS = (PATHS, DATA, RESOLUTION, MACHINE, OUTPUT)
-# NAME=PATH, of which NAME= may be left out; there may be an = in a folder's name, after a slash.
-_NAMED = re.compile(r"(?:([^=/\\]+)=)?(.*)", re.DOTALL)
 
 
 def _to_checkpoints(value: object) -> tuple[str, ...]:
@@ -31,7 +18,9 @@ def _to_checkpoints(value: object) -> tuple[str, ...]:
         raise ValueError("a list of runs or Backbone files, like HR=checkpoints_best/HRTRAIN_… LR=…")
     named = []
     for item in items:
-        name, path = _NAMED.fullmatch(item).groups()
+        name, equals, path = item.partition("=")
+        if not equals or not name or "/" in name or "\\" in name:  # an = in a folder's name stands after a slash
+            name, path = "", item
         path = to_path(path)
         named.append(f"{name or _own_name(Path(path))}={path}")
     twice = [name for name, count in Counter(item.partition("=")[0] for item in named).items() if count > 1]
@@ -59,17 +48,13 @@ class CurveSettings(ReportSettings, EvaluationSettings):
         split_words=True,
     )
     sizes: tuple[int, ...] = option(
-        RESOLUTION,
+        "Resolution",
         default=(112, 56, 28, 21, 16, 14, 8),
-        type=integers(
-            None,
-            f"different whole numbers from 4 to {FACE_SIZE}, like 112 56 28",
-            lambda sizes: len(set(sizes)) == len(sizes) > 0 and all(4 <= size <= FACE_SIZE for size in sizes),
-        ),
+        type=different_integers(4, FACE_SIZE, "112 56 28"),
         metavar="N ...",
         help=f"pixels a side that faces are shrunk to; {FACE_SIZE}, the full face, is always included",
     )
-    SR_eval: bool = flag(RESOLUTION, help="also enlarge by super resolution, at the scales that have a network")
+    SR_eval: bool = flag("Resolution", help="also enlarge by super resolution, at the scales that have a network")
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -78,7 +63,7 @@ class CurveSettings(ReportSettings, EvaluationSettings):
 
 
 def parse_curve(argv: list[str]) -> CurveSettings:
-    """Return the settings from the arguments. UsageError for a mistake; SystemExit(0) after --help has printed."""
+    """Return the settings from the arguments. Raise as parse() does."""
 
     def check(settings: CurveSettings) -> None:
         check_report_paths(settings.json, settings.plot)

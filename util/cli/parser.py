@@ -31,6 +31,7 @@ from util.errors import UsageError
 
 Explicit = Mapping[str, object]  # {name of a setting: value}: what the command line and the file say
 
+PATHS = "Where things are"  # sections of --help
 CLI_ONLY = "Command line only"
 CONFIG_LIMIT = 100_000  # characters of a file for --config
 NAME_LIMIT = 60  # characters of an unknown flag in a message
@@ -91,7 +92,7 @@ def choice(names: Sequence[str], *, default: str | None, group: str = "Settings"
     return option(group, default=default, type=one_of(names), help=help or ", ".join(names), **more)
 
 
-def folder(group: str = "Settings", *, help: str, **more: Any) -> Any:
+def folder(group: str = PATHS, *, help: str, **more: Any) -> Any:
     """Return a field that is the path of a folder, as text."""
     return option(group, type=to_path, metavar="DIR", help=help, **more)
 

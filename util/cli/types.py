@@ -133,6 +133,11 @@ def number(rule: str, accept: Callable[[float], bool], kind: type = float) -> Va
     return ValueType("N" if kind is int else "X", convert)
 
 
+POSITIVE = number("a number above 0", lambda value: value > 0)
+NOT_NEGATIVE = number("a number, 0 or more", lambda value: value >= 0)
+FROM_0_TO_1 = number("a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
 def integer(low: int, high: int | None = None) -> ValueType:
     """Return a type of integers from `low` to `high`, both included."""
     rule = f"a whole number, {low} or more" if high is None else f"a whole number from {low} to {high}"
@@ -169,6 +174,16 @@ def integers(word: str | None, rule: str, accept: Callable[[tuple[int, ...]], bo
         return tuple(value)
 
     return ValueType("LIST", convert)
+
+
+def different_integers(low: int, high: int, example: str) -> ValueType:
+    """Return a type of tuples of one or several different integers from `low` to `high`."""
+    return integers(
+        None,
+        f"different whole numbers from {low} to {high}, like {example}",
+        lambda items: len(set(items)) == len(items) > 0 and low <= min(items) <= max(items) <= high,
+        scalar=True,
+    )
 
 
 def one_of(names: Sequence[str]) -> ValueType:
