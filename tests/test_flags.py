@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from applications.resolution_curve.settings import CurveSettings, parse_curve
+from applications.super_resolution.settings import TrainSettings, UpscaleSettings
 from config import TrainConfig, ValidationConfig, parse_train, parse_validation
 from util.cli import parser as flags
+from util.cli.options import GROUPS
 from util.cli.types import integer, to_gpus, to_path
 from util.errors import UsageError
 
@@ -468,6 +471,28 @@ def test_sections_of_help_stand_in_the_order_asked_for_and_empty_ones_are_left_o
     for part in ("100% of them", "(default: the screen)", "(default: nothing)"):
         assert part in text
     assert "thin, thick (default: thin)" in text
+
+
+def test_required_options_come_first_in_a_section(capsys):
+    with pytest.raises(SystemExit):
+        parse_curve(["--help"])
+    text = capsys.readouterr().out
+    assert text.index("--checkpoints NAME=PATH") < text.index("--data_dir DIR")
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, ValidationConfig, CurveSettings, TrainSettings, UpscaleSettings])
+def test_every_option_is_in_a_known_section(kind):
+    assert {field.metadata["group"] for field in fields(kind)} <= set(GROUPS)
+
+
+@pytest.mark.parametrize("value", [None, ()])
+def test_a_required_setting_that_is_missing_is_named(value):
+    @dataclass(frozen=True, kw_only=True)
+    class Reading(flags.Settings):
+        files: object = flags.option(default=value, type=lambda x: x, metavar="FILE ...", help="to read", required=True)
+
+    message = error_of(lambda argv: flags.parse(Reading, "read.py", argv), [])
+    assert message == "--files: missing. Give FILE: to read."
 
 
 def test_what_is_inherited_gives_way_to_what_is_given_and_is_checked(tmp_path):

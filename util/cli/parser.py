@@ -201,7 +201,7 @@ def _print_help(fields: Iterable[Field], script: str, groups: Sequence[str], des
     )
     titles = dict.fromkeys([*groups, *(field.metadata["group"] for field in fields)])
     sections = {title: parser.add_argument_group(title) for title in titles}
-    for field in fields:
+    for field in sorted(fields, key=lambda field: not field.metadata["required"]):  # the required ones first
         about = field.metadata
         flags = [field.name] if about["positional"] else [f"--{name}" for name in (field.name, *about["aliases"])]
         sections[about["group"]].add_argument(
