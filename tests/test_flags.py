@@ -314,7 +314,7 @@ def test_a_key_that_is_no_flag_gives_a_short_message(write, key):
 def test_a_file_without_end_is_refused(tmp_path):
     (tmp_path / "endless.yaml").symlink_to("/dev/zero")
     message = error_of(parse_train, [f"--config={tmp_path / 'endless.yaml'}"])
-    assert message.endswith("longer than 100,000 characters. Write lines like `lr: 0.025`.")
+    assert message.endswith("(longer than 100,000 characters). Write lines like `lr: 0.025`.")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from util.cli.types import Convert, Interval, integer, is_boolean_word, one_of, short_repr, to_boolean, to_path
+from util.cli.types import BOOLEANS, Convert, Interval, integer, one_of, short_repr, to_boolean, to_path
 from util.errors import UsageError
 
 Explicit = Mapping[str, object]  # {name of a setting: value}: what the command line and the file say
@@ -176,14 +176,14 @@ def parse(
         raise SystemExit(0)
     names = own | cli_only
     explicit = _convert_all(_read_words(argv, names), names, prefix="--")
-    about_files = {name: explicit.pop(name, None) for name in cli_only}
-    if about_files["config"] is not None:
-        explicit = _read_file(str(about_files["config"]), own) | explicit
+    only = {name: explicit.pop(name, None) for name in cli_only}
+    if only["config"] is not None:
+        explicit = _read_file(str(only["config"]), own) | explicit
     inherited = {} if inherit is None else inherit(explicit)
     settings = kind(**{name: value for name, value in inherited.items() if name in own} | explicit)
     if check is not None:
         check(settings)
-    if about_files["print_config"]:
+    if only["print_config"]:
         print(settings.as_yaml(), end="")
         raise SystemExit(0)
     return settings
@@ -242,7 +242,7 @@ def _read_words(argv: Sequence[str], names: Mapping[str, Field]) -> dict[str, ob
         elif equals and not values:
             raise UsageError(f"{name}=: a value is missing after the equals sign. Write {name}=VALUE.")
         is_boolean = field.metadata["type"] is to_boolean
-        if is_boolean and (not values or (positional and not equals and not is_boolean_word(values[0]))):
+        if is_boolean and (not values or (positional and not equals and values[0].lower() not in BOOLEANS)):
             values.insert(0, "True")
         if not values:
             raise UsageError(f"{name}: a value is missing. Write {name} {field.metadata['metavar']}.")
@@ -282,7 +282,9 @@ def _read_file(file: str, names: Mapping[str, Field]) -> dict[str, object]:
     try:
         with open(file, encoding="utf-8") as stream:
             text = stream.read(CONFIG_LIMIT + 1)
-        content = yaml.load(text[:CONFIG_LIMIT], _Loader) if len(text) <= CONFIG_LIMIT else text
+        if len(text) > CONFIG_LIMIT:
+            raise ValueError(f"longer than {CONFIG_LIMIT:,} characters")
+        content = yaml.load(text, _Loader)
     except OSError as error:
         raise UsageError(f"--config={file}: cannot be read ({error.strerror}). Give an existing file.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date like 2024-13-01
@@ -290,8 +292,6 @@ def _read_file(file: str, names: Mapping[str, Field]) -> dict[str, object]:
         line = f" in line {mark.line + 1}" if mark else ""
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
         raise UsageError(f"{file}: not valid YAML{line} ({reason:.200}). {advice}") from None
-    if isinstance(content, str) and len(content) > CONFIG_LIMIT:
-        raise UsageError(f"{file}: longer than {CONFIG_LIMIT:,} characters. {advice}")
     if not isinstance(content, dict | None):
         raise UsageError(f"{file}: not a mapping of settings to values. {advice}")
     for key in content or {}:

@@ -56,7 +56,7 @@ _REPR = reprlib.Repr()
 _REPR.maxstring = 100
 _REPR.maxlevel = 2
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
-_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def short_repr(value: object) -> str:
@@ -104,17 +104,12 @@ def to_png(value: object) -> Path:
     return path
 
 
-def is_boolean_word(word: str) -> bool:
-    """Return whether the word is a value of to_boolean."""
-    return word.lower() in _BOOLEANS
-
-
 def to_boolean(value: object) -> bool:
     """Return True or False for the words and numbers that mean them."""
     word = str(value).lower() if isinstance(value, str) or value in (0, 1) else ""  # True equals 1
-    if word not in _BOOLEANS:
+    if word not in BOOLEANS:
         raise ValueError("True or False (yes, no, 1 and 0 are understood too)")
-    return _BOOLEANS[word]
+    return BOOLEANS[word]
 
 
 def number(rule: str, accept: Callable[[float], bool], kind: type = float) -> ValueType:
@@ -158,9 +153,9 @@ def integers(word: str | None, rule: str, accept: Callable[[tuple[int, ...]], bo
         if scalar and type(value) is int:
             value = [value]
         if isinstance(value, str):
-            if word and value.strip().lower() in (word, "[]"):
-                return ()
             text = value.strip()
+            if word and text.lower() in (word, "[]"):
+                return ()
             if text.startswith("[") and text.endswith("]"):
                 text = text[1:-1]
             items = [item for part in text.split(",") for item in (part.split() or [""])]
