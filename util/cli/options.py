@@ -118,7 +118,7 @@ class RunSettings(Settings):
     log_dir: str = folder(default="./log", help="TensorBoard files")
     resume_dir: str | None = folder(
         help="run to continue from its newest checkpoint, or one .pth file of it; "
-        f"{AUTO}: the newest run in checkpoint_dir that can be continued, or a new one",
+        f"{AUTO}: the newest run of the same settings in checkpoint_dir, or a new one",
         default_help="a new run",
     )
     save_every: Interval = option(
