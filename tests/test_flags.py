@@ -482,7 +482,7 @@ def test_required_options_come_first_in_a_section(capsys):
 
 @pytest.mark.parametrize("kind", [TrainConfig, ValidationConfig, CurveSettings, TrainSettings, UpscaleSettings])
 def test_every_option_is_in_a_known_section(kind):
-    assert {field.metadata["group"] for field in fields(kind)} <= set(GROUPS)
+    assert {field.metadata["option"].group for field in fields(kind)} <= set(GROUPS)
 
 
 @pytest.mark.parametrize("value", [None, ()])
