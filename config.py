@@ -184,15 +184,9 @@ class ValidationConfig(ReportSettings, Config):
 
 
 def parse_train(argv: list[str], inherit: Callable[[str], Explicit] | None = None) -> TrainConfig:
-    """Return the settings of train.py.
+    """Return the settings of train.py; `inherit` returns the settings of the run that --resume_dir names.
 
-    Args:
-        argv: arguments without the script's name.
-        inherit: returns the settings of the run that --resume_dir names; they replace the defaults.
-
-    Raises:
-        UsageError: a mistake, or a batch that does not fit the GPUs of this process.
-        SystemExit: code 0 after --help or --print_config has printed.
+    Raises as parse() does, and UsageError for a batch that does not fit the GPUs of this process.
     """
 
     def check(config: TrainConfig) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from applications.resolution_curve.settings import CurveSettings, parse_curve
+from applications.resolution_curve.__main__ import CurveSettings, parse_curve
 from applications.super_resolution.settings import TrainSettings, UpscaleSettings
 from config import TrainConfig, ValidationConfig, parse_train, parse_validation
 from util.cli import parser as flags
