@@ -495,7 +495,7 @@ def test_a_required_setting_that_is_missing_is_named(value):
     assert message == "--files: missing. Give FILE: to read."
 
 
-def test_what_is_inherited_gives_way_to_what_is_given_and_is_checked(tmp_path):
+def test_inherited_values_give_way_to_given_ones_and_are_checked(tmp_path):
     told = []
 
     def inherit(given: dict) -> dict:
