@@ -473,6 +473,20 @@ def test_sections_of_help_stand_in_the_order_asked_for_and_empty_ones_are_left_o
     assert "thin, thick (default: thin)" in text
 
 
+def test_inherited_values_give_way_to_given_ones_and_are_checked(tmp_path):
+    told = []
+
+    def inherit(given: dict) -> dict:
+        told.append(dict(given))
+        return {"size": 5, "pen": "thick", "mirror": True, "of_an_older_version": 1}
+
+    argv = ["--mirror=no", *write_settings(tmp_path, "width: 9")]
+    assert draw(argv, inherit=inherit) == Drawing(size=9, pen="thick")
+    assert told == [{"size": 9, "mirror": False}]
+    with pytest.raises(UsageError, match="--size: 0 is not a whole number, 1 or more"):
+        draw([], inherit=lambda given: {"size": 0})
+
+
 def test_required_options_come_first_in_a_section(capsys):
     with pytest.raises(SystemExit):
         parse_curve(["--help"])
@@ -493,17 +507,3 @@ def test_a_required_setting_that_is_missing_is_named(value):
 
     message = error_of(lambda argv: flags.parse(Reading, "read.py", argv), [])
     assert message == "--files: missing. Give FILE: to read."
-
-
-def test_inherited_values_give_way_to_given_ones_and_are_checked(tmp_path):
-    told = []
-
-    def inherit(given: dict) -> dict:
-        told.append(dict(given))
-        return {"size": 5, "pen": "thick", "mirror": True, "of_an_older_version": 1}
-
-    argv = ["--mirror=no", *write_settings(tmp_path, "width: 9")]
-    assert draw(argv, inherit=inherit) == Drawing(size=9, pen="thick")
-    assert told == [{"size": 9, "mirror": False}]
-    with pytest.raises(UsageError, match="--size: 0 is not a whole number, 1 or more"):
-        draw([], inherit=lambda given: {"size": 0})
