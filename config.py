@@ -11,33 +11,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from model.names import BACKBONE_NAMES, HEAD_NAMES, LOSS_NAMES, SR_SCALES
-from util.cli.options import (
-    DATA,
-    FROM_0_TO_1,
-    MACHINE,
-    MODEL,
-    NOT_NEGATIVE,
-    OPTIMIZATION,
-    OUTPUT,
-    PATHS,
-    POSITIVE,
-    RESOLUTION,
-    EvaluationSettings,
-    ReportSettings,
-    RunSettings,
-    eval_batch_size,
-    inherit_from_run,
-)
+from util.cli.options import GROUPS, EvaluationSettings, ReportSettings, RunSettings, eval_batch_size, inherit_from_run
 from util.cli.parser import Explicit, choice, flag, folder, option, parse
-from util.cli.types import integer, integers, number
+from util.cli.types import FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, different_integers, integer, integers, number
 from util.console import logger
 from util.distributed import DistEnv, local_gpu_ids
 from util.errors import UsageError
 
 AUGMENTATIONS = ("standard", "strong")
-
-# The sections of --help, in their order; the section of the flags that every program has comes last.
-GROUPS = (PATHS, DATA, MODEL, OPTIMIZATION, RESOLUTION, MACHINE, OUTPUT)
 
 _FRACTION = number("a number above 0, and 1 at most", lambda value: 0 < value <= 1)
 _BELOW_1 = number("a number from 0 to less than 1", lambda value: 0 <= value < 1)
@@ -46,27 +27,21 @@ _STAGES = integers(
     "ascending epochs from 1 on, like 15 23 30 or [15,23,30]",
     lambda epochs: all(first < second for first, second in pairwise([0, *epochs])),
 )
-_SCALES = integers(
-    None,
-    "different whole numbers from 2 to 14, like 4 or 2,4,8",
-    lambda scales: len(set(scales)) == len(scales) > 0 and all(2 <= scale <= 14 for scale in scales),
-    scalar=True,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(EvaluationSettings):
     """The settings that train.py and validation.py share. UsageError where a value breaks its rule."""
 
-    best_checkpoint_dir: str = folder(PATHS, default="./checkpoints_best", help="runs with their best epoch")
+    best_checkpoint_dir: str = folder(default="./checkpoints_best", help="runs with their best epoch")
     LR_scale: tuple[int, ...] = option(
-        RESOLUTION,
+        "Resolution",
         default=(4,),
-        type=_SCALES,
+        type=different_integers(2, 14, "4 or 2,4,8"),
         metavar="N ...",
         help="low resolution is 112 // N pixels a side; several N: each is used",
     )
-    LR_eval: bool = flag(RESOLUTION, help="also evaluate at low resolution: bicubic down and up again")
+    LR_eval: bool = flag("Resolution", help="also evaluate at low resolution: bicubic down and up again")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,12 +75,12 @@ class TrainConfig(RunSettings, Config):
     """The settings of train.py. Epochs of warm-up may be fractions; epochs in `stages` count from 1."""
 
     train_data: str | None = folder(
-        DATA,
+        "Data",
         help="folder with one folder per identity, under data_dir or a path; or a RecordIO file train.rec",
         default_help="imgs_casia, ms1m_align_112, imgs_train or imgs",
     )
     max_bad: float = option(
-        DATA,
+        "Data",
         default=0.001,
         type=FROM_0_TO_1,
         help="fraction of the training images that may be unreadable, and are replaced; 0: each is an error",
@@ -113,66 +88,63 @@ class TrainConfig(RunSettings, Config):
     augment: str = choice(
         AUGMENTATIONS,
         default="standard",
-        group=DATA,
+        group="Data",
         help="standard: crop and flip; strong: also rotation, scale, color, erasing",
     )
-    backbone: str = choice(BACKBONE_NAMES, default="IR_SE_50", group=MODEL)
-    embedding_size: int = option(MODEL, default=512, type=integer(1), help="dimensions of the embedding")
-    head: str = choice(HEAD_NAMES, default="ArcFace", group=MODEL)
-    loss: str = choice(LOSS_NAMES, default="focal", group=MODEL)
+    backbone: str = choice(BACKBONE_NAMES, default="IR_SE_50", group="Model")
+    embedding_size: int = option("Model", default=512, type=integer(1), help="dimensions of the embedding")
+    head: str = choice(HEAD_NAMES, default="ArcFace", group="Model")
+    loss: str = choice(LOSS_NAMES, default="focal", group="Model")
     # torchrun takes --s and --m for abbreviations of flags of its own, and stops; the long names reach the program.
-    s: float = option(MODEL, default=64.0, type=POSITIVE, help="scale of the head's cosines", aliases=("head_scale",))
+    s: float = option("Model", default=64.0, type=POSITIVE, help="scale of the head's cosines", aliases=("head_scale",))
     m: float = option(
-        MODEL,
+        "Model",
         default=0.5,
         type=FROM_0_TO_1,
         help="margin: radians for ArcFace, cosine for CosFace",
         aliases=("margin",),
     )
     margin_warmup_epochs: float = option(
-        MODEL, default=0.0, type=NOT_NEGATIVE, help="epochs in which the margin m grows from 0 to its value"
+        "Model", default=0.0, type=NOT_NEGATIVE, help="epochs in which the margin m grows from 0 to its value"
     )
     sample_rate: float = option(
-        MODEL,
+        "Model",
         default=1.0,
         type=_FRACTION,
         help="fraction of the classes in each step: the classes of the batch, and random others (Partial FC)",
     )
     batch_size: int = option(
-        OPTIMIZATION,
+        "Optimization",
         default=64,
         type=integer(2),
         help="images per batch, over all GPUs; under torchrun, for each process",
     )
     accumulate: int = option(
-        OPTIMIZATION, default=1, type=integer(1), help="gradient accumulation: micro-batches per batch"
+        "Optimization", default=1, type=integer(1), help="gradient accumulation: micro-batches per batch"
     )
     epochs: int = option(
-        OPTIMIZATION,
-        default=50,
-        type=integer(1),
-        help="epochs of the complete run, epochs before a resume included",
+        "Optimization", default=50, type=integer(1), help="epochs of the complete run, epochs before a resume included"
     )
-    lr: float = option(OPTIMIZATION, default=0.025, type=POSITIVE, help="learning rate after the warm-up")
-    scale_lr: bool = flag(OPTIMIZATION, help="under torchrun, multiply lr by the number of processes")
+    lr: float = option("Optimization", default=0.025, type=POSITIVE, help="learning rate after the warm-up")
+    scale_lr: bool = flag("Optimization", help="under torchrun, multiply lr by the number of processes")
     stages: tuple[int, ...] = option(
-        OPTIMIZATION, default=(15, 23, 30), type=_STAGES, help="epochs at which lr is divided by 10, or none"
+        "Optimization", default=(15, 23, 30), type=_STAGES, help="epochs at which lr is divided by 10, or none"
     )
     warmup_epochs: float = option(
-        OPTIMIZATION, default=5.0, type=NOT_NEGATIVE, help="epochs of linear warm-up of the learning rate"
+        "Optimization", default=5.0, type=NOT_NEGATIVE, help="epochs of linear warm-up of the learning rate"
     )
     weight_decay: float = option(
-        OPTIMIZATION, default=5e-4, type=NOT_NEGATIVE, help="weight decay, not applied to batch norm parameters"
+        "Optimization", default=5e-4, type=NOT_NEGATIVE, help="weight decay, not applied to batch norm parameters"
     )
-    momentum: float = option(OPTIMIZATION, default=0.9, type=_BELOW_1, help="momentum of SGD")
-    LR_train: bool = flag(RESOLUTION, help="train on a fraction LR_prob of the samples in low resolution")
+    momentum: float = option("Optimization", default=0.9, type=_BELOW_1, help="momentum of SGD")
+    LR_train: bool = flag("Resolution", help="train on a fraction LR_prob of the samples in low resolution")
     LR_prob: float = option(
-        RESOLUTION,
+        "Resolution",
         default=0.5,
         type=FROM_0_TO_1,
         help="fraction of the samples in low resolution; each sample draws one of several LR_scale",
     )
-    compile: bool = flag(MACHINE, help="torch.compile the backbone: a slow first step, then faster ones")
+    compile: bool = flag("Machine", help="torch.compile the backbone: a slow first step, then faster ones")
     val_batch_size: int | None = eval_batch_size()
 
     def __post_init__(self) -> None:
@@ -204,26 +176,17 @@ class ValidationConfig(ReportSettings, Config):
     """The settings of validation.py."""
 
     resume_dir: str | None = folder(
-        PATHS,
-        help="a run, or a .pth file",
-        default_help="the newest run in best_checkpoint_dir",
-        aliases=("load_dir",),
+        help="a run, or a .pth file", default_help="the newest run in best_checkpoint_dir", aliases=("load_dir",)
     )
     backbone: str | None = choice(
-        BACKBONE_NAMES, default=None, group=MODEL, default_help="the checkpoint's; must agree with it"
+        BACKBONE_NAMES, default=None, group="Model", default_help="the checkpoint's; must agree with it"
     )
 
 
 def parse_train(argv: list[str], inherit: Callable[[str], Explicit] | None = None) -> TrainConfig:
-    """Return the settings of train.py.
+    """Return the settings of train.py; `inherit` returns the settings of the run that --resume_dir names.
 
-    Args:
-        argv: arguments without the script's name.
-        inherit: returns the settings of the run that --resume_dir names; they replace the defaults.
-
-    Raises:
-        UsageError: a mistake, or a batch that does not fit the GPUs of this process.
-        SystemExit: code 0 after --help or --print_config has printed.
+    Raises as parse() does, and UsageError for a batch that does not fit the GPUs of this process.
     """
 
     def check(config: TrainConfig) -> None:

@@ -159,7 +159,7 @@ def test_bad_flag_is_one_line_that_names_it(tmp_path: Path, flags: list[str]) ->
 
 def test_rule_of_pairs_follows_the_number_of_folds() -> None:
     """The command line has the number of folds as text, because util.verification imports numpy."""
-    rule = next(field.metadata["type"] for field in fields(Flags) if field.name == "pairs")
+    rule = next(field.metadata["option"].type for field in fields(Flags) if field.name == "pairs")
     assert [pairs for pairs in range(2 * FOLDS, 6 * FOLDS + 1) if accepts(rule, pairs)] == [4 * FOLDS, 6 * FOLDS]
 
 

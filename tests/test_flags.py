@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from applications.resolution_curve.__main__ import CurveSettings, parse_curve
+from applications.super_resolution.settings import TrainSettings, UpscaleSettings
 from config import TrainConfig, ValidationConfig, parse_train, parse_validation
 from util.cli import parser as flags
+from util.cli.options import GROUPS
 from util.cli.types import integer, to_gpus, to_path
 from util.errors import UsageError
 
@@ -251,6 +254,84 @@ def test_malformed_yaml_names_the_file(write, text):
     assert error_of(parse_train, argv).startswith(f"{argv[1]}: not valid YAML")
 
 
+BOMB = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
+MERGES = "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}\n" for n in range(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (f"a0: &a0 [1]\n{BOMB}lr: *a9", "an alias of a list or mapping"),
+        (f"a0: &a0 [1]\n{BOMB}compile: *a9", "an alias of a list or mapping"),
+        (f"a0: &a0 {{lr: 1}}\n{MERGES}lr: *a9", "an alias of a list or mapping"),
+        ("lr: &lr [*lr]", "an alias of a list or mapping"),
+        ("lr: " + "[" * 20_000 + "]" * 20_000, "recursion"),
+        ("lr: " + "{a: " * 10_000 + "}" * 10_000, "recursion"),
+        ("lr: " + "9" * 5_000, "digits"),
+    ],
+)
+def test_yaml_that_expands_without_end_is_one_line(write, text, problem):
+    argv = write(text)
+    message = error_of(parse_train, argv)
+    assert message.startswith(f"{argv[1]}: not valid YAML") and problem in message and len(message) < 500
+
+
+def test_an_alias_of_one_value_is_read(write):
+    parsed = parse_train(write("lr: &lr 0.5\nmomentum: *lr"))
+    assert (parsed.lr, parsed.momentum) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("key", ["data_dir", "lr", "epochs", "compile", "LR_scale", "stages", "val_data", "backbone"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "[" * 200 + "]" * 200,
+        "[[1, 2], [3, 4]]",
+        "[" + "[1], " * 1_000 + "]",
+        "{1: {2: {3: 4}}}",
+        "0x" + "f" * 10_000,
+        "[0x" + "f" * 10_000 + "]",
+        ".inf",
+        '"' + "x" * 90_000 + '="',
+        '"a\\0b\\0=c"',
+        "!!binary aGVsbG8=",
+        "2024-01-01",
+    ],
+)
+def test_a_strange_value_in_a_file_gives_a_short_message(write, key, value):
+    argv = write(f"{key}: {value}")
+    message = error_of(parse_train, argv)
+    assert message.startswith(f"{argv[1]}: {key}: ") and len(message) < 1000
+
+
+@pytest.mark.parametrize("key", ["[a, b]", "{a: b}", "1", "null", "1.5", "true", "2024-01-01", '"a\\nb"', "x" * 1000])
+def test_a_key_that_is_no_flag_gives_a_short_message(write, key):
+    argv = write(f"? {key}\n: 1")
+    message = error_of(parse_train, argv)
+    assert message.startswith(f"{argv[1]}: ") and len(message) < 500
+
+
+def test_a_file_without_end_is_refused(tmp_path):
+    (tmp_path / "endless.yaml").symlink_to("/dev/zero")
+    message = error_of(parse_train, [f"--config={tmp_path / 'endless.yaml'}"])
+    assert message.endswith("(longer than 100,000 characters). Write lines like `lr: 0.025`.")
+
+
+@pytest.mark.parametrize(
+    "flag", ["--lr", "--stages", "--gpu_num", "--data_dir", "--compile", "--backbone", "--val_data"]
+)
+@pytest.mark.parametrize("value", ["x", "=", "9", "[", " ", "\n", "[ ", "a:", "\0", "얼"])
+def test_a_value_of_a_megabyte_gives_a_short_message(flag, value):
+    assert len(error_of(parse_train, [flag, value * 1_000_000])) < 1000
+    assert len(error_of(parse_train, ["--lr", "1", value * 1_000_000])) < 1000
+
+
+@pytest.mark.parametrize("flag", ["--" + "x" * 1_000_000, "-" + "y" * 1_000_000, "--lr" + "r" * 1_000_000 + "=1"])
+def test_a_flag_of_a_megabyte_gives_a_short_message(flag):
+    message = error_of(parse_train, [flag, "1"])
+    assert "unknown flag" in message and len(message) < 500
+
+
 @pytest.mark.parametrize("text", ["- lr", "lr", "3", "false", "[]"])
 def test_a_file_that_is_no_mapping_is_a_usage_error(write, text):
     argv = write(text)
@@ -392,7 +473,7 @@ def test_sections_of_help_stand_in_the_order_asked_for_and_empty_ones_are_left_o
     assert "thin, thick (default: thin)" in text
 
 
-def test_what_is_inherited_gives_way_to_what_is_given_and_is_checked(tmp_path):
+def test_inherited_values_give_way_to_given_ones_and_are_checked(tmp_path):
     told = []
 
     def inherit(given: dict) -> dict:
@@ -404,3 +485,25 @@ def test_what_is_inherited_gives_way_to_what_is_given_and_is_checked(tmp_path):
     assert told == [{"size": 9, "mirror": False}]
     with pytest.raises(UsageError, match="--size: 0 is not a whole number, 1 or more"):
         draw([], inherit=lambda given: {"size": 0})
+
+
+def test_required_options_come_first_in_a_section(capsys):
+    with pytest.raises(SystemExit):
+        parse_curve(["--help"])
+    text = capsys.readouterr().out
+    assert text.index("--checkpoints NAME=PATH") < text.index("--data_dir DIR")
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, ValidationConfig, CurveSettings, TrainSettings, UpscaleSettings])
+def test_every_option_is_in_a_known_section(kind):
+    assert {field.metadata["option"].group for field in fields(kind)} <= set(GROUPS)
+
+
+@pytest.mark.parametrize("value", [None, ()])
+def test_a_required_setting_that_is_missing_is_named(value):
+    @dataclass(frozen=True, kw_only=True)
+    class Reading(flags.Settings):
+        files: object = flags.option(default=value, type=lambda x: x, metavar="FILE ...", help="to read", required=True)
+
+    message = error_of(lambda argv: flags.parse(Reading, "read.py", argv), [])
+    assert message == "--files: missing. Give FILE: to read."

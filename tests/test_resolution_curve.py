@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from applications.resolution_curve.__main__ import curve_table, main
+from applications.resolution_curve.__main__ import curve_table, main, parse_curve
 from applications.resolution_curve.figure import curve_figure
 from applications.resolution_curve.measure import Curve, measure
-from applications.resolution_curve.settings import parse_curve
 from model.backbone import build_backbone
 from model.super_resolution import RCAN
 from util.errors import DataError, UsageError

@@ -194,7 +194,7 @@ def test_a_validation_is_shared_and_said_once(tiny_data: Path, tmp_path: Path):
 def test_every_flag_of_train_passes_through_torchrun(field):
     """torchrun stops at what abbreviates several flags of its own, as --m does, unless `--` precedes the script."""
     passed = set()
-    for name in (field.name, *field.metadata["aliases"]):
+    for name in (field.name, *field.metadata["option"].aliases):
         for flag in ([f"--{name}=1"], [f"--{name}", "1"]):
             assert torchrun.parse_args(["--", "train.py", *flag]).training_script_args == flag
         with suppress(SystemExit):

@@ -82,14 +82,11 @@ class Flags(Settings):
     dest_root: Path = option(
         type=to_file, metavar="DIR", help="folder for the aligned faces", required=True, single_dash=True
     )
-    crop_size: int = option(default=112, type=integer(16, 4096), metavar="N", help="pixels a side", single_dash=True)
+    crop_size: int = option(default=112, type=integer(16, 4096), help="pixels a side", single_dash=True)
     select: str = choice(SELECT, default="largest", help="which of several faces: largest, central or best")
     keep_all: bool = flag(help="write every face: IMAGE.jpg, IMAGE.face2.jpg, ...")
     min_face: float = option(
-        default=20.0,
-        type=number("a number", lambda value: True),
-        metavar="X",
-        help="pixels of the smallest face to look for",
+        default=20.0, type=number("a number", lambda value: True), help="pixels of the smallest face to look for"
     )
     thresholds: tuple[float, ...] = option(
         default=(0.6, 0.7, 0.8), type=_to_thresholds, metavar="X X X", help="least face probability in each network"

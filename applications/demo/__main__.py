@@ -31,9 +31,9 @@ class Flags(Settings):
     """The settings of applications.demo."""
 
     out: Path = option(type=to_file, metavar="DIR", help="folder to write", required=True)
-    seed: int = option(default=1337, type=integer(0), metavar="N", help="seed; another one draws other people")
-    people: int = option(default=120, type=integer(2, 5000), metavar="N", help="identities in the training set")
-    images: int = option(default=20, type=integer(1, 1000), metavar="N", help="images of each of them")
+    seed: int = option(default=1337, type=integer(0), help="seed; another one draws other people")
+    people: int = option(default=120, type=integer(2, 5000), help="identities in the training set")
+    images: int = option(default=20, type=integer(1, 1000), help="images of each of them")
     pairs: int = option(
         default=400,
         type=number(
@@ -42,15 +42,11 @@ class Flags(Settings):
             lambda pairs: pairs % 20 == 0 and 40 <= pairs <= 20000,
             int,
         ),
-        metavar="N",
         help="pairs in each of the four verification sets",
     )
     sheet: Path | None = option(type=to_png, metavar="FILE.png", help="also write the contact sheet there")
     processes: int = option(
-        default=min(os.cpu_count() or 1, 256),
-        type=integer(1, 256),
-        metavar="N",
-        help="processes; the faces do not depend on it",
+        default=min(os.cpu_count() or 1, 256), type=integer(1, 256), help="processes; the faces do not depend on it"
     )
     force: bool = flag(help="draw again what an earlier run has drawn")
 

@@ -27,7 +27,7 @@ class Flags(Settings):
         required=True,
         positional=True,
     )
-    out: Path = option(type=to_file, metavar="PATH", help="bcolz set to write", required=True)
+    out: Path = option(type=to_file, help="bcolz set to write", required=True)
     force: bool = flag(help="start again, and replace a set that exists")
 
 

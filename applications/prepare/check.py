@@ -34,7 +34,7 @@ class Flags(Settings):
     """The settings of applications.prepare.check."""
 
     paths: tuple[Path, ...] = option(
-        default=(), type=_to_files, metavar="PATH", help="sets", default_help="the sets in DATA_DIR", positional=True
+        default=(), type=_to_files, help="sets", default_help="the sets in DATA_DIR", positional=True
     )
     data_dir: Path = option(default=Path("data"), type=to_file, metavar="DIR", help="folder of the sets")
     root: Path | None = option(

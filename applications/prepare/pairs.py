@@ -30,7 +30,7 @@ class Flags(Settings):
     images: Path | None = option(
         type=to_file, metavar="DIR", help="folder of the images", default_help="the list's own folder"
     )
-    out: Path = option(type=to_file, metavar="PATH", help="verification set to write", required=True)
+    out: Path = option(type=to_file, help="verification set to write", required=True)
     align: bool = flag(help="the images are photographs: align their faces")
     select: str = choice(SELECT, default="largest", help="which of several faces: largest, central or best")
     whole_image: bool = flag(help="if no face is found, use the resized image")

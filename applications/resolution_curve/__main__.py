@@ -7,19 +7,76 @@ python -m applications.resolution_curve --checkpoints RUN --val_data qmul=/sets/
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from applications.resolution_curve.settings import CurveSettings, parse_curve
+from model.names import SR_SCALES
+from util.cli.options import GROUPS, EvaluationSettings, ReportSettings
+from util.cli.parser import PATHS, flag, option, parse
+from util.cli.types import different_integers, to_path
 from util.errors import DataError, run_script
 from util.face import FACE_SIZE
+from util.files import check_report_paths
 
 if TYPE_CHECKING:
     from torch import nn
 
     from applications.resolution_curve.measure import Curve
     from util.verification import VerificationResult
+
+
+def _to_checkpoints(value: object) -> tuple[str, ...]:
+    """Return a tuple of `NAME=PATH` for one or several of them; without NAME it is the name of the run."""
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        raise ValueError("a list of runs or Backbone files, like HR=checkpoints_best/HRTRAIN_… LR=…")
+    named = []
+    for item in items:
+        name, equals, path = item.partition("=")
+        if not equals or not name or "/" in name or "\\" in name:  # an = in a folder's name stands after a slash
+            name, path = "", item
+        path = to_path(path)
+        named.append(f"{name or _own_name(Path(path))}={path}")
+    twice = [name for name, count in Counter(item.partition("=")[0] for item in named).items() if count > 1]
+    if twice:
+        raise ValueError(f"a list of runs or Backbone files with different names ({twice[0]!r:.100} is there twice)")
+    return tuple(named)
+
+
+def _own_name(path: Path) -> str:
+    """Return the name of the run that the path is, or that its file belongs to."""
+    return (path.absolute().parent if path.suffix == ".pth" else path.absolute()).name.replace("=", "_")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveSettings(ReportSettings, EvaluationSettings):
+    """The settings of applications/resolution_curve. UsageError where a value breaks its rule."""
+
+    checkpoints: tuple[str, ...] = option(
+        PATHS,
+        default=(),
+        type=_to_checkpoints,
+        metavar="NAME=PATH ...",
+        help="recognition networks to compare: runs (their best or newest epoch) or Backbone files; NAME: legend",
+        required=True,
+        split_words=True,
+    )
+    sizes: tuple[int, ...] = option(
+        "Resolution",
+        default=(112, 56, 28, 21, 16, 14, 8),
+        type=different_integers(4, FACE_SIZE, "112 56 28"),
+        metavar="N ...",
+        help=f"pixels a side that faces are shrunk to; {FACE_SIZE}, the full face, is always included",
+    )
+    SR_eval: bool = flag("Resolution", help="also enlarge by super resolution, at the scales that have a network")
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """Return {name: path} of `checkpoints`."""
+        return {name: Path(path) for name, path in (item.split("=", 1) for item in self.checkpoints)}
 
 
 def main(arguments: list[str]) -> None:
@@ -55,18 +112,21 @@ def main(arguments: list[str]) -> None:
         module = prepare_module(fold_batch_norm(backbone), devices, dtype=dtype)
         curves += measure(label, module, pair_sets, networks=networks, settings=settings, devices=devices)
 
-    for pairs in pair_sets:
-        print(f"\naccuracy on {pairs.name} ({len(pairs)} pairs), by pixels a side")
-        print(format_table(curve_table(curves, lambda sets, name=pairs.name: sets[name].accuracy)))
+    tables = {
+        f"accuracy on {pairs.name} ({len(pairs)} pairs), by pixels a side": accuracy_on(pairs.name)
+        for pairs in pair_sets
+    }
     if len(pair_sets) > 1:
-        print(f"\naverage accuracy over the {len(pair_sets)} sets")
-        print(format_table(curve_table(curves, average_accuracy)))
+        tables[f"average accuracy over the {len(pair_sets)} sets"] = average_accuracy
+    for title, value in tables.items():
+        print(f"\n{title}\n{format_table(curve_table(curves, value))}")
     if settings.json:
         checkpoints = {label: str(file) for label, file in files.items()}
-        content = {"checkpoints": checkpoints, "LR_oneside": settings.LR_oneside, "curves": []}
+        points = []
         for curve in curves:
             sizes = {str(size): sets_to_dict(sets) for size, sets in curve.results.items()}
-            content["curves"].append({"checkpoint": curve.label, "enlarged_by": curve.method, "sizes": sizes})
+            points.append({"checkpoint": curve.label, "enlarged_by": curve.method, "sizes": sizes})
+        content = {"checkpoints": checkpoints, "LR_oneside": settings.LR_oneside, "curves": points}
         write_json(Path(settings.json), content)
         print(f"numbers: {settings.json}")
     if settings.plot:
@@ -74,18 +134,23 @@ def main(arguments: list[str]) -> None:
         print(f"curve: {settings.plot}")
 
 
-def find_networks(settings: CurveSettings, devices: list) -> dict[int, nn.Module]:
-    """Load and print the super resolution network of each size that has one: {input size: network}.
+def parse_curve(argv: list[str]) -> CurveSettings:
+    """Return the settings from the arguments. Raise as parse() does."""
 
-    Raises:
-        DataError: no size has a network.
-    """
+    def check(settings: CurveSettings) -> None:
+        check_report_paths(settings.json, settings.plot)
+
+    return parse(CurveSettings, "-m applications.resolution_curve", argv, groups=GROUPS, check=check)
+
+
+def find_networks(settings: CurveSettings, devices: list) -> dict[int, nn.Module]:
+    """Load the super resolution network of each size that has one: {input size: network}. DataError if none has."""
     from util.device import prepare_module
     from util.super_resolution import find_super_resolution, load_super_resolution
 
     found: dict[int, nn.Module] = {}
     missing: DataError | None = None
-    for scale in (2, 4, 8):
+    for scale in SR_SCALES:
         size = FACE_SIZE // scale
         if size not in settings.sizes:
             continue
@@ -108,13 +173,12 @@ def find_networks(settings: CurveSettings, devices: list) -> dict[int, nn.Module
     return found
 
 
-def curve_table(curves: list[Curve], value: Callable[[dict[str, VerificationResult]], float]) -> list[list[str]]:
-    """Return a table with a row for each curve and a column for each size.
+def accuracy_on(name: str) -> Callable[[dict[str, VerificationResult]], float]:
+    return lambda sets: sets[name].accuracy
 
-    Args:
-        curves: the curves. A size that a curve does not have leaves an empty cell.
-        value: returns the number of a cell from the results {set: result} of one size.
-    """
+
+def curve_table(curves: list[Curve], value: Callable[[dict[str, VerificationResult]], float]) -> list[list[str]]:
+    """Return a row for each curve and a column for each size; value() returns a cell from {set: result}."""
     sizes = sorted({size for curve in curves for size in curve.results}, reverse=True)
     rows = [["", *map(str, sizes)]]
     for curve in curves:

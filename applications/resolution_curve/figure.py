@@ -21,6 +21,7 @@ def curve_figure(curves: Sequence[Curve], sets: Sequence[str]) -> Figure:
     A color stands for a network; lines are solid for bicubic and dashed for super resolution. The bars are one standard
     error of a proportion a of P pairs, sqrt(a (1 - a) / P).
     """
+    from matplotlib.container import ErrorbarContainer
     from matplotlib.figure import Figure
 
     columns = min(len(sets), PANELS_IN_A_ROW)
@@ -55,12 +56,12 @@ def curve_figure(curves: Sequence[Curve], sets: Sequence[str]) -> Figure:
         style_axes(axes, grid="y")
     for axes in list(panels):  # unused panels of the last row
         axes.set_visible(False)
-    bars, texts = figure.axes[0].get_legend_handles_labels()
+    bars = [bar for bar in figure.axes[0].containers if isinstance(bar, ErrorbarContainer)]
     figure.legend(
-        [bar[0] for bar in bars],  # without the error bars, which would hide the dashes
-        texts,
+        [bar.lines[0] for bar in bars],  # without the error bars, which would hide the dashes
+        [str(bar.get_label()) for bar in bars],
         loc="outside upper center",
-        ncols=min(2, len(texts)),
+        ncols=min(2, len(bars)),
         handlelength=3,
         fontsize=9,
         labelcolor=INK,

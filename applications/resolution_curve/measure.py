@@ -1,17 +1,22 @@
 """Measure the points of a curve: one evaluation of a backbone covers all sizes."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from applications.resolution_curve.settings import CurveSettings
 from util.device import default_eval_batch_size
 from util.evaluate import evaluate, hr_view, low_res_view
 from util.face import FACE_SIZE
 from util.pairs import PairSet
 from util.verification import VerificationResult
+
+if TYPE_CHECKING:
+    from applications.resolution_curve.__main__ import CurveSettings
 
 BICUBIC, SUPER_RESOLUTION = "bicubic", "SR"
 FULL = "HR"  # evaluate() keeps this view for the second image if only the first is degraded

@@ -5,22 +5,9 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from model.names import SR_SCALES
-from util.cli.options import (
-    DATA,
-    FROM_0_TO_1,
-    MACHINE,
-    MODEL,
-    NOT_NEGATIVE,
-    OPTIMIZATION,
-    OUTPUT,
-    PATHS,
-    POSITIVE,
-    RunSettings,
-    gpus,
-    inherit_from_run,
-)
-from util.cli.parser import Explicit, Settings, choice, flag, folder, option, parse
-from util.cli.types import integer, number, to_path
+from util.cli.options import GROUPS, RunSettings, gpus, inherit_from_run
+from util.cli.parser import PATHS, Explicit, Settings, choice, flag, folder, option, parse
+from util.cli.types import FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, integer, number, to_path
 from util.errors import UsageError
 from util.face import FACE_SIZE as FACE
 
@@ -35,8 +22,6 @@ SIZES = MappingProxyType(
 LEARNING_RATES = MappingProxyType({"small": 5e-4, "default": 1e-4})
 BATCH_SIZES = MappingProxyType({"small": 4, "default": 16})
 
-IDENTITY = "Identity"
-GROUPS = (PATHS, DATA, MODEL, OPTIMIZATION, IDENTITY, MACHINE, OUTPUT)
 _BY_SIZE = "from --size"
 _SCALE = number(f"one of {', '.join(map(str, SR_SCALES))}", lambda value: value in SR_SCALES, int)
 
@@ -54,58 +39,55 @@ class TrainSettings(RunSettings):
         help="faces to validate on: a folder, a .rec, or a verification set",
         default_help="identities held out of --data, see --val_share",
     )
-    log_dir: str = folder(PATHS, default="./log", help="metrics, sample images and TensorBoard events")
-    scale: int = option(MODEL, default=4, type=_SCALE, help="enlargement: 2, 4 or 8")
+    log_dir: str = folder(default="./log", help="metrics, sample images and TensorBoard events")
+    scale: int = option("Model", default=4, type=_SCALE, help="enlargement: 2, 4 or 8")
     size: str | None = choice(
         tuple(SIZES),
         default=None,
-        group=MODEL,
+        group="Model",
         help="small, or the paper's",
         default_help="small on a CPU, default on a GPU",
     )
-    num_features: int | None = option(MODEL, type=integer(1), help="channels", default_help=_BY_SIZE)
-    num_rg: int | None = option(MODEL, type=integer(1), help="residual groups", default_help=_BY_SIZE)
-    num_rcab: int | None = option(MODEL, type=integer(1), help="blocks in each group", default_help=_BY_SIZE)
+    num_features: int | None = option("Model", type=integer(1), help="channels", default_help=_BY_SIZE)
+    num_rg: int | None = option("Model", type=integer(1), help="residual groups", default_help=_BY_SIZE)
+    num_rcab: int | None = option("Model", type=integer(1), help="blocks in each group", default_help=_BY_SIZE)
     reduction: int | None = option(
-        MODEL, type=integer(1), help="channel reduction in the attention", default_help=_BY_SIZE
+        "Model", type=integer(1), help="channel reduction in the attention", default_help=_BY_SIZE
     )
     patch: int | None = option(
-        DATA, type=integer(4), help="train on random patches of N low-resolution pixels", default_help="whole faces"
+        "Data", type=integer(4), help="train on random patches of N low-resolution pixels", default_help="whole faces"
     )
     crop_share: float = option(
-        DATA,
+        "Data",
         default=0.5,
         type=FROM_0_TO_1,
         help="fraction of the samples that are cropped as for recognition: 112 of 128 pixels",
     )
     val_share: float = option(
-        DATA, default=0.05, type=FROM_0_TO_1, help="fraction of the identities to hold out for validation"
+        "Data", default=0.05, type=FROM_0_TO_1, help="fraction of the identities to hold out for validation"
     )
-    val_images: int = option(DATA, default=500, type=integer(1), help="maximum number of validation images")
-    epochs: int = option(OPTIMIZATION, default=20, type=integer(1), help="epochs of the complete run")
+    val_images: int = option("Data", default=500, type=integer(1), help="maximum number of validation images")
+    epochs: int = option("Optimization", default=20, type=integer(1), help="epochs of the complete run")
     steps: int | None = option(
-        OPTIMIZATION, type=integer(1), help="batches per epoch", default_help="images / batch_size"
+        "Optimization", type=integer(1), help="batches per epoch", default_help="images / batch_size"
     )
     batch_size: int = option(
-        OPTIMIZATION,
+        "Optimization",
         type=integer(1),
         help="images per batch",
         default_help="4 for small, 16 (the paper's) for default",
     )
     lr: float = option(
-        OPTIMIZATION,
+        "Optimization",
         type=POSITIVE,
         help="highest learning rate of Adam: it rises over a twentieth of the steps, then falls to 0 along a cosine",
         default_help="5e-4 for small, 1e-4 (the paper's) for default",
     )
     identity_weight: float = option(
-        IDENTITY, default=0.0, type=NOT_NEGATIVE, help="weight of the identity loss; the L1 loss has weight 1"
+        "Identity", default=0.0, type=NOT_NEGATIVE, help="weight of the identity loss; the L1 loss has weight 1"
     )
     identity_backbone: str | None = option(
-        IDENTITY,
-        type=to_path,
-        metavar="FILE",
-        help="recognition network whose embeddings the identity loss compares",
+        "Identity", type=to_path, metavar="FILE", help="recognition network whose embeddings the identity loss compares"
     )
 
     def __post_init__(self) -> None:
@@ -149,23 +131,20 @@ def parse_train(argv: list[str], inherit: Callable[[str], Explicit]) -> TrainSet
 class UpscaleSettings(Settings):
     """The settings of applications/super_resolution/upscale.py."""
 
-    source: str = folder(PATHS, help="images, in folders; only read", required=True)
-    out: str = folder(PATHS, help="where the enlarged images go, in the same folders", required=True)
+    source: str = folder(help="images, in folders; only read", required=True)
+    out: str = folder(help="where the enlarged images go, in the same folders", required=True)
     sr_checkpoint_dir: str = option(
-        PATHS,
-        default="checkpoints_best",
-        type=to_path,
-        help="the network: an SR file, a run, or a folder of runs",
+        PATHS, default="checkpoints_best", type=to_path, help="the network: an SR file, a run, or a folder of runs"
     )
     scale: int | None = option(
-        MODEL, type=_SCALE, help="scale of the network", default_help="its own; 4 in a folder of runs"
+        "Model", type=_SCALE, help="scale of the network", default_help="its own; 4 in a folder of runs"
     )
     degrade: bool = flag(
-        DATA, help="shrink the images, which are aligned faces, before enlarging them: for a demonstration"
+        "Data", help="shrink the images, which are aligned faces, before enlarging them: for a demonstration"
     )
-    format: str = choice(("png", "jpg"), default="png", group=DATA, help="png, or jpg of quality 95")
+    format: str = choice(("png", "jpg"), default="png", group="Data", help="png, or jpg of quality 95")
     batch_size: int = option(
-        MACHINE, default=16, type=integer(1), help="images of 112x112 per batch; more if they are smaller"
+        "Machine", default=16, type=integer(1), help="images of 112x112 per batch; more if they are smaller"
     )
     gpu_num: tuple[int, ...] = gpus()
 

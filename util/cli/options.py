@@ -9,14 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from util.cli.parser import Explicit, Settings, choice, flag, folder, option
+from util.cli.parser import PATHS, Explicit, Settings, choice, flag, folder, option
 from util.cli.types import (
     EVAL_BATCH_DEFAULTS,
     PRECISIONS,
     SET_NAMES,
     Interval,
     integer,
-    number,
     pair_set_paths,
     to_gpus,
     to_interval,
@@ -25,26 +24,20 @@ from util.cli.types import (
 )
 from util.errors import UsageError
 
-# The sections of --help.
-PATHS, DATA, MODEL, OPTIMIZATION = "Where things are", "Data", "Model", "Optimization"
-RESOLUTION, MACHINE, OUTPUT = "Low and super resolution", "Machine", "Output"
-
-POSITIVE = number("a number above 0", lambda value: value > 0)
-NOT_NEGATIVE = number("a number, 0 or more", lambda value: value >= 0)
-FROM_0_TO_1 = number("a number from 0 to 1", lambda value: 0 <= value <= 1)
-
+# The sections of --help, in their order; a program shows those that it has options in.
+GROUPS = (PATHS, "Data", "Model", "Optimization", "Identity", "Resolution", "Machine", "Output")
 AUTO = "auto"  # --resume_dir=auto
 
 
 def gpus() -> Any:
     """Return the field of --gpu_num."""
-    return option(MACHINE, default=(0,), type=to_gpus, help="GPUs, as 0 or 0,1 or [0,1]; or cpu")
+    return option("Machine", default=(0,), type=to_gpus, help="GPUs, as 0 or 0,1 or [0,1]; or cpu")
 
 
 def eval_batch_size() -> Any:
     """Return the field of the batch size of an evaluation."""
     return option(
-        MACHINE,
+        "Machine",
         type=integer(1),
         help="images per batch of the evaluation, over all GPUs",
         default_help=EVAL_BATCH_DEFAULTS,
@@ -55,9 +48,9 @@ def eval_batch_size() -> Any:
 class EvaluationSettings(Settings):
     """The settings of programs that evaluate on verification sets."""
 
-    data_dir: str = folder(PATHS, default="./data", help="training and verification sets")
+    data_dir: str = folder(default="./data", help="training and verification sets")
     val_data: tuple[str, ...] = option(
-        DATA,
+        "Data",
         default=(),
         type=to_pair_sets,
         metavar="SET ...",
@@ -70,10 +63,10 @@ class EvaluationSettings(Settings):
         split_words=True,
     )
     SR_eval: bool = flag(
-        RESOLUTION, help="also evaluate at low resolution, and after super resolution of the same small images"
+        "Resolution", help="also evaluate at low resolution, and after super resolution of the same small images"
     )
     sr_checkpoint_dir: str | None = option(
-        RESOLUTION,
+        "Resolution",
         type=to_path,
         help="super resolution network: an SR file, a run, or a folder of runs (the newest for each scale)",
         default_help="the folder of the best checkpoints",
@@ -82,7 +75,7 @@ class EvaluationSettings(Settings):
     precision: str = choice(
         PRECISIONS,
         default="auto",
-        group=MACHINE,
+        group="Machine",
         help="what the backbone computes in; auto: bf16 on a GPU that has it, else fp32",
     )
 
@@ -106,13 +99,13 @@ class EvaluationSettings(Settings):
 class ReportSettings(Settings):
     """The settings of programs that report an evaluation."""
 
-    LR_oneside: bool = flag(RESOLUTION, help="low resolution in the first image of each pair only")
+    LR_oneside: bool = flag("Resolution", help="low resolution in the first image of each pair only")
     batch_size: int | None = eval_batch_size()
     json: str | None = option(
-        OUTPUT, type=to_path, metavar="FILE", help="write the results as JSON", default_help="not written"
+        "Output", type=to_path, metavar="FILE", help="write the results as JSON", default_help="not written"
     )
     plot: str | None = option(
-        OUTPUT, type=to_path, metavar="FILE", help="draw the curves, as .png, .pdf or .svg", default_help="not drawn"
+        "Output", type=to_path, metavar="FILE", help="draw the curves, as .png, .pdf or .svg", default_help="not drawn"
     )
 
 
@@ -120,35 +113,34 @@ class ReportSettings(Settings):
 class RunSettings(Settings):
     """The settings of programs that train: where a run is, when it is saved, and what it runs on."""
 
-    checkpoint_dir: str = folder(PATHS, default="./checkpoints", help="runs, one folder each")
-    best_checkpoint_dir: str = folder(PATHS, default="./checkpoints_best", help="runs with their best epoch")
-    log_dir: str = folder(PATHS, default="./log", help="TensorBoard files")
+    checkpoint_dir: str = folder(default="./checkpoints", help="runs, one folder each")
+    best_checkpoint_dir: str = folder(default="./checkpoints_best", help="runs with their best epoch")
+    log_dir: str = folder(default="./log", help="TensorBoard files")
     resume_dir: str | None = folder(
-        PATHS,
         help="run to continue from its newest checkpoint, or one .pth file of it; "
-        f"{AUTO}: the newest run in checkpoint_dir that can be continued, or a new one",
+        f"{AUTO}: the newest run of the same settings in checkpoint_dir, or a new one",
         default_help="a new run",
     )
     save_every: Interval = option(
-        OUTPUT,
+        "Output",
         default="15m",
         type=to_interval,
         metavar="TIME|STEPS",
         help="save within an epoch too, this often: a time like 15m, 90s or 2h, or steps like 500; none: never",
     )
     keep_last: int | None = option(
-        OUTPUT, type=integer(1), help="keep the newest N checkpoints of the run, and the best", default_help="all"
+        "Output", type=integer(1), help="keep the newest N checkpoints of the run, and the best", default_help="all"
     )
     gpu_num: tuple[int, ...] = gpus()
     num_workers: int | None = option(
-        MACHINE,
+        "Machine",
         type=integer(0),
         help="processes that read images; 0: the main process",
         default_help="from the number of CPU cores",
     )
-    seed: int = option(MACHINE, default=1337, type=integer(0, 2**32 - 1), help="seed of all random numbers")
+    seed: int = option("Machine", default=1337, type=integer(0, 2**32 - 1), help="seed of all random numbers")
     deterministic: bool = flag(
-        MACHINE, help="use deterministic algorithms alone: the same numbers again on the same machine, but slower"
+        "Machine", help="use deterministic algorithms alone: the same numbers again on the same machine, but slower"
     )
 
 

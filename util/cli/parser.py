@@ -18,71 +18,88 @@ import dataclasses
 import difflib
 import math
 import re
-import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import Field, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from util.cli.types import Convert, Interval, integer, is_boolean_word, one_of, to_boolean, to_path
+from util.cli.types import BOOLEANS, Convert, Interval, integer, one_of, short_repr, to_boolean, to_path
 from util.errors import UsageError
 
 Explicit = Mapping[str, object]  # {name of a setting: value}: what the command line and the file say
 
+PATHS = "Where things are"  # sections of --help
 CLI_ONLY = "Command line only"
 CONFIG_LIMIT = 100_000  # characters of a file for --config
 NAME_LIMIT = 60  # characters of an unknown flag in a message
 _FLAG = re.compile(r"--?[A-Za-z]")
-_REPR = reprlib.Repr()
-_REPR.maxstring = 100
-_REPR.maxlevel = 2
 
 
-def option(
-    group: str = "Settings",
-    *,
-    default: object = None,
-    type: Convert,
-    help: str,
-    metavar: str | None = None,
-    default_help: str = "none",
-    aliases: tuple[str, ...] = (),
-    required: bool = False,
-    positional: bool = False,
-    single_dash: bool = False,
-    split_words: bool = False,
-) -> Any:
-    """Return a dataclass field that knows its flag.
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """A setting and its flag."""
 
-    Args:
-        group: section of --help.
-        default: value if the setting is not given; a tuple makes the flag take several words.
-        type: converts a word of the command line, or a YAML value; raises ValueError with its rule.
-        help: what the value is.
-        metavar: the value's name in --help, if it is not the name that the type has.
-        default_help: meaning of a default of None or (), for --help.
-        aliases: further names of the flag.
-        required: None and () are refused.
-        positional: the command line gives the value without a flag.
-        single_dash: -name is understood as well as --name.
-        split_words: `type` gets the words as a list, because one of them may contain spaces.
+    name: str = ""  # of the field
+    default: object = None  # a tuple makes the flag take several words
+    type: Convert  # converts a word of the command line, or a YAML value; raises ValueError with its rule
+    help: str  # what the value is
+    group: str  # section of --help
+    metavar: str  # the value's name in --help
+    default_help: str = "none"  # meaning of a default of None or (), for --help
+    aliases: tuple[str, ...] = ()  # further names of the flag
+    required: bool = False  # None and () are refused
+    positional: bool = False  # the command line gives the value without a flag
+    single_dash: bool = False  # -name is understood as well as --name
+    split_words: bool = False  # `type` gets the words as a list, because one of them may contain spaces
+
+    @property
+    def takes_several(self) -> bool:
+        return isinstance(self.default, tuple)
+
+    @property
+    def flag(self) -> str:
+        return self.metavar if self.positional else f"--{self.name}"
+
+    @property
+    def default_text(self) -> str:
+        """Return the default, or what it means, for --help."""
+        if self.required or self.default in (None, ()):
+            return "required" if self.required else self.default_help
+        if isinstance(self.default, tuple):
+            return " ".join(map(str, self.default))
+        return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
+
+    def convert(self, value: object, where: str) -> object:
+        """Return `value` as the type has it. UsageError starts with `where`: the flag, or the file and key."""
+        if value is None and self.default is None:
+            return None
+        try:
+            return self.type(value)
+        except ValueError as rule:
+            advice = f"Give {self.metavar}" if self.required else f"Leave it out for the default ({self.default_text})"
+            raise UsageError(f"{where}: {short_repr(value)} is not {rule}. {advice}.") from None
+
+
+def option(group: str = "Settings", *, type: Convert, default: Any = None, metavar: str = "", **more: Any) -> Any:
+    """Return a dataclass field with an Option in its metadata; without `metavar`, the type's own is used.
+
+    See Option for the arguments.
     """
-    metadata = {
-        "group": group,
-        "type": type,
-        "help": help,
-        "metavar": metavar or getattr(type, "metavar", "PATH"),
-        "default_help": "required" if required else default_help,
-        "aliases": aliases,
-        "required": required,
-        "positional": positional,
-        "single_dash": single_dash,
-        "split_words": split_words,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
+    metavar = metavar or getattr(type, "metavar", "PATH")
+    return dataclasses.field(
+        default=default, metadata={"option": Option(type=type, group=group, metavar=metavar, **more)}
+    )
+
+
+def options_of(kind: type) -> list[Option]:
+    """Return the options of a dataclass of settings."""
+    return [
+        dataclasses.replace(field.metadata["option"], name=field.name, default=field.default)
+        for field in dataclasses.fields(kind)
+    ]
 
 
 def flag(group: str = "Settings", *, help: str) -> Any:
@@ -95,7 +112,7 @@ def choice(names: Sequence[str], *, default: str | None, group: str = "Settings"
     return option(group, default=default, type=one_of(names), help=help or ", ".join(names), **more)
 
 
-def folder(group: str = "Settings", *, help: str, **more: Any) -> Any:
+def folder(group: str = PATHS, *, help: str, **more: Any) -> Any:
     """Return a field that is the path of a folder, as text."""
     return option(group, type=to_path, metavar="DIR", help=help, **more)
 
@@ -111,13 +128,11 @@ class Settings:
     """Base of the dataclasses whose fields are settings. UsageError where a value breaks its rule."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            about = field.metadata
-            name = about["metavar"] if about["positional"] else f"--{field.name}"
-            value = _convert(field, getattr(self, field.name), name)
-            if about["required"] and value in (None, ()):
-                raise UsageError(f"{name}: missing. Give {about['metavar'].removesuffix(' ...')}: {about['help']}.")
-            object.__setattr__(self, field.name, value)  # a frozen dataclass has no other way
+        for option in options_of(type(self)):
+            value = option.convert(getattr(self, option.name), option.flag)
+            if option.required and value in (None, ()):
+                raise UsageError(f"{option.flag}: missing. Give {option.metavar.removesuffix(' ...')}: {option.help}.")
+            object.__setattr__(self, option.name, value)  # a frozen dataclass has no other way
 
     def as_dict(self) -> dict[str, str | int | float | bool | list[int] | list[str] | None]:
         """Return plain values that torch.load(weights_only=True) and YAML read back; tuples become lists."""
@@ -172,28 +187,28 @@ def parse(
         UsageError: a mistake.
         SystemExit: code 0 after --help or --print_config has printed.
     """
-    own = _by_name(dataclasses.fields(kind))
-    cli_only = _by_name(dataclasses.fields(_CommandLineOnly))
-    if "--help" in argv or "-h" in argv:
-        _print_help([*dataclasses.fields(kind), *cli_only.values()], script, groups, description)
-        raise SystemExit(0)
+    own = _by_name(options_of(kind))
+    cli_only = _by_name(options_of(_CommandLineOnly))
     names = own | cli_only
+    if "--help" in argv or "-h" in argv:
+        _print_help(list(dict.fromkeys(names.values())), script, groups, description)
+        raise SystemExit(0)
     explicit = _convert_all(_read_words(argv, names), names, prefix="--")
-    about_files = {name: explicit.pop(name, None) for name in cli_only}
-    if about_files["config"] is not None:
-        explicit = _read_file(str(about_files["config"]), own) | explicit
+    only = {name: explicit.pop(name, None) for name in cli_only}
+    if only["config"] is not None:
+        explicit = _read_file(str(only["config"]), own) | explicit
     inherited = {} if inherit is None else inherit(explicit)
     settings = kind(**{name: value for name, value in inherited.items() if name in own} | explicit)
     if check is not None:
         check(settings)
-    if about_files["print_config"]:
+    if only["print_config"]:
         print(settings.as_yaml(), end="")
         raise SystemExit(0)
     return settings
 
 
-def _print_help(fields: Iterable[Field], script: str, groups: Sequence[str], description: str | None) -> None:
-    words = "".join(f" {field.metadata['metavar']}" for field in fields if field.metadata["positional"])
+def _print_help(options: Sequence[Option], script: str, groups: Sequence[str], description: str | None) -> None:
+    words = "".join(f" {option.metavar}" for option in options if option.positional)
     hint = "A flag that takes True or False means True when it stands alone."
     parser = argparse.ArgumentParser(
         prog=script,
@@ -202,30 +217,29 @@ def _print_help(fields: Iterable[Field], script: str, groups: Sequence[str], des
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110),
         add_help=False,
     )
-    titles = dict.fromkeys([*groups, *(field.metadata["group"] for field in fields)])
+    titles = dict.fromkeys([*groups, *(option.group for option in options)])
     sections = {title: parser.add_argument_group(title) for title in titles}
-    for field in fields:
-        about = field.metadata
-        flags = [field.name] if about["positional"] else [f"--{name}" for name in (field.name, *about["aliases"])]
-        sections[about["group"]].add_argument(
+    for option in sorted(options, key=lambda option: not option.required):  # the required ones first
+        flags = [option.name] if option.positional else [f"--{name}" for name in (option.name, *option.aliases)]
+        sections[option.group].add_argument(
             *flags,
-            *([f"-{field.name}"] if about["single_dash"] else []),
-            nargs="+" if about["split_words"] else None,
-            metavar=about["metavar"].removesuffix(" ...") if about["split_words"] else about["metavar"],
-            help=f"{about['help']} (default: {_default_text(field)})".replace("%", "%%"),
+            *([f"-{option.name}"] if option.single_dash else []),
+            nargs="+" if option.split_words else None,
+            metavar=option.metavar.removesuffix(" ...") if option.split_words else option.metavar,
+            help=f"{option.help} (default: {option.default_text})".replace("%", "%%"),
         )
     sections[CLI_ONLY].add_argument("-h", "--help", action="store_true", help="show this and exit")
     parser.print_help()
 
 
-def _read_words(argv: Sequence[str], names: Mapping[str, Field]) -> dict[str, object]:
+def _read_words(argv: Sequence[str], names: Mapping[str, Option]) -> dict[str, object]:
     """Return {name of a flag as it was typed: its word, or its words}.
 
     argparse does not read all the forms that users type: `--f v`, `--f=v`, `--f = v`, `--f= v` and `--f =v` are the
     same; so are `[0, 1]` as one word and as two; a boolean flag alone is True. Words of a positional setting may stand
     anywhere.
     """
-    positional = next((field for field in names.values() if field.metadata["positional"]), None)
+    positional = next((option for option in names.values() if option.positional), None)
     starts = [index for index, word in enumerate(argv) if _FLAG.match(word)]
     words = list(argv[: starts[0]] if starts else argv)
     given: dict[str, object] = {}
@@ -233,38 +247,38 @@ def _read_words(argv: Sequence[str], names: Mapping[str, Field]) -> dict[str, ob
         first, *values = argv[start:end]
         if values and values[0].startswith("=") and "=" not in first:
             first += values.pop(0)
-        name, equals, value = first.partition("=")
-        field = names.get(name.lstrip("-"))
-        if field is None or field is positional or not (name.startswith("--") or field.metadata["single_dash"]):
-            nearest = _nearest(name.lstrip("-"), names)
+        typed, equals, value = first.partition("=")
+        name = typed.lstrip("-")
+        option = names.get(name)
+        if option is None or option is positional or not (typed.startswith("--") or option.single_dash):
+            nearest = _nearest(name, names)
             raise UsageError(
-                f"{name:.{NAME_LIMIT}}: unknown flag. The nearest one is --{nearest} (--help lists them all)."
+                f"{typed:.{NAME_LIMIT}}: unknown flag. The nearest one is --{nearest} (--help lists them all)."
             )
         if value:
             values.insert(0, value)
         elif equals and not values:
-            raise UsageError(f"{name}=: a value is missing after the equals sign. Write {name}=VALUE.")
-        is_boolean = field.metadata["type"] is to_boolean
-        if is_boolean and (not values or (positional and not equals and not is_boolean_word(values[0]))):
+            raise UsageError(f"{typed}=: a value is missing after the equals sign. Write {typed}=VALUE.")
+        is_boolean = option.type is to_boolean
+        if is_boolean and (not values or (positional and not equals and values[0].lower() not in BOOLEANS)):
             values.insert(0, "True")
         if not values:
-            raise UsageError(f"{name}: a value is missing. Write {name} {field.metadata['metavar']}.")
-        if not isinstance(field.default, tuple):
+            raise UsageError(f"{typed}: a value is missing. Write {typed} {option.metavar}.")
+        if not option.takes_several:
             if values[1:] and not positional:
                 raise UsageError(
-                    f"{_shown(values[1])}: unexpected after {name} {values[0]:.{NAME_LIMIT}}, which takes one value. "
-                    "Leave it out."
+                    f"{short_repr(values[1])}: unexpected after {typed} {values[0]:.{NAME_LIMIT}}, which takes one "
+                    "value. Leave it out."
                 )
             words += values[1:]
             del values[1:]
-        given[name.lstrip("-")] = values if field.metadata["split_words"] else " ".join(values)
+        given[name] = values if option.split_words else " ".join(values)
     if words and positional is None:
-        raise UsageError(f"{_shown(words[0])}: unexpected. Every value follows its flag, as in --name value.")
+        raise UsageError(f"{short_repr(words[0])}: unexpected. Every value follows its flag, as in --name value.")
     if words and positional:
-        several = isinstance(positional.default, tuple)
-        if words[1:] and not several:
-            raise UsageError(f"{_shown(words[1])}: unexpected after {_shown(words[0])}. Leave it out.")
-        given[positional.name] = words if several else words[0]
+        if words[1:] and not positional.takes_several:
+            raise UsageError(f"{short_repr(words[1])}: unexpected after {short_repr(words[0])}. Leave it out.")
+        given[positional.name] = words if positional.takes_several else words[0]
     return given
 
 
@@ -279,13 +293,15 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _read_file(file: str, names: Mapping[str, Field]) -> dict[str, object]:
+def _read_file(file: str, names: Mapping[str, Option]) -> dict[str, object]:
     """Return {field name: converted value} of the settings in a YAML file."""
     advice = "Write lines like `lr: 0.025`."
     try:
         with open(file, encoding="utf-8") as stream:
             text = stream.read(CONFIG_LIMIT + 1)
-        content = yaml.load(text[:CONFIG_LIMIT], _Loader) if len(text) <= CONFIG_LIMIT else text
+        if len(text) > CONFIG_LIMIT:
+            raise ValueError(f"longer than {CONFIG_LIMIT:,} characters")
+        content = yaml.load(text, _Loader)
     except OSError as error:
         raise UsageError(f"--config={file}: cannot be read ({error.strerror}). Give an existing file.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date like 2024-13-01
@@ -293,55 +309,31 @@ def _read_file(file: str, names: Mapping[str, Field]) -> dict[str, object]:
         line = f" in line {mark.line + 1}" if mark else ""
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
         raise UsageError(f"{file}: not valid YAML{line} ({reason:.200}). {advice}") from None
-    if isinstance(content, str) and len(content) > CONFIG_LIMIT:
-        raise UsageError(f"{file}: longer than {CONFIG_LIMIT:,} characters. {advice}")
     if not isinstance(content, dict | None):
         raise UsageError(f"{file}: not a mapping of settings to values. {advice}")
     for key in content or {}:
         if key not in names:
-            raise UsageError(f"{file}: {_shown(key)}: unknown key. The nearest one is {_nearest(_shown(key), names)}.")
+            raise UsageError(
+                f"{file}: {short_repr(key)}: unknown key. The nearest one is {_nearest(short_repr(key), names)}."
+            )
     return _convert_all(content or {}, names, prefix=f"{file}: ")  # None: a file of comments only
 
 
-def _convert_all(given: Explicit, names: Mapping[str, Field], prefix: str) -> dict[str, object]:
-    """Return converted values under the names of their fields. UsageError if two names of one field differ."""
+def _convert_all(given: Explicit, names: Mapping[str, Option], prefix: str) -> dict[str, object]:
+    """Return converted values under the names of their fields. UsageError if two names of one setting differ."""
     converted: dict[str, object] = {}
     for name, value in given.items():
-        field = names[name]
-        where = f"{prefix}{name}"
-        if field.metadata["positional"] and prefix == "--":
-            where = field.metadata["metavar"]
-        value = _convert(field, value, where)
-        if converted.setdefault(field.name, value) != value:
-            both = " and ".join(other for other in given if names[other].name == field.name)
+        option = names[name]
+        where = option.flag if option.positional and prefix == "--" else f"{prefix}{name}"
+        value = option.convert(value, where)
+        if converted.setdefault(option.name, value) != value:
+            both = " and ".join(other for other in given if names[other].name == option.name)
             raise UsageError(f"{where}: {both} are one setting and differ here. Give one of them.")
     return converted
 
 
-def _convert(field: Field, value: object, where: str) -> object:
-    """Return `value` as the field's type has it. UsageError starts with `where`: the flag, or the file and key."""
-    if value is None and field.default is None:
-        return None
-    about = field.metadata
-    try:
-        return about["type"](value)
-    except ValueError as rule:
-        advice = f"Leave it out for the default ({_default_text(field)})"
-        if about["required"]:
-            advice = f"Give {about['metavar']}"
-        raise UsageError(f"{where}: {_shown(value)} is not {rule}. {advice}.") from None
-
-
-def _shown(value: object) -> str:
-    """Return a value for a message, cut if it is long."""
-    try:
-        return _REPR.repr(value)
-    except ValueError:  # Python prints no number of more than 4,300 digits
-        return "the number"
-
-
-def _by_name(fields: Iterable[Field]) -> dict[str, Field]:
-    return {name: field for field in fields for name in (field.name, *field.metadata["aliases"])}
+def _by_name(options: Iterable[Option]) -> dict[str, Option]:
+    return {name: option for option in options for name in (option.name, *option.aliases)}
 
 
 def _plain(value: Any) -> Any:
@@ -353,11 +345,3 @@ def _plain(value: Any) -> Any:
 def _nearest(name: str, known: Iterable[str]) -> str:
     lower = {candidate.lower(): candidate for candidate in known}
     return lower[difflib.get_close_matches(name[:NAME_LIMIT].lower(), lower, n=1, cutoff=0.0)[0]]
-
-
-def _default_text(field: Field) -> str:
-    if isinstance(field.default, tuple):
-        return " ".join(map(str, field.default)) or field.metadata["default_help"]
-    if field.default is None:
-        return field.metadata["default_help"]
-    return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)

@@ -8,6 +8,7 @@ integers and one_of make value types; the functions to_… are value types.
 import math
 import os
 import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,19 +46,35 @@ EVAL_BATCH_CPU = 64  # images per batch of an evaluation, unless it is given
 EVAL_BATCH_GPU = 128  # on each GPU
 EVAL_BATCH_DEFAULTS = f"{EVAL_BATCH_CPU} on the CPU, {EVAL_BATCH_GPU} on each GPU"
 SET_NAMES = "letters, digits, _, - and ."
+PATH_LIMIT = 4096  # characters; Linux has the same limit
+INTEGER_LIMIT = 2**63 - 1  # what torch and numpy can hold
 _SET_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 # NAME=PATH:ROOT, of which NAME= and :ROOT may be left out. A name has no slash, and C:/sets is one path, not two.
 _PAIR_SET = re.compile(r"(?:([^=/\\]*)=)?((?:[A-Za-z]:(?=[/\\]))?[^:]*)(?::(.+))?")
 _INTERVAL = re.compile(r"([0-9]{1,9})(?: ?steps?)?|([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([smh])")
+_REPR = reprlib.Repr()
+_REPR.maxstring = 100
+_REPR.maxlevel = 2
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
-_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def short_repr(value: object) -> str:
+    """Return a value for a message, cut if it is long."""
+    try:
+        return _REPR.repr(value)
+    except ValueError:  # Python prints no number of more than 4,300 digits
+        return "the number"
 
 
 def to_path(value: object) -> str:
     """Return a path with a leading ~ replaced by the home directory."""
     if not isinstance(value, str | os.PathLike) or not os.fspath(value).strip():
         raise ValueError("a path (in a file, put text that looks like a number or a date in quotes)")
-    return os.path.expanduser(value)
+    path = os.path.expanduser(value)
+    if len(path) > PATH_LIMIT or "\0" in path:
+        raise ValueError(f"a path of {PATH_LIMIT} characters at most, without a null character")
+    return path
 
 
 def to_file(value: object) -> Path:
@@ -87,16 +104,12 @@ def to_png(value: object) -> Path:
     return path
 
 
-def is_boolean_word(word: str) -> bool:
-    """Return whether the word is a value of to_boolean."""
-    return word.lower() in _BOOLEANS
-
-
 def to_boolean(value: object) -> bool:
     """Return True or False for the words and numbers that mean them."""
-    if not is_boolean_word(str(value)):
+    word = str(value).lower() if isinstance(value, str) or value in (0, 1) else ""  # True equals 1
+    if word not in BOOLEANS:
         raise ValueError("True or False (yes, no, 1 and 0 are understood too)")
-    return _BOOLEANS[str(value).lower()]
+    return BOOLEANS[word]
 
 
 def number(rule: str, accept: Callable[[float], bool], kind: type = float) -> ValueType:
@@ -115,10 +128,15 @@ def number(rule: str, accept: Callable[[float], bool], kind: type = float) -> Va
     return ValueType("N" if kind is int else "X", convert)
 
 
+POSITIVE = number("a number above 0", lambda value: value > 0)
+NOT_NEGATIVE = number("a number, 0 or more", lambda value: value >= 0)
+FROM_0_TO_1 = number("a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
 def integer(low: int, high: int | None = None) -> ValueType:
     """Return a type of integers from `low` to `high`, both included."""
     rule = f"a whole number, {low} or more" if high is None else f"a whole number from {low} to {high}"
-    return number(rule, lambda value: low <= value <= (value if high is None else high), int)
+    return number(rule, lambda value: low <= value <= (INTEGER_LIMIT if high is None else high), int)
 
 
 def integers(word: str | None, rule: str, accept: Callable[[tuple[int, ...]], bool], scalar: bool = False) -> ValueType:
@@ -135,19 +153,32 @@ def integers(word: str | None, rule: str, accept: Callable[[tuple[int, ...]], bo
         if scalar and type(value) is int:
             value = [value]
         if isinstance(value, str):
-            if word and value.strip().lower() in (word, "[]"):
+            text = value.strip()
+            if word and text.lower() in (word, "[]"):
                 return ()
-            items = re.split(r"\s*,\s*|\s+", re.sub(r"^\[\s*(.*?)\s*\]$", r"\1", value.strip()))
+            if text.startswith("[") and text.endswith("]"):
+                text = text[1:-1]
+            items = [item for part in text.split(",") for item in (part.split() or [""])]
             value = [int(item) if re.fullmatch("[0-9]{1,9}", item) else item for item in items]
         if (
             not isinstance(value, list | tuple)
-            or not all(type(item) is int for item in value)
+            or not all(type(item) is int and item <= INTEGER_LIMIT for item in value)
             or not accept(tuple(value))
         ):
             raise ValueError(f"a list of {rule}" + (f", nor the word {word}" if word else ""))
         return tuple(value)
 
     return ValueType("LIST", convert)
+
+
+def different_integers(low: int, high: int, example: str) -> ValueType:
+    """Return a type of tuples of one or several different integers from `low` to `high`."""
+    return integers(
+        None,
+        f"different whole numbers from {low} to {high}, like {example}",
+        lambda items: len(set(items)) == len(items) > 0 and low <= min(items) <= max(items) <= high,
+        scalar=True,
+    )
 
 
 def one_of(names: Sequence[str]) -> ValueType:
@@ -183,12 +214,16 @@ def to_pair_sets(value: object) -> tuple[str, ...]:
     for item in items:
         name, path, root = split_pair_set(item)
         if not path:
-            raise ValueError(f"{rule} ({item!r} has no path)")
+            raise ValueError(f"{rule} ({short_repr(item)} has no path)")
         if not _SET_NAME.fullmatch(name) or name.lower() == "avg":
-            raise ValueError(f"{rule} ({name!r} is not made of {SET_NAMES}, or is Avg; write NAME={path})")
+            raise ValueError(
+                f"{rule} ({short_repr(name)} is not made of {SET_NAMES}, or is Avg; write NAME={path:.100})"
+            )
         if name.lower() in seen:
-            raise ValueError(f"{rule} ({name!r} is there twice; name one of them, NAME={path})")
+            raise ValueError(f"{rule} ({short_repr(name)} is there twice; name one of them, NAME={path:.100})")
         seen.add(name.lower())
+        for place in (path, root):
+            to_path(place or ".")
         sets.append(f"{name}={path}" + (f":{root}" if root else ""))
     return tuple(sets)
 
