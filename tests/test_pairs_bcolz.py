@@ -1,6 +1,7 @@
 """Verification sets in the bcolz format: writing, reading, damaged files, and bcolz itself as the oracle."""
 
 import json
+import pickle
 import shutil
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -205,6 +206,37 @@ def test_a_declared_shape_that_does_not_fit_is_refused(small, shape):
         load_pairs(small)
 
 
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("storage", "dtype", NAN),
+        ("storage", "dtype", ["x" * 100_000]),
+        ("storage", "chunklen", NAN),
+        ("storage", "chunklen", "9" * 100_000),
+        ("storage", "chunklen", {"a": [1] * 100_000}),
+        ("sizes", "shape", NAN),
+        ("sizes", "shape", [NAN, 3, 112, 112]),
+        ("sizes", "shape", [4] * 100_000),
+        ("sizes", "shape", {"4": 3}),
+    ],
+)
+def test_crafted_meta_files_are_refused_in_one_short_line(small, file, key, value):
+    meta = small / "meta" / file
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {key: value}))
+    with pytest.raises(DataError, match=r"^[^\n]*lfw: [^\n]*$") as caught:
+        load_pairs(small)
+    assert len(str(caught.value)) < 600
+
+
+def test_meta_files_with_numbers_of_many_digits_are_refused(small):
+    (small / "meta" / "sizes").write_text(f'{{"shape": [{"9" * 5000}, 3, 112, 112]}}')
+    with pytest.raises(DataError, match="lfw: meta/ is damaged"):
+        load_pairs(small)
+
+
 @pytest.mark.parametrize("declared", ["(1000000000000,)", "(99999999999999999999,)", "(-1,)"])
 def test_a_huge_declared_list_is_an_error(small, declared):
     header = f"{{'descr': '|b1', 'fortran_order': False, 'shape': {declared}}}".ljust(117) + "\n"
@@ -218,6 +250,71 @@ def test_a_huge_declared_list_is_an_error(small, declared):
 def test_a_list_of_something_else_is_an_error(small, dtype):
     np.save(small.parent / "lfw_list.npy", np.zeros(2, dtype))
     with pytest.raises(DataError, match=r"lfw_list\.npy: must hold one True or False a pair"):
+        load_pairs(small)
+
+
+def test_lists_of_other_formats_are_refused(small):
+    file = small.parent / "lfw_list.npy"
+    with file.open("wb") as opened:
+        np.savez(opened, np.array([True, False]))
+    with pytest.raises(DataError, match=r"lfw_list\.npy: not a numpy array of booleans"):
+        load_pairs(small)
+    file.write_bytes(pickle.dumps([True, False]))
+    with pytest.raises(DataError, match=r"lfw_list\.npy: not a numpy array of booleans"):
+        load_pairs(small)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "(" * 9000,
+        "-" * 9000,
+        "{'descr': " + "[" * 900 + "'|b1'" + "]" * 900 + ", 'fortran_order': False, 'shape': (2,)}",
+        "{'descr': '|V0', 'fortran_order': False, 'shape': (1000000000000000,)}",
+        "{'descr': '|b1', 'fortran_order': False, 'shape': (True, 2)}",
+        "{'descr': '|b1', 'fortran_order': False, 'shape': 2}",
+        "{'descr': '|b1', 'fortran_order': None, 'shape': (2.0,)}",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (2,)}",
+        "{'descr': ('|b1', (1000000000000,)), 'fortran_order': False, 'shape': (2,)}",
+        "1 + 1",
+    ],
+)
+def test_crafted_headers_of_lists_are_refused(small, time_limit, header):
+    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header) + 1) + header.encode() + b"\n"
+    (small.parent / "lfw_list.npy").write_bytes(content + b"\1\0")
+    with time_limit(10), pytest.raises(DataError, match=r"lfw_list\.npy: ") as caught:
+        load_pairs(small)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.5, -1])
+def test_lists_of_other_numbers_are_refused(small, value):
+    np.save(small.parent / "lfw_list.npy", np.array([1, value]))
+    with pytest.raises(DataError, match=r"lfw_list\.npy: must hold one True or False a pair"):
+        load_pairs(small)
+
+
+@pytest.mark.parametrize("chunk", [0, 3])
+@pytest.mark.parametrize(
+    ("position", "replacement"),
+    [
+        (16, b"\x09"),  # version of the format
+        (18, b"\xff"),  # flags: an unknown codec
+        (19, b"\0"),  # bytes of a number
+        (24, b"\0\0\0\0"),  # bytes of a block
+        (24, b"\xff\xff\xff\xff"),
+        (32, b"\xff\xff\xff\xff"),  # place of the first block
+    ],
+)
+def test_a_first_or_last_chunk_that_is_damaged_is_named(small, chunk, position, replacement):
+    file = small / "data" / f"__{chunk}.blp"
+    noise = np.random.default_rng(chunk).uniform(-1, 1, (3, 112, 112)).astype(np.float32)
+    content = bytearray(file.read_bytes()[:16] + blosc.compress(noise, b"lz4", 5, 1))
+    file.write_bytes(content)
+    load_pairs(small)
+    content[position : position + len(replacement)] = replacement
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=rf"__{chunk}\.blp: cannot be decompressed"):
         load_pairs(small)
 
 
@@ -239,7 +336,7 @@ def test_a_chunk_that_changes_after_opening_is_an_error(small):
     with pytest.raises(DataError, match=r"__2\.blp: cut short"):
         pairs.images(0, 4)
     chunk.unlink()
-    with pytest.raises(DataError, match=r"__2\.blp: cannot be read"):
+    with pytest.raises(DataError, match=r"__2\.blp: missing"):
         pairs.images(2, 3)
     chunk.write_bytes(content)
     assert pairs.images(0, 4)[2, 0, 0].tolist() == [20, 20, 20]
@@ -259,7 +356,7 @@ def test_damaged_chunks_are_read_or_refused(made_pairs, tmp_path):
         for position in rng.integers(16, rng.choice([40, 1000, len(content)]), 3):
             damaged[position] = rng.integers(256)
         chunk.write_bytes(damaged)
-        pairs._cached = None
+        pairs._read_chunk.cache_clear()
         try:
             assert pairs.images(5, 6).shape == (1, 112, 112, 3)
         except DataError as error:

@@ -184,7 +184,7 @@ def test_an_image_that_breaks_or_goes_is_named_when_it_is_read(tmp_path, write, 
     with pytest.raises(DataError, match=r"b\.png: not an image"):
         pairs.images(0, 4)
     (tmp_path / "b.png").unlink()
-    with pytest.raises(DataError, match=r"b\.png: cannot be read"):
+    with pytest.raises(DataError, match=r"b\.png: missing"):
         pairs.images(1, 2)
 
 
