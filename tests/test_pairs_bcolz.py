@@ -1,9 +1,11 @@
 """Verification sets in the bcolz format: writing, reading, damaged files, and bcolz itself as the oracle."""
 
 import json
+import os
 import pickle
 import shutil
 import struct
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -448,3 +450,91 @@ def test_a_set_is_replaced_by_a_new_one(small):
     pairs = load_pairs(small)
     assert len(pairs) == 3
     assert (pairs.images(0, 6) == 99).all()
+
+
+def test_a_link_to_a_set_stays_a_link(small):
+    link = small.parent / "elsewhere" / "link"
+    link.parent.mkdir()
+    link.symlink_to(small)
+    write_carray(link, running_out(2), [False])
+    assert link.is_symlink()
+    assert load_pairs(small).issame.tolist() == [False]
+    assert sorted(small.parent.iterdir()) == [link.parent, small, small.parent / "lfw_list.npy"]
+
+
+def test_a_set_is_on_the_disk_before_it_is_complete(small, monkeypatch):
+    files = []
+    monkeypatch.setattr(os, "sync", lambda: files.extend(small.parent.rglob("*")))
+    write_carray(small, running_out(2), [False])
+    names = {str(file.relative_to(small.parent)) for file in files}
+    assert {"lfw.partial/list.npy", "lfw.partial/meta/sizes", "lfw.partial/data/__1.blp", "lfw_list.npy"} < names
+    assert "lfw.partial_list.npy" not in names
+
+
+OLD_TRUTH = (True,)
+NEW_TRUTH = (False,)
+
+
+def write_and_kill(path: Path, event_number: int) -> bool:
+    """Replace a set in a child process that ends at once before its Nth file operation. Return whether it was killed."""
+    process = os.fork()
+    if process:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+    count = 0
+
+    def end(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal count
+        is_write = event == "open" and int(str(arguments[2])) & (os.O_WRONLY | os.O_RDWR)
+        if is_write or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+            count += 1
+            if count == event_number:
+                os._exit(9)
+
+    sys.addaudithook(end)
+    try:
+        write_carray(path, running_out(2), NEW_TRUTH)
+    finally:
+        os._exit(0)
+
+
+def truth_of(path: Path) -> tuple[bool, ...] | None:
+    """Return the truth of a set after a check that list and images belong together; None if the set cannot be read."""
+    try:
+        pairs = load_pairs(path)
+    except DataError:
+        return None
+    truth = tuple(pairs.issame.tolist())
+    levels = pairs.images(0, 2)[:, 0, 0, 0].tolist()
+    assert (truth, levels) in [(OLD_TRUTH, [0, 10]), (NEW_TRUTH, [99, 99])]
+    return truth
+
+
+@pytest.mark.parametrize("continued", [True, False])
+def test_a_kill_leaves_the_old_or_the_new_set(tmp_path, monkeypatch, continued):
+    monkeypatch.setattr(os, "sync", lambda: None)  # a kill loses nothing that was written
+
+    def disk_full():
+        yield from running_out(1, OSError("disk"))
+
+    found = set()
+    for event_number in range(1, 1000):
+        folder = tmp_path / str(event_number)
+        folder.mkdir()
+        path = folder / "lfw"
+        write_carray(path, [np.full((112, 112, 3), level, np.uint8) for level in (0, 10)], OLD_TRUTH)
+        was_killed = write_and_kill(path, event_number)
+        truths = truth_of(path), truth_of(folder / "lfw.partial")
+        assert truths != (None, None), event_number
+        found.add(truths)
+        if continued:
+            write_carray(path, running_out(2), [True])
+            assert load_pairs(path).issame.tolist() == [True]
+        else:
+            with pytest.raises(OSError, match="disk"):
+                write_carray(path, disk_full(), [True])
+            assert truth_of(path) == (truths[1] or truths[0])
+        assert sorted(file.name for file in folder.iterdir()) == ["lfw", "lfw_list.npy"]
+        if not was_killed:
+            break
+    # Before, during and after the replacement.
+    assert found == {(OLD_TRUTH, None), (OLD_TRUTH, NEW_TRUTH), (None, NEW_TRUTH), (NEW_TRUTH, None)}

@@ -11,6 +11,7 @@ numcodecs decompresses the chunks. The package bcolz is not needed; the tests co
 
 import io
 import json
+import os
 import shutil
 import struct
 from collections.abc import Iterable
@@ -115,11 +116,11 @@ def write_carray(path: str | Path, images: Iterable[np.ndarray], issame: Iterabl
     Raises:
         DataError: an image has another shape, or the number of images is not twice the number of pairs.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # a link stays a link, and the set it points to is replaced
+    partial = path.with_name(f"{path.name}.partial")
     truth = np.asarray(list(issame), dtype=bool)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    _finish_writing(path, partial)  # what a killed program left
     try:
         (partial / "data").mkdir(parents=True)
         (partial / "meta").mkdir()
@@ -145,11 +146,28 @@ def write_carray(path: str | Path, images: Iterable[np.ndarray], issame: Iterabl
         (partial / "meta" / "storage").write_text(json.dumps(storage) + "\n")
         (partial / "meta" / "sizes").write_text(json.dumps(sizes) + "\n")
         (partial / "__attrs__").write_text("{}\n")
-        shutil.rmtree(path, ignore_errors=True)
-        np.save(path.with_name(f"{path.name}_list.npy"), truth)
-        partial.rename(path)
+        np.save(partial / "list.npy", truth)
+        os.sync()  # one call, as a set has thousands of files
+        (partial / "list.npy").rename(_list_file(partial))
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _finish_writing(path, partial)
+
+
+def _finish_writing(path: Path, partial: Path) -> None:
+    """Give the set `partial` the name `path` if it is complete, which is if it has a list. Otherwise remove it.
+
+    A kill at any point leaves the old or the new set complete with its list, at `path` or `partial`, and the folder of
+    one is never next to the list of the other. The next call then continues.
+    """
+    new_list = _list_file(partial)
+    if new_list.exists() and partial.exists():
+        if path.exists():
+            path.rename(partial / "old")
+        shutil.copyfile(new_list, partial / "list.npy").replace(_list_file(path))
+        partial.rename(path)
+    for folder in (path / "old", partial):
+        shutil.rmtree(folder, ignore_errors=True)
+    new_list.unlink(missing_ok=True)
 
 
 def _list_file(path: Path) -> Path:
