@@ -476,7 +476,7 @@ NEW_TRUTH = (False,)
 
 
 def write_and_kill(path: Path, event_number: int) -> bool:
-    """Replace a set in a child process that ends at once before its Nth file operation. Return whether it was killed."""
+    """Replace a set in a child that ends before its Nth change of the disk. Return whether it came to that."""
     process = os.fork()
     if process:
         return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9

@@ -25,7 +25,6 @@ VERIFICATION_SETS = {
 }
 # How pickles begin: in the binary protocols; two lists in the text protocols; a call, which is refused by name later.
 _PICKLE = re.compile(rb"\x80|\(?(\(l|\]q|c\w[\w.]*\n\w+\n)")
-_BLOCK = 64  # images at a time
 
 
 class PairSubset(PairSet):
@@ -94,7 +93,7 @@ def find_pair_sets(
         if name.lower() in replaced:
             continue
         paths = [Path(data_dir) / place for place in places]
-        path = next((path for path in paths if (path / "meta").is_dir() or path.is_file()), None)
+        path = next((path for path in paths if os.path.isdir(path / "meta") or os.path.isfile(path)), None)
         if path is None:
             missing.append(name)
         else:
@@ -114,9 +113,7 @@ def _open(name: str, path: str | Path, root: str | None = None) -> PairSet:
         raise DataError(f"{path}: {error}") from None
     if (order[1:] > order[:-1]).all():
         return pairs
-    logger.info(
-        f"{name}: some of the ten folds would contain only positive or only negative pairs; interleaving the pairs"
-    )
+    logger.info(f"{name}: some of the ten folds would contain only positive or only negative pairs; interleaving them")
     return PairSubset(pairs, order)
 
 
@@ -133,10 +130,8 @@ def interleaved_order(issame: np.ndarray, folds: int = FOLDS) -> np.ndarray:
     positive = np.flatnonzero(issame)
     negative = np.flatnonzero(~issame)
     if min(len(positive), len(negative)) < folds <= len(issame):
-        raise DataError(
-            f"{len(positive)} same and {len(negative)} different pairs, and each of {folds} folds needs both kinds. "
-            f"Add pairs."
-        )
+        counts = f"{len(positive)} same and {len(negative)} different pairs"
+        raise DataError(f"{counts}, and each of {folds} folds needs both kinds. Add pairs.")
     fold_sizes, positive_sizes = (
         np.bincount(np.arange(count) % folds, minlength=folds) for count in (len(issame), len(positive))
     )
@@ -154,5 +149,5 @@ def interleaved_order(issame: np.ndarray, folds: int = FOLDS) -> np.ndarray:
 
 def iter_images(pairs: PairSet) -> Iterator[np.ndarray]:
     """Yield the 2P images of a set, each (112, 112, 3) RGB uint8."""
-    for start in range(0, 2 * len(pairs), _BLOCK):
-        yield from pairs.images(start, min(start + _BLOCK, 2 * len(pairs)))
+    for index in range(2 * len(pairs)):
+        yield pairs.images(index, index + 1)[0]

@@ -32,7 +32,6 @@ _IMAGE_BYTES = 4 * 3 * FACE_SIZE * FACE_SIZE  # float32
 _BLOSCPACK_HEADER = b"blpk\x01\0\0\0" + struct.pack("<q", 1)  # version 1, no checksum, one chunk
 _BLOSCPACK_SIZE = len(_BLOSCPACK_HEADER)
 _HEADER = struct.Struct("<20xI4xI")  # both headers: bytes after and before decompression
-_COMPRESSION = {"clevel": 5, "shuffle": 1, "cname": "lz4", "quantize": 0}
 _MAX_META = 1 << 20  # bytes of a file in meta/, which has 200
 _MAX_LIST = 1 << 26  # bytes of a list, which has one for each pair
 _MAX_CHUNK = 1 << 31  # bytes of a chunk: the limit of Blosc
@@ -42,8 +41,7 @@ _FIX = "Copy the set again, or make it again."
 class CarrayPairs(PairSet):
     """A bcolz array of float32 BGR NCHW images in [-1, 1] (InsightFace's convention), with PATH_list.npy next to it.
 
-    Everything that can be checked without decompressing is checked when the set is opened, so that a damaged set
-    raises DataError here and not after an epoch of training. Several threads may read at the same time.
+    Opening checks all that can be checked without decompressing. Several threads may read at the same time.
     """
 
     def __init__(self, path: Path):
@@ -91,9 +89,7 @@ class CarrayPairs(PairSet):
         file = self._chunk_file(chunk)
         content = read_regular(file, _MAX_CHUNK, fix=_FIX, length=length)
         size = len(content) if length < 0 else file.stat().st_size
-        if len(content) < _HEADER.size:
-            raise DataError(f"{file}: cut short. {_FIX}")
-        nbytes, cbytes = _HEADER.unpack_from(content)
+        nbytes, cbytes = _HEADER.unpack_from(content.ljust(_HEADER.size, b"\0"))
         if size != _BLOSCPACK_SIZE + cbytes:
             raise DataError(f"{file}: cut short. {_FIX}")
         images = min(self._images_per_chunk, self._count - chunk * self._images_per_chunk)
@@ -129,18 +125,14 @@ def write_carray(path: str | Path, images: Iterable[np.ndarray], issame: Iterabl
         for image in images:
             check_shape(image.shape, f"{path}: image {count} (from 0)")
             bgr = image[:, :, ::-1].transpose(2, 0, 1).astype(np.float32, order="C")
-            buffer = blosc.compress(
-                (bgr - 127.5) / 127.5,
-                cname=str(_COMPRESSION["cname"]).encode(),
-                clevel=_COMPRESSION["clevel"],
-                shuffle=_COMPRESSION["shuffle"],
-            )
+            buffer = blosc.compress((bgr - 127.5) / 127.5, cname=b"lz4", clevel=5, shuffle=1)
             (partial / "data" / f"__{count}.blp").write_bytes(_BLOSCPACK_HEADER + buffer)
             compressed_bytes += len(buffer)
             count += 1
         if count != 2 * len(truth):
             raise DataError(f"{path}: {count} images for {len(truth)} pairs. A pair is two images.")
-        storage = {"dtype": "float32", "cparams": _COMPRESSION, "chunklen": 1, "expectedlen": 0, "dflt": 0.0}
+        compression = {"clevel": 5, "shuffle": 1, "cname": "lz4", "quantize": 0}
+        storage = {"dtype": "float32", "cparams": compression, "chunklen": 1, "expectedlen": 0, "dflt": 0.0}
         # bcolz counts its buffer of one chunk among the compressed bytes.
         sizes = {"shape": [count, *_SHAPE], "nbytes": count * _IMAGE_BYTES, "cbytes": compressed_bytes + _IMAGE_BYTES}
         (partial / "meta" / "storage").write_text(json.dumps(storage) + "\n")
@@ -176,9 +168,7 @@ def _list_file(path: Path) -> Path:
 
 def _read_truth(path: Path) -> np.ndarray:
     """Read the list of a set, (P,) bool."""
-    content = read_regular(
-        path, _MAX_LIST, fix="Put the list of same (True) and different (False) pairs next to its set."
-    )
+    content = read_regular(path, _MAX_LIST, fix="Put the list of True (same person) and False next to its set.")
     try:
         truth = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # numpy raises errors of many classes for a crafted header
@@ -186,10 +176,8 @@ def _read_truth(path: Path) -> np.ndarray:
         raise DataError(f"{path}: not a numpy array of booleans ({reason}). {_FIX}") from None
     is_list = truth.ndim == 1 and len(truth) > 0 and truth.dtype.kind in "biuf"
     if not is_list or not np.isin(truth, (0, 1)).all():
-        raise DataError(
-            f"{path}: must hold one True or False a pair, and has shape {truth.shape} and type {truth.dtype!s:.200}. "
-            f"{_FIX}"
-        )
+        found = f"shape {truth.shape} and type {truth.dtype!s:.200}"
+        raise DataError(f"{path}: must hold one True or False a pair, and has {found}. {_FIX}")
     return truth.astype(bool)
 
 

@@ -21,10 +21,6 @@ from util.pairs.images import PairSet, decode_pair_image, read_regular
 
 _MAX_LIST = 1 << 27  # bytes of a list: more than a million pairs
 _MAX_IMAGE = 1 << 26  # bytes of an image file
-_PLAIN_FORM = (
-    "two images and then 1 (same person) or 0, separated by tabs, commas or spaces (names with spaces: by tabs or "
-    "commas)"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +65,11 @@ def read_pair_list(path: Path) -> list[Pair]:
         elif not is_lfw_form and len(row) == 3 and row[0] and row[1] and row[2] in ("0", "1"):
             pairs.append(Pair(row[0], row[1], same=row[2] == "1", line=line))
         else:
-            form = "`NAME 1 4` or `NAME 1 OTHER 2`, as in LFW's pairs.txt" if is_lfw_form else _PLAIN_FORM
+            form = (
+                "two images and then 1 (same person) or 0, separated by tabs or commas, or by spaces that no name has"
+            )
+            if is_lfw_form:
+                form = "`NAME 1 4` or `NAME 1 OTHER 2`, as in LFW's pairs.txt"
             raise DataError(f"{path}, line {line}: must be {form}, and is {' '.join(row)[:200]!r}. Correct the line.")
     if not pairs:
         raise DataError(f"{path}: lists no pairs. Write lines like `ann/1.jpg bob/1.jpg 0`.")
@@ -121,7 +121,7 @@ def find_images(path: Path, root: Path, pairs: Iterable[Pair]) -> list[str]:
     Raises:
         DataError: images are missing; names their number, the first of them and its line.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"{root}: no such folder, but the images of {path} should be in it. Correct the path.")
     files: list[str] = []
     missing: dict[str, int] = {}  # {name: line}
@@ -137,8 +137,8 @@ def find_images(path: Path, root: Path, pairs: Iterable[Pair]) -> list[str]:
     if missing:
         name, line = next(iter(missing.items()))
         raise DataError(
-            f"{path}: {len(missing)} of its images are not in {root}, first {name} (line {line}). Name the folder of "
-            f"aligned faces that the names start from (--val_data takes LIST:FOLDER), or align the missing images."
+            f"{path}: {len(missing)} of its images are not in {root}, first {name:.200} (line {line}). Name the folder "
+            f"of aligned faces that the names start from (--val_data takes LIST:FOLDER), or align the missing images."
         )
     return files
 
@@ -151,7 +151,8 @@ def _list_images(folder: Path) -> dict[str, str]:
     """
     try:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_file())
+            # entry.is_file() alone raises OSError for a link to itself, which would hide all images.
+            names = sorted(file.name for file in entries if file.is_file(follow_symlinks=False) or os.path.isfile(file))
     except OSError:
         return {}
     images: dict[str, str] = {}
