@@ -452,23 +452,32 @@ def test_a_set_is_replaced_by_a_new_one(small):
     assert (pairs.images(0, 6) == 99).all()
 
 
-def test_a_link_to_a_set_stays_a_link(small):
-    link = small.parent / "elsewhere" / "link"
+def test_a_link_is_replaced_and_its_target_stays(small, tmp_path):
+    link = tmp_path / "links" / "link"
     link.parent.mkdir()
     link.symlink_to(small)
-    write_carray(link, running_out(2), [False])
-    assert link.is_symlink()
-    assert load_pairs(small).issame.tolist() == [False]
-    assert sorted(small.parent.iterdir()) == [link.parent, small, small.parent / "lfw_list.npy"]
+    link.with_name("link_list.npy").symlink_to(small.parent / "lfw_list.npy")
+    for _ in range(2):
+        write_carray(link, running_out(2), [False])
+        assert load_pairs(link).issame.tolist() == [False]
+        assert not link.is_symlink() and len(list(link.parent.iterdir())) == 2
+    assert load_pairs(small).issame.tolist() == [True, False]
+    assert load_pairs(small).images(1, 2)[0, 0, 0].tolist() == [10, 10, 10]
 
 
-def test_a_set_is_on_the_disk_before_it_is_complete(small, monkeypatch):
-    files = []
-    monkeypatch.setattr(os, "sync", lambda: files.extend(small.parent.rglob("*")))
+def test_a_set_is_on_the_disk_before_it_gets_its_names(small, monkeypatch):
+    synced = []
+
+    def sync() -> None:
+        synced.append({str(file.relative_to(small.parent)) for file in small.parent.rglob("*")})
+
+    monkeypatch.setattr(os, "sync", sync)
     write_carray(small, running_out(2), [False])
-    names = {str(file.relative_to(small.parent)) for file in files}
-    assert {"lfw.partial/list.npy", "lfw.partial/meta/sizes", "lfw.partial/data/__1.blp", "lfw_list.npy"} < names
-    assert "lfw.partial_list.npy" not in names
+    before, between = synced
+    assert {"lfw.partial/list.npy", "lfw.partial/meta/sizes", "lfw.partial/data/__1.blp", "lfw_list.npy"} < before
+    assert "lfw.partial_list.npy" not in before and "lfw/data" in before
+    assert {"lfw.partial/list.npy", "lfw.partial/data/__1.blp", "lfw.partial_list.npy"} < between
+    assert "lfw" not in between
 
 
 OLD_TRUTH = (True,)

@@ -17,7 +17,6 @@ import struct
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -56,8 +55,7 @@ class CarrayPairs(PairSet):
         self._read_chunk = lru_cache(maxsize=8)(self._decompress)
         for index in (0, self._count - 1):
             image = self._read(index)
-            low = float(image.min())
-            high = float(image.max())
+            low, high = float(image.min()), float(image.max())
             if not -1.01 <= low <= high <= 1.01:
                 raise DataError(
                     f"{path}: image {index} has values from {low:g} to {high:g}, and they must lie in [-1, 1]. "
@@ -112,7 +110,7 @@ def write_carray(path: str | Path, images: Iterable[np.ndarray], issame: Iterabl
     Raises:
         DataError: an image has another shape, or the number of images is not twice the number of pairs.
     """
-    path = Path(path).resolve()  # a link stays a link, and the set it points to is replaced
+    path = Path(path)
     partial = path.with_name(f"{path.name}.partial")
     truth = np.asarray(list(issame), dtype=bool)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,9 +151,13 @@ def _finish_writing(path: Path, partial: Path) -> None:
     """
     new_list = _list_file(partial)
     if new_list.exists() and partial.exists():
-        if path.exists():
+        if path.is_symlink():
+            path.unlink()  # the set that it points to stays
+        elif path.exists():
             path.rename(partial / "old")
-        shutil.copyfile(new_list, partial / "list.npy").replace(_list_file(path))
+        copy = shutil.copyfile(new_list, partial / "list.npy")
+        os.sync()
+        copy.replace(_list_file(path))
         partial.rename(path)
     for folder in (path / "old", partial):
         shutil.rmtree(folder, ignore_errors=True)
@@ -186,7 +188,7 @@ def _read_meta(path: Path, count: int) -> int:
     contents = [read_regular(path / "meta" / name, _MAX_META, fix=_FIX) for name in ("storage", "sizes")]
     try:
         storage, sizes = map(json.loads, contents)
-        dtype: Any = storage["dtype"]
+        dtype = storage["dtype"]
         images_per_chunk = storage["chunklen"]
         shape = sizes["shape"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
