@@ -1,12 +1,13 @@
 # make demo: set up, draw faces, train on them, validate.
 # make test: set up, run the tests; a part with ARGS=tests/test_head.py.   make lint: ruff and mypy.
+# make fuzz: try 10,000 damaged inputs of each reader; one reader with ARGS="-k carray".
 
 # The first Python that all pinned packages have wheels for.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test fuzz lint clean
 
 demo: .venv/ready
 	$(BIN)/python -m applications.demo --out data/demo
@@ -15,6 +16,9 @@ demo: .venv/ready
 
 test: .venv/ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+fuzz: .venv/ready-dev
+	FUZZ_INPUTS=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_fuzz.py -n auto --maxprocesses 4 $(ARGS)
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
 """Fixtures shared by all tests."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import cv2
@@ -24,6 +26,29 @@ def shared() -> Path:
 def golden(shared: Path) -> Path:
     """Return the folder with numbers of public reference implementations."""
     return shared / "golden"
+
+
+@pytest.fixture(scope="session")
+def time_limit() -> Callable[[float], AbstractContextManager[None]]:
+    """Return a function: `with time_limit(SECONDS):` fails if the block takes longer, also if it waits for a file."""
+
+    def expire(signum: int, frame: object) -> None:
+        # Not an Exception: readers turn those into their own errors.
+        raise KeyboardInterrupt("the time limit of a test")
+
+    @contextmanager
+    def limit(seconds: float) -> Iterator[None]:
+        before = signal.signal(signal.SIGALRM, expire)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise TimeoutError(f"took longer than {seconds} s") from None
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    return limit
 
 
 @pytest.fixture(scope="session")

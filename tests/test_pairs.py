@@ -1,6 +1,8 @@
 """Verification sets of every format behind one interface, and where they are found."""
 
+import os
 import pickle
+import resource
 import shutil
 from pathlib import Path
 
@@ -79,6 +81,70 @@ def test_the_content_tells_a_bin_from_a_list(tmp_path, formats):
             assert len(load_pairs(tmp_path / f"{protocol}{number}.txt")) == 23
     shutil.copy(formats / "plain.txt", tmp_path / "list.bin")
     assert len(load_pairs(tmp_path / "list.bin", formats)) == 23
+
+
+def endless(file: Path) -> None:
+    file.symlink_to("/dev/zero")
+
+
+def fifo(file: Path) -> None:
+    os.mkfifo(file)
+
+
+def terabyte(file: Path) -> None:
+    """Make a sparse file of 2^40 bytes, which begins like the original one."""
+    file.write_bytes(b"\x80\x04" if file.suffix == ".bin" else b"1 1\n")
+    os.truncate(file, 1 << 40)
+
+
+@pytest.mark.parametrize("make", [endless, fifo, terabyte, Path.mkdir])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "carray/set_list.npy",
+        "carray/set/meta/storage",
+        "carray/set/meta/sizes",
+        "carray/set/data/__0.blp",
+        "carray/set/data/__7.blp",
+        "set.bin",
+        "plain.txt",
+        "Q2/Q2_0001.png",
+        "Q6/Q6_0001.png",
+    ],
+)
+def test_files_that_are_not_regular_are_refused(tmp_path, formats, made_pairs, time_limit, file, make):
+    shutil.copytree(formats, tmp_path / "formats")
+    root = tmp_path / "formats"
+    copy_set(made_pairs[0], root / "carray" / "set")
+    (root / file).unlink()
+    make(root / file)
+    path = {"carray": root / "carray/set", "set.bin": root / "set.bin"}.get(file.split("/")[0], root / "plain.txt")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with time_limit(20), pytest.raises(DataError) as caught:
+        load_pairs(path).images(0, 46)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KB
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("name", ["{outside}", "../outside", "Q2/../../outside"])
+@pytest.mark.parametrize("make", [endless, fifo])
+def test_names_outside_the_folder_are_images_or_refused(tmp_path, formats, time_limit, name, make):
+    shutil.copytree(formats, tmp_path / "formats")
+    listed = tmp_path / "formats" / "plain.txt"
+    outside = tmp_path / "outside.png"
+    shutil.copy(formats / "Q2" / "Q2_0001.png", outside)
+    listed.write_text(f"{name.format(outside=outside)} Q2/Q2_0001 1\n")
+    images = load_pairs(listed).images(0, 2)
+    np.testing.assert_array_equal(images[0], images[1])
+    outside.unlink()
+    make(outside)
+    with time_limit(20), pytest.raises(DataError, match=r"plain\.txt: 1 of its images are not in"):
+        load_pairs(listed)
+
+
+def test_load_pairs_a_name_too_long_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="no such verification set"):
+        load_pairs(tmp_path / ("x" * 300))
 
 
 # The order of pairs.

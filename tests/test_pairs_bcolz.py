@@ -1,8 +1,11 @@
 """Verification sets in the bcolz format: writing, reading, damaged files, and bcolz itself as the oracle."""
 
 import json
+import os
+import pickle
 import shutil
 import struct
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -205,6 +208,37 @@ def test_a_declared_shape_that_does_not_fit_is_refused(small, shape):
         load_pairs(small)
 
 
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("storage", "dtype", NAN),
+        ("storage", "dtype", ["x" * 100_000]),
+        ("storage", "chunklen", NAN),
+        ("storage", "chunklen", "9" * 100_000),
+        ("storage", "chunklen", {"a": [1] * 100_000}),
+        ("sizes", "shape", NAN),
+        ("sizes", "shape", [NAN, 3, 112, 112]),
+        ("sizes", "shape", [4] * 100_000),
+        ("sizes", "shape", {"4": 3}),
+    ],
+)
+def test_crafted_meta_files_are_refused_in_one_short_line(small, file, key, value):
+    meta = small / "meta" / file
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {key: value}))
+    with pytest.raises(DataError, match=r"^[^\n]*lfw: [^\n]*$") as caught:
+        load_pairs(small)
+    assert len(str(caught.value)) < 600
+
+
+def test_meta_files_with_numbers_of_many_digits_are_refused(small):
+    (small / "meta" / "sizes").write_text(f'{{"shape": [{"9" * 5000}, 3, 112, 112]}}')
+    with pytest.raises(DataError, match="lfw: meta/ is damaged"):
+        load_pairs(small)
+
+
 @pytest.mark.parametrize("declared", ["(1000000000000,)", "(99999999999999999999,)", "(-1,)"])
 def test_a_huge_declared_list_is_an_error(small, declared):
     header = f"{{'descr': '|b1', 'fortran_order': False, 'shape': {declared}}}".ljust(117) + "\n"
@@ -218,6 +252,71 @@ def test_a_huge_declared_list_is_an_error(small, declared):
 def test_a_list_of_something_else_is_an_error(small, dtype):
     np.save(small.parent / "lfw_list.npy", np.zeros(2, dtype))
     with pytest.raises(DataError, match=r"lfw_list\.npy: must hold one True or False a pair"):
+        load_pairs(small)
+
+
+def test_lists_of_other_formats_are_refused(small):
+    file = small.parent / "lfw_list.npy"
+    with file.open("wb") as opened:
+        np.savez(opened, np.array([True, False]))
+    with pytest.raises(DataError, match=r"lfw_list\.npy: not a numpy array of booleans"):
+        load_pairs(small)
+    file.write_bytes(pickle.dumps([True, False]))
+    with pytest.raises(DataError, match=r"lfw_list\.npy: not a numpy array of booleans"):
+        load_pairs(small)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "(" * 9000,
+        "-" * 9000,
+        "{'descr': " + "[" * 900 + "'|b1'" + "]" * 900 + ", 'fortran_order': False, 'shape': (2,)}",
+        "{'descr': '|V0', 'fortran_order': False, 'shape': (1000000000000000,)}",
+        "{'descr': '|b1', 'fortran_order': False, 'shape': (True, 2)}",
+        "{'descr': '|b1', 'fortran_order': False, 'shape': 2}",
+        "{'descr': '|b1', 'fortran_order': None, 'shape': (2.0,)}",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (2,)}",
+        "{'descr': ('|b1', (1000000000000,)), 'fortran_order': False, 'shape': (2,)}",
+        "1 + 1",
+    ],
+)
+def test_crafted_headers_of_lists_are_refused(small, time_limit, header):
+    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header) + 1) + header.encode() + b"\n"
+    (small.parent / "lfw_list.npy").write_bytes(content + b"\1\0")
+    with time_limit(10), pytest.raises(DataError, match=r"lfw_list\.npy: ") as caught:
+        load_pairs(small)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.5, -1])
+def test_lists_of_other_numbers_are_refused(small, value):
+    np.save(small.parent / "lfw_list.npy", np.array([1, value]))
+    with pytest.raises(DataError, match=r"lfw_list\.npy: must hold one True or False a pair"):
+        load_pairs(small)
+
+
+@pytest.mark.parametrize("chunk", [0, 3])
+@pytest.mark.parametrize(
+    ("position", "replacement"),
+    [
+        (16, b"\x09"),  # version of the format
+        (18, b"\xff"),  # flags: an unknown codec
+        (19, b"\0"),  # bytes of a number
+        (24, b"\0\0\0\0"),  # bytes of a block
+        (24, b"\xff\xff\xff\xff"),
+        (32, b"\xff\xff\xff\xff"),  # place of the first block
+    ],
+)
+def test_a_first_or_last_chunk_that_is_damaged_is_named(small, chunk, position, replacement):
+    file = small / "data" / f"__{chunk}.blp"
+    noise = np.random.default_rng(chunk).uniform(-1, 1, (3, 112, 112)).astype(np.float32)
+    content = bytearray(file.read_bytes()[:16] + blosc.compress(noise, b"lz4", 5, 1))
+    file.write_bytes(content)
+    load_pairs(small)
+    content[position : position + len(replacement)] = replacement
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=rf"__{chunk}\.blp: cannot be decompressed"):
         load_pairs(small)
 
 
@@ -239,7 +338,7 @@ def test_a_chunk_that_changes_after_opening_is_an_error(small):
     with pytest.raises(DataError, match=r"__2\.blp: cut short"):
         pairs.images(0, 4)
     chunk.unlink()
-    with pytest.raises(DataError, match=r"__2\.blp: cannot be read"):
+    with pytest.raises(DataError, match=r"__2\.blp: missing"):
         pairs.images(2, 3)
     chunk.write_bytes(content)
     assert pairs.images(0, 4)[2, 0, 0].tolist() == [20, 20, 20]
@@ -259,7 +358,7 @@ def test_damaged_chunks_are_read_or_refused(made_pairs, tmp_path):
         for position in rng.integers(16, rng.choice([40, 1000, len(content)]), 3):
             damaged[position] = rng.integers(256)
         chunk.write_bytes(damaged)
-        pairs._cached = None
+        pairs._read_chunk.cache_clear()
         try:
             assert pairs.images(5, 6).shape == (1, 112, 112, 3)
         except DataError as error:
@@ -351,3 +450,100 @@ def test_a_set_is_replaced_by_a_new_one(small):
     pairs = load_pairs(small)
     assert len(pairs) == 3
     assert (pairs.images(0, 6) == 99).all()
+
+
+def test_a_link_is_replaced_and_its_target_stays(small, tmp_path):
+    link = tmp_path / "links" / "link"
+    link.parent.mkdir()
+    link.symlink_to(small)
+    link.with_name("link_list.npy").symlink_to(small.parent / "lfw_list.npy")
+    for _ in range(2):
+        write_carray(link, running_out(2), [False])
+        assert load_pairs(link).issame.tolist() == [False]
+        assert not link.is_symlink() and len(list(link.parent.iterdir())) == 2
+    assert load_pairs(small).issame.tolist() == [True, False]
+    assert load_pairs(small).images(1, 2)[0, 0, 0].tolist() == [10, 10, 10]
+
+
+def test_a_set_is_on_the_disk_before_it_gets_its_names(small, monkeypatch):
+    synced = []
+
+    def sync() -> None:
+        synced.append({str(file.relative_to(small.parent)) for file in small.parent.rglob("*")})
+
+    monkeypatch.setattr(os, "sync", sync)
+    write_carray(small, running_out(2), [False])
+    before, between = synced
+    assert {"lfw.partial/list.npy", "lfw.partial/meta/sizes", "lfw.partial/data/__1.blp", "lfw_list.npy"} < before
+    assert "lfw.partial_list.npy" not in before and "lfw/data" in before
+    assert {"lfw.partial/list.npy", "lfw.partial/data/__1.blp", "lfw.partial_list.npy"} < between
+    assert "lfw" not in between
+
+
+OLD_TRUTH = (True,)
+NEW_TRUTH = (False,)
+
+
+def write_and_kill(path: Path, event_number: int) -> bool:
+    """Replace a set in a child that ends before its Nth change of the disk. Return whether it came to that."""
+    process = os.fork()
+    if process:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+    count = 0
+
+    def end(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal count
+        is_write = event == "open" and int(str(arguments[2])) & (os.O_WRONLY | os.O_RDWR)
+        if is_write or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+            count += 1
+            if count == event_number:
+                os._exit(9)
+
+    sys.addaudithook(end)
+    try:
+        write_carray(path, running_out(2), NEW_TRUTH)
+    finally:
+        os._exit(0)
+
+
+def truth_of(path: Path) -> tuple[bool, ...] | None:
+    """Return the truth of a set after a check that list and images belong together; None if the set cannot be read."""
+    try:
+        pairs = load_pairs(path)
+    except DataError:
+        return None
+    truth = tuple(pairs.issame.tolist())
+    levels = pairs.images(0, 2)[:, 0, 0, 0].tolist()
+    assert (truth, levels) in [(OLD_TRUTH, [0, 10]), (NEW_TRUTH, [99, 99])]
+    return truth
+
+
+@pytest.mark.parametrize("continued", [True, False])
+def test_a_kill_leaves_the_old_or_the_new_set(tmp_path, monkeypatch, continued):
+    monkeypatch.setattr(os, "sync", lambda: None)  # a kill loses nothing that was written
+
+    def disk_full():
+        yield from running_out(1, OSError("disk"))
+
+    found = set()
+    for event_number in range(1, 1000):
+        folder = tmp_path / str(event_number)
+        folder.mkdir()
+        path = folder / "lfw"
+        write_carray(path, [np.full((112, 112, 3), level, np.uint8) for level in (0, 10)], OLD_TRUTH)
+        was_killed = write_and_kill(path, event_number)
+        truths = truth_of(path), truth_of(folder / "lfw.partial")
+        assert truths != (None, None), event_number
+        found.add(truths)
+        if continued:
+            write_carray(path, running_out(2), [True])
+            assert load_pairs(path).issame.tolist() == [True]
+        else:
+            with pytest.raises(OSError, match="disk"):
+                write_carray(path, disk_full(), [True])
+            assert truth_of(path) == (truths[1] or truths[0])
+        assert sorted(file.name for file in folder.iterdir()) == ["lfw", "lfw_list.npy"]
+        if not was_killed:
+            break
+    # Before, during and after the replacement.
+    assert found == {(OLD_TRUTH, None), (OLD_TRUTH, NEW_TRUTH), (None, NEW_TRUTH), (NEW_TRUTH, None)}

@@ -167,6 +167,15 @@ def test_a_folder_is_no_image(tmp_path, write):
         load_pairs(write("a.png a.png 1"))
 
 
+def test_a_link_to_itself_hides_no_images(tmp_path, write, faces):
+    (tmp_path / "a.png").write_bytes((faces / "Ann" / "Ann_0001.png").read_bytes())
+    (tmp_path / "b.png").symlink_to("a.png")
+    (tmp_path / "c.png").symlink_to("c.png")
+    assert levels(write("a b 1\n")) == [10, 10]
+    with pytest.raises(DataError, match=r"1 of its images are not in .*, first c "):
+        load_pairs(write("a c 1\n"))
+
+
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_first_or_last_image_of_another_size_is_named(tmp_path, write, place):
     for number in range(2):
@@ -184,7 +193,7 @@ def test_an_image_that_breaks_or_goes_is_named_when_it_is_read(tmp_path, write, 
     with pytest.raises(DataError, match=r"b\.png: not an image"):
         pairs.images(0, 4)
     (tmp_path / "b.png").unlink()
-    with pytest.raises(DataError, match=r"b\.png: cannot be read"):
+    with pytest.raises(DataError, match=r"b\.png: missing"):
         pairs.images(1, 2)
 
 

@@ -125,3 +125,21 @@ def test_write_set_interrupted_leaves_no_set(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         prepare_bin.main([str(tmp_path / "own.bin"), "--out", str(tmp_path / "own")])
     assert [path.name for path in tmp_path.iterdir()] == ["own.bin"]
+
+
+def test_write_set_killed_after_the_swap_is_made_again(tmp_path, monkeypatch):
+    """A set that is newer than its note would count as made from what the note names."""
+    first = write_bin(tmp_path / "own.bin", [True, False] * 10)
+    arguments = [str(tmp_path / "own.bin"), "--out", str(tmp_path / "own")]
+    prepare_bin.main(arguments)
+    content = (tmp_path / "own.bin").read_bytes()
+    write_bin(tmp_path / "own.bin", [False, True] * 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(write_set.Provenance, "write", lambda note: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare_bin.main([*arguments, "--force"])
+    (tmp_path / "own.bin").write_bytes(content)
+    with pytest.raises(UsageError, match="made from something else"):
+        prepare_bin.main(arguments)
+    prepare_bin.main([*arguments, "--force"])
+    assert load_pairs(tmp_path / "own").issame[0] and levels_of(tmp_path / "own").tolist() == first.tolist()

@@ -101,6 +101,7 @@ def write_set(out: Path, pairs: PairSet, order: np.ndarray, made_from: dict[str,
     """
     if is_reordered(order):
         pairs = PairSubset(pairs, order)
+    _note(out).unlink(missing_ok=True)  # a set with a note is complete, also after a kill
     images = tqdm(iter_images(pairs), f"writing {out.name}", 2 * len(pairs), unit="image")
     write_carray(out, images, pairs.issame)
     note = {"made from": made_from, "pairs": len(pairs), "same": int(pairs.issame.sum()), **notes}

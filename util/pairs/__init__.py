@@ -1,16 +1,18 @@
 """Verification sets: 2P face images, of which 2i and 2i + 1 are a pair, and a truth for each pair."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from util.console import logger
 from util.errors import DataError
 from util.pairs.bcolz import CarrayPairs
-from util.pairs.bin import BinPairs
+from util.pairs.bin import BIN_LIMIT, BinPairs
+from util.pairs.images import PairSet, read_regular
 from util.pairs.text_list import ListPairs
 from util.verification import FOLDS, contiguous_folds
 
@@ -23,25 +25,9 @@ VERIFICATION_SETS = {
 }
 # How pickles begin: in the binary protocols; two lists in the text protocols; a call, which is refused by name later.
 _PICKLE = re.compile(rb"\x80|\(?(\(l|\]q|c\w[\w.]*\n\w+\n)")
-_BLOCK = 64  # images at a time
 
 
-class PairSet(Protocol):
-    """What evaluation needs of a verification set, whatever its format on the disk."""
-
-    name: str
-    issame: np.ndarray  # (P,) bool
-
-    def __len__(self) -> int:
-        """Return the number of pairs P."""
-        ...
-
-    def images(self, start: int, stop: int) -> np.ndarray:
-        """Return images start to stop (counted in images, 0 to 2P) as (n, 112, 112, 3) RGB uint8."""
-        ...
-
-
-class PairSubset:
+class PairSubset(PairSet):
     """Some pairs of another set, in any order: `order` (Q,) holds their numbers in that set."""
 
     def __init__(self, pairs: PairSet, order: np.ndarray):
@@ -50,14 +36,9 @@ class PairSubset:
         self._pairs = pairs
         self._order = order
 
-    def __len__(self) -> int:
-        return len(self.issame)
-
-    def images(self, start: int, stop: int) -> np.ndarray:
-        """Return images start to stop (counted in images, 0 to 2Q) as (n, 112, 112, 3) RGB uint8."""
-        chosen = self._order[start // 2 : -(-stop // 2)].tolist()
-        images = np.concatenate([self._pairs.images(2 * pair, 2 * pair + 2) for pair in chosen])
-        return images[start % 2 :][: stop - start]
+    def _image(self, index: int) -> np.ndarray:
+        number = 2 * int(self._order[index // 2]) + index % 2
+        return self._pairs.images(number, number + 1)[0]
 
 
 def load_pairs(path: str | Path, root: str | Path | None = None) -> PairSet:
@@ -69,24 +50,22 @@ def load_pairs(path: str | Path, root: str | Path | None = None) -> PairSet:
         root: the folder with the images of a text list; None for the list's own folder. Other formats ignore it.
 
     Raises:
-        DataError: evaluation could not read the set; names the file and the fix. Images between the first and the last
-            one are decoded later, when they are read.
+        DataError: the set cannot be read. Images between the first and the last one are decoded when they are read.
     """
     path = Path(path)
-    if path.is_dir():
-        if not (path / "meta" / "storage").is_file():
+    if os.path.isdir(path):
+        if not os.path.isfile(path / "meta" / "storage"):
             raise DataError(f"{path}: not a bcolz carray. Name a folder with meta/ and data/ in it.")
-        return CarrayPairs(path)
-    if not path.is_file():
+        return CarrayPairs(path)  # which decodes its first and last image
+    if not os.path.exists(path):
         raise DataError(f"{path}: no such verification set. Correct the path.")
-    try:
-        with path.open("rb") as file:
-            start = file.read(256)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Restore it.") from None
-    if _PICKLE.match(start):
-        return BinPairs(path)
-    return ListPairs(path, None if root is None else Path(root))
+    if _PICKLE.match(read_regular(path, BIN_LIMIT, fix="Name another file.", length=256)):
+        pairs: PairSet = BinPairs(path)
+    else:
+        pairs = ListPairs(path, path.parent if root is None else Path(root))
+    for index in (0, 2 * len(pairs) - 1):
+        pairs.images(index, index + 1)
+    return pairs
 
 
 def find_pair_sets(
@@ -114,7 +93,7 @@ def find_pair_sets(
         if name.lower() in replaced:
             continue
         paths = [Path(data_dir) / place for place in places]
-        path = next((path for path in paths if (path / "meta").is_dir() or path.is_file()), None)
+        path = next((path for path in paths if os.path.isdir(path / "meta") or os.path.isfile(path)), None)
         if path is None:
             missing.append(name)
         else:
@@ -134,9 +113,7 @@ def _open(name: str, path: str | Path, root: str | None = None) -> PairSet:
         raise DataError(f"{path}: {error}") from None
     if (order[1:] > order[:-1]).all():
         return pairs
-    logger.info(
-        f"{name}: some of the ten folds would contain only positive or only negative pairs; interleaving the pairs"
-    )
+    logger.info(f"{name}: some of the ten folds would contain only positive or only negative pairs; interleaving them")
     return PairSubset(pairs, order)
 
 
@@ -147,40 +124,30 @@ def interleaved_order(issame: np.ndarray, folds: int = FOLDS) -> np.ndarray:
     within one, and of negative pairs. Pairs of one kind stay in their order: a set of five folds with the positive
     pairs first becomes ten halves of these folds. Raises DataError if there are fewer pairs of a kind than folds.
     """
-    order = np.arange(len(issame))
-    try:
+    with suppress(DataError):
         contiguous_folds(issame, folds)
-    except DataError:
-        pass
-    else:
-        return order
+        return np.arange(len(issame))
     positive = np.flatnonzero(issame)
     negative = np.flatnonzero(~issame)
     if min(len(positive), len(negative)) < folds <= len(issame):
-        raise DataError(
-            f"{len(positive)} same and {len(negative)} different pairs, and each of {folds} folds needs both kinds. "
-            f"Add pairs."
-        )
-    fold_sizes = _fold_sizes(len(issame), folds)
-    positive_sizes = _fold_sizes(len(positive), folds)
-    negative_sizes = fold_sizes - positive_sizes  # differ by one at most, like the other two
-    slots = np.concatenate([_slots(positive_sizes), _slots(negative_sizes)])
-    order = np.concatenate([positive, negative])[np.argsort(slots, kind="stable")]
+        counts = f"{len(positive)} same and {len(negative)} different pairs"
+        raise DataError(f"{counts}, and each of {folds} folds needs both kinds. Add pairs.")
+    fold_sizes, positive_sizes = (
+        np.bincount(np.arange(count) % folds, minlength=folds) for count in (len(issame), len(positive))
+    )
+    # The pairs of fold k get places that are spread evenly from k to k + 1: the positive ones, and the negative ones.
+    # The numbers of negative pairs differ by one at most, as those of all pairs and of positive pairs do.
+    places = [
+        fold + (np.arange(size) + 0.5) / size
+        for sizes in (positive_sizes, fold_sizes - positive_sizes)
+        for fold, size in enumerate(sizes)
+    ]
+    order = np.concatenate([positive, negative])[np.argsort(np.concatenate(places), kind="stable")]
     contiguous_folds(issame[order], folds)  # raises if no order helps: fewer pairs than folds
     return order
 
 
-def _fold_sizes(count: int, folds: int) -> np.ndarray:
-    """Return the sizes (folds,) of the parts that np.array_split cuts `count` pairs into."""
-    return count // folds + (np.arange(folds) < count % folds)
-
-
-def _slots(sizes: np.ndarray) -> np.ndarray:
-    """Return positions for sizes[k] pairs of each fold k, spread evenly from k to k + 1."""
-    return np.concatenate([fold + (np.arange(size) + 0.5) / size for fold, size in enumerate(sizes)])
-
-
 def iter_images(pairs: PairSet) -> Iterator[np.ndarray]:
     """Yield the 2P images of a set, each (112, 112, 3) RGB uint8."""
-    for start in range(0, 2 * len(pairs), _BLOCK):
-        yield from pairs.images(start, min(start + _BLOCK, 2 * len(pairs)))
+    for index in range(2 * len(pairs)):
+        yield pairs.images(index, index + 1)[0]

@@ -10,53 +10,42 @@ from pathlib import Path
 import numpy as np
 
 from util.errors import DataError
-from util.files import read_bytes
-from util.pairs.images import FACE_SIZE, check_shape, decode_pair_image
+from util.pairs.images import PairSet, check_shape, decode_pair_image, read_regular
 from util.pairs.pickles import PickledArray, load_plain_pickle
 
+BIN_LIMIT = 1 << 30  # bytes; published sets have up to 90 MB
 
-class BinPairs:
-    """A .bin of InsightFace, whose encoded images (60 to 90 MB for a usual set) stay in memory.
 
-    Raises DataError if the file is not such a set, or if its first or last image cannot be decoded.
-    """
+class BinPairs(PairSet):
+    """A .bin of InsightFace, whose encoded images (60 to 90 MB for a usual set) stay in memory."""
 
     def __init__(self, path: Path):
         self.name = path.stem
         self._path = path
-        content = load_plain_pickle(read_bytes(path, "Restore it."), path)
+        content = load_plain_pickle(read_regular(path, BIN_LIMIT, fix="Restore it."), path)
         if not isinstance(content, list | tuple) or len(content) != 2:
             raise DataError(f"{path}: not a list of images and a list of booleans. Copy or download the file again.")
         self.issame = _booleans(path, content[1])
         if not isinstance(content[0], list | tuple) or not content[0]:
             raise DataError(f"{path}: its first part is not a list of images. Make the set again.")
-        self._images = [_image(image, self._where(index)) for index, image in enumerate(content[0])]
+        self._images = [_bytes_or_pixels(image, self._where(index)) for index, image in enumerate(content[0])]
         if len(self._images) != 2 * len(self.issame):
             raise DataError(
                 f"{path}: {len(self._images)} images for {len(self.issame)} pairs, and a pair is two images. "
                 f"Make the set again."
             )
-        for index in (0, len(self._images) - 1):
-            self.images(index, index + 1)
 
-    def __len__(self) -> int:
-        return len(self.issame)
-
-    def images(self, start: int, stop: int) -> np.ndarray:
-        """Return images start to stop (counted in images, 0 to 2P) as (n, 112, 112, 3) RGB uint8."""
-        images = np.empty((stop - start, FACE_SIZE, FACE_SIZE, 3), np.uint8)
-        for index in range(start, stop):
-            image = self._images[index]
-            if isinstance(image, bytes | bytearray) or image.ndim == 1:
-                image = decode_pair_image(bytes(image), self._where(index))
-            images[index - start] = image
-        return images
+    def _image(self, index: int) -> np.ndarray:
+        image = self._images[index]
+        if isinstance(image, bytes | bytearray) or image.ndim == 1:
+            return decode_pair_image(bytes(image), self._where(index))
+        return image
 
     def _where(self, index: int) -> str:
         return f"{self._path}: image {index} (from 0)"
 
 
-def _image(entry: object, where: str) -> bytes | bytearray | np.ndarray:
+def _bytes_or_pixels(entry: object, where: str) -> bytes | bytearray | np.ndarray:
     """Return an image file as bytes or (N,) uint8, or pixels as (112, 112, 3). Do not copy: a file may repeat one."""
     if isinstance(entry, bytes | bytearray):
         return entry

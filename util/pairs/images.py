@@ -1,10 +1,60 @@
-"""Checks that the images of all verification formats share: RGB uint8, 112x112."""
+"""What the readers of all verification formats share: their base class, reading files, and checks of images."""
+
+import os
+import stat
+from abc import ABC, abstractmethod
+from pathlib import Path
 
 import numpy as np
 
 from util.data.decode import decode_image
 from util.errors import DataError
 from util.face import FACE_SIZE
+
+
+class PairSet(ABC):
+    """A verification set of P pairs: 2P images, of which 2i and 2i + 1 are a pair."""
+
+    name: str
+    issame: np.ndarray  # (P,) bool
+
+    def __len__(self) -> int:
+        return len(self.issame)
+
+    def images(self, start: int, stop: int) -> np.ndarray:
+        """Return images start to stop (counted in images, 0 to 2P) as (n, 112, 112, 3) RGB uint8."""
+        images = np.empty((stop - start, FACE_SIZE, FACE_SIZE, 3), np.uint8)
+        for index in range(start, stop):
+            images[index - start] = self._image(index)
+        return images
+
+    @abstractmethod
+    def _image(self, index: int) -> np.ndarray:
+        """Return image `index` (0 to 2P - 1) as (112, 112, 3) RGB uint8."""
+
+
+def read_regular(path: Path, limit: int, *, fix: str, length: int = -1) -> bytes:
+    """Return the content of a regular file. A FIFO would wait for ever, and /dev/zero would fill the memory.
+
+    Args:
+        path: the file.
+        limit: the largest size of the file, in bytes.
+        fix: the sentence that messages end in: "Restore it."
+        length: bytes to read from the start; -1 for all.
+
+    Raises:
+        DataError: the file is missing, larger, not a regular file, or cannot be read.
+    """
+    try:
+        # Without O_NONBLOCK, opening a FIFO waits for a program that writes to it.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            if stat.S_ISREG(status.st_mode) and status.st_size <= limit:
+                return file.read(length)
+    except OSError as error:
+        reason = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise DataError(f"{path}: {reason}. {fix}") from None
+    raise DataError(f"{path}: not a regular file of at most {limit} bytes. {fix}")
 
 
 def decode_pair_image(encoded: bytes, source: str) -> np.ndarray:

@@ -8,7 +8,7 @@ import io
 import math
 import pickle
 import pickletools
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +72,11 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, content: bytes, source: Path):
         super().__init__(io.BytesIO(content), fix_imports=False, encoding="bytes")
         self._source = source
-        self._encode = _Encode(len(content))
+        self._functions = _FUNCTIONS | {("_codecs", "encode"): _Function(_encode, [len(content)])}
 
     def find_class(self, module: str, name: str) -> "_Function":
-        if (module, name) == ("_codecs", "encode"):
-            return self._encode
         try:
-            return _FUNCTIONS[module, name]
+            return self._functions[module, name]
         except KeyError:
             raise DataError(
                 f"{self._source}: wants to use {f'{module}.{name}'[:100]!r}, which can run programs. Nothing was run. "
@@ -86,37 +84,11 @@ class _Unpickler(pickle.Unpickler):
             ) from None
 
 
-class _Function:
+class _Function(partial[object]):
     """A function that a pickle may call but not change: BUILD would set the attributes of a plain function."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: Callable[..., object]):
-        self._call = call
-
-    def __call__(self, *arguments: object) -> object:
-        return self._call(*arguments)
 
     def __setstate__(self, state: object) -> None:
         raise ValueError("a state for a function")
-
-
-class _Encode(_Function):
-    """Stands for codecs.encode, with which Python 3 writes bytes for Python 2 as text in Latin-1."""
-
-    __slots__ = ("_remaining",)
-
-    def __init__(self, limit: int):
-        self._remaining = limit
-
-    def __call__(self, *arguments: object) -> bytes:
-        text, encoding = arguments
-        if type(text) is not str or _text(encoding) not in ("latin1", "latin-1"):
-            raise ValueError("bytes in an unknown encoding")
-        self._remaining -= len(text)  # a long text that is encoded again and again must not fill the memory
-        if self._remaining < 0:
-            raise ValueError("more bytes than the file holds")
-        return text.encode("latin-1")
 
 
 class _PickledDtype:
@@ -185,6 +157,16 @@ def _scalar(dtype: object, data: object) -> int | float | bool:
     if type(dtype) is not _PickledDtype or type(data) is not bytes or len(data) != dtype.dtype.itemsize:
         raise ValueError("a number without its bytes")
     return np.frombuffer(data, dtype.dtype)[0].item()
+
+
+def _encode(remaining: list[int], text: object, encoding: object) -> bytes:
+    """Stand for codecs.encode, with which Python 3 writes bytes for Python 2 as text in Latin-1."""
+    if type(text) is not str or _text(encoding) not in ("latin1", "latin-1"):
+        raise ValueError("bytes in an unknown encoding")
+    remaining[0] -= len(text)  # a long text that is encoded again and again must not fill the memory
+    if remaining[0] < 0:
+        raise ValueError("more bytes than the file holds")
+    return text.encode("latin-1")
 
 
 def _text(value: object) -> str:

@@ -17,9 +17,10 @@ import numpy as np
 
 from util.data.folder_index import IMAGE_SUFFIXES
 from util.errors import DataError
-from util.face import FACE_SIZE
-from util.files import read_bytes
-from util.pairs.images import decode_pair_image
+from util.pairs.images import PairSet, decode_pair_image, read_regular
+
+_MAX_LIST = 1 << 27  # bytes of a list: more than a million pairs
+_MAX_IMAGE = 1 << 26  # bytes of an image file
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,31 +33,18 @@ class Pair:
     line: int
 
 
-class ListPairs:
-    """The pairs of a text file, with images in `root`, or in the list's own folder.
+class ListPairs(PairSet):
+    """The pairs of a text file, with images in `root`. Raises DataError for a wrong line or a missing image."""
 
-    Raises DataError at opening if a line cannot be parsed, an image is missing, or the first or last image cannot be
-    decoded.
-    """
-
-    def __init__(self, path: Path, root: Path | None = None):
+    def __init__(self, path: Path, root: Path):
         self.name = path.stem
         pairs = read_pair_list(path)
         self.issame = np.array([pair.same for pair in pairs], dtype=bool)  # (P,)
-        self._files = find_images(path, path.parent if root is None else root, pairs)
-        for index in (0, len(self._files) - 1):
-            self.images(index, index + 1)
+        self._files = find_images(path, root, pairs)
 
-    def __len__(self) -> int:
-        return len(self.issame)
-
-    def images(self, start: int, stop: int) -> np.ndarray:
-        """Return images start to stop (counted in images, 0 to 2P) as (n, 112, 112, 3) RGB uint8."""
-        files = self._files[start:stop]
-        images = np.empty((len(files), FACE_SIZE, FACE_SIZE, 3), np.uint8)
-        for index, file in enumerate(files):
-            images[index] = decode_pair_image(read_bytes(Path(file), "Restore it."), file)
-        return images
+    def _image(self, index: int) -> np.ndarray:
+        file = self._files[index]
+        return decode_pair_image(read_regular(Path(file), _MAX_IMAGE, fix="Restore it."), file)
 
 
 def read_pair_list(path: Path) -> list[Pair]:
@@ -67,8 +55,22 @@ def read_pair_list(path: Path) -> list[Pair]:
         header = [int(word) for word in rows[0][1]]
         rows = rows[1:]
     is_lfw_form = header or any(len(row) == 4 and _are_numbers(row[1], row[3]) for _, row in rows)
-    parse = _parse_lfw_pair if is_lfw_form else _parse_plain_pair
-    pairs = [parse(path, line, row) for line, row in rows]
+    pairs = []
+    for line, row in rows:
+        if is_lfw_form and len(row) in (3, 4) and _are_numbers(row[1], row[-1]):
+            other = row[2] if len(row) == 4 else row[0]
+            first = f"{row[0]}/{row[0]}_{int(row[1]):04d}"
+            second = f"{other}/{other}_{int(row[-1]):04d}"
+            pairs.append(Pair(first, second, same=len(row) == 3, line=line))
+        elif not is_lfw_form and len(row) == 3 and row[0] and row[1] and row[2] in ("0", "1"):
+            pairs.append(Pair(row[0], row[1], same=row[2] == "1", line=line))
+        else:
+            form = (
+                "two images and then 1 (same person) or 0, separated by tabs or commas, or by spaces that no name has"
+            )
+            if is_lfw_form:
+                form = "`NAME 1 4` or `NAME 1 OTHER 2`, as in LFW's pairs.txt"
+            raise DataError(f"{path}, line {line}: must be {form}, and is {' '.join(row)[:200]!r}. Correct the line.")
     if not pairs:
         raise DataError(f"{path}: lists no pairs. Write lines like `ann/1.jpg bob/1.jpg 0`.")
     if header:
@@ -87,7 +89,7 @@ def read_pair_list(path: Path) -> list[Pair]:
 def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
     """Return (line number from 1, columns) of each line that is not empty."""
     try:
-        text = read_bytes(path, "Restore it.").decode("utf-8-sig")
+        text = read_regular(path, _MAX_LIST, fix="Restore it.").decode("utf-8-sig")
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
@@ -95,43 +97,17 @@ def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
             f"{path}: not a verification set. Name a bcolz folder, a .bin of InsightFace (a pickle), or a list of "
             f"pairs (text in UTF-8)."
         )
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return [(number, _split_columns(line.strip())) for number, line in enumerate(lines, start=1) if line.strip()]
-
-
-def _split_columns(line: str) -> list[str]:
-    """Split a line at tabs, else at two commas, else at spaces: with tabs and commas, names may hold spaces."""
-    separator = None
-    if "\t" in line:
-        separator = "\t"
-    elif line.count(",") == 2:
-        separator = ","
-    return [word.strip() for word in line.split(separator)]
+    rows = []
+    for number, line in enumerate(re.split("\r\n|\r|\n", text), start=1):
+        if line := line.strip():
+            # With tabs or two commas, names may hold spaces.
+            separator = "\t" if "\t" in line else "," if line.count(",") == 2 else None
+            rows.append((number, [word.strip() for word in line.split(separator)]))
+    return rows
 
 
 def _are_numbers(*words: str) -> bool:
     return all(re.fullmatch("[0-9]{1,9}", word) for word in words)
-
-
-def _parse_lfw_pair(path: Path, line: int, row: list[str]) -> Pair:
-    if len(row) not in (3, 4) or not _are_numbers(row[1], row[-1]):
-        raise DataError(
-            f"{path}, line {line}: must be `NAME 1 4` or `NAME 1 OTHER 2`, as in LFW's pairs.txt, and is "
-            f"{' '.join(row)[:200]!r}. Correct the line."
-        )
-    other = row[2] if len(row) == 4 else row[0]
-    first = f"{row[0]}/{row[0]}_{int(row[1]):04d}"
-    second = f"{other}/{other}_{int(row[-1]):04d}"
-    return Pair(first, second, same=len(row) == 3, line=line)
-
-
-def _parse_plain_pair(path: Path, line: int, row: list[str]) -> Pair:
-    if len(row) != 3 or row[2] not in ("0", "1") or not row[0] or not row[1]:
-        raise DataError(
-            f"{path}, line {line}: must be two images and then 1 (same person) or 0, separated by tabs, commas or "
-            f"spaces (names with spaces: by tabs or commas), and is {' '.join(row)[:200]!r}. Correct the line."
-        )
-    return Pair(row[0], row[1], same=row[2] == "1", line=line)
 
 
 def find_images(path: Path, root: Path, pairs: Iterable[Pair]) -> list[str]:
@@ -145,7 +121,7 @@ def find_images(path: Path, root: Path, pairs: Iterable[Pair]) -> list[str]:
     Raises:
         DataError: images are missing; names their number, the first of them and its line.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"{root}: no such folder, but the images of {path} should be in it. Correct the path.")
     files: list[str] = []
     missing: dict[str, int] = {}  # {name: line}
@@ -161,8 +137,8 @@ def find_images(path: Path, root: Path, pairs: Iterable[Pair]) -> list[str]:
     if missing:
         name, line = next(iter(missing.items()))
         raise DataError(
-            f"{path}: {len(missing)} of its images are not in {root}, first {name} (line {line}). Name the folder of "
-            f"aligned faces that the names start from (--val_data takes LIST:FOLDER), or align the missing images."
+            f"{path}: {len(missing)} of its images are not in {root}, first {name:.200} (line {line}). Name the folder "
+            f"of aligned faces that the names start from (--val_data takes LIST:FOLDER), or align the missing images."
         )
     return files
 
@@ -175,7 +151,8 @@ def _list_images(folder: Path) -> dict[str, str]:
     """
     try:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_file())
+            # entry.is_file() alone raises OSError for a link to itself, which would hide all images.
+            names = sorted(file.name for file in entries if file.is_file(follow_symlinks=False) or os.path.isfile(file))
     except OSError:
         return {}
     images: dict[str, str] = {}
