@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -30,13 +30,12 @@ def lock_folder(checkpoints: Path, wait: float = 0) -> Iterator[None]:
         yield
         return
     deadline = time.monotonic() + wait
-    with path.open("a+") as file:
-        while not _try_to_lock(file):
-            if time.monotonic() >= deadline:
-                file.seek(0)
-                holder = file.read() or "another process"
-                raise RunError(f"{checkpoints}: {holder} writes this run. Stop it, or wait for it.")
-            time.sleep(0.1)
+    while (file := _open_locked(path)) is None:
+        if time.monotonic() >= deadline:
+            holder = path.read_text() if path.exists() else "another process"
+            raise RunError(f"{checkpoints}: {holder} writes this run. Stop it, or wait for it.")
+        time.sleep(0.1)
+    with file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -45,6 +44,17 @@ def lock_folder(checkpoints: Path, wait: float = 0) -> Iterator[None]:
             yield
         finally:
             _held.remove(path)
+            path.unlink(missing_ok=True)
+
+
+def _open_locked(path: Path) -> TextIO | None:
+    """Open and lock a file. Return None if another process holds the lock, or has just removed the file."""
+    file = path.open("a+")
+    with suppress(FileNotFoundError):
+        if _try_to_lock(file) and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+    file.close()
+    return None
 
 
 def _try_to_lock(file: TextIO) -> bool:
