@@ -79,12 +79,6 @@ class TrainConfig(RunSettings, Config):
         help="folder with one folder per identity, under data_dir or a path; or a RecordIO file train.rec",
         default_help="imgs_casia, ms1m_align_112, imgs_train or imgs",
     )
-    max_bad: float = option(
-        "Data",
-        default=0.001,
-        type=FROM_0_TO_1,
-        help="fraction of the training images that may be unreadable, and are replaced; 0: each is an error",
-    )
     augment: str = choice(
         AUGMENTATIONS,
         default="standard",

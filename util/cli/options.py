@@ -12,6 +12,7 @@ from typing import Any
 from util.cli.parser import PATHS, Explicit, Settings, choice, flag, folder, option
 from util.cli.types import (
     EVAL_BATCH_DEFAULTS,
+    FROM_0_TO_1,
     PRECISIONS,
     SET_NAMES,
     Interval,
@@ -120,6 +121,12 @@ class RunSettings(Settings):
         help="run to continue from its newest checkpoint, or one .pth file of it; "
         f"{AUTO}: the newest run of the same settings in checkpoint_dir, or a new one",
         default_help="a new run",
+    )
+    max_bad: float = option(
+        "Data",
+        default=0.001,
+        type=FROM_0_TO_1,
+        help="fraction of the training images that may be unreadable, and are replaced; 0: each is an error",
     )
     save_every: Interval = option(
         "Output",
