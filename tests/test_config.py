@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import config
+from applications.super_resolution.settings import parse_train as parse_super_resolution
 from config import parse_train, parse_validation
 from model import names
 from tests.test_flags import error_of, write_settings
@@ -265,6 +266,16 @@ def test_resumed_run_keeps_how_often_it_is_saved():
     older = {name: value for name, value in saved.items() if name not in ("save_every", "keep_last", "max_bad")}
     resumed = parse_train(["--resume_dir=x"], inherit=lambda path: older)
     assert (resumed.save_every, resumed.keep_last) == (Interval("15m", seconds=900), None)
+
+
+def test_programs_that_train_share_the_flags_of_a_run():
+    argv = ["--save_every=2h", "--keep_last=3", "--max_bad=0.5", "--deterministic", "--resume_dir=auto"]
+    recognition = parse_train(argv)
+    super_resolution = parse_super_resolution([*argv, "--data=x"], inherit=lambda path: {})
+    for settings in (recognition, super_resolution):
+        assert settings.save_every == Interval("2h", seconds=7200)
+        assert (settings.keep_last, settings.max_bad, settings.deterministic) == (3, 0.5, True)
+        assert settings.resume_dir == "auto"
 
 
 @pytest.mark.parametrize(
