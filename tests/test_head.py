@@ -117,7 +117,7 @@ def test_head_is_finite_at_cosine_one_and_minus_one(name: str, settings: dict, s
     assert embeddings.grad.norm(dim=1).max() <= 2 * head.s * 2 / CLASSES
 
 
-@pytest.mark.parametrize("name", list(HEADS))
+@pytest.mark.parametrize("name", ["ArcFace", "CosFace"])
 def test_head_margin_argument_replaces_m(name: str) -> None:
     head = make(name)
     embeddings, labels = at_angles(head, ANGLES)
@@ -131,13 +131,12 @@ def test_head_margin_argument_replaces_m(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(HEADS))
 def test_head_computes_in_float32_under_autocast(name: str) -> None:
-    head = make(name)
-    embeddings, labels = at_angles(head, ANGLES)
-    half = embeddings.bfloat16()
+    labels = torch.arange(11) % CLASSES
+    half = torch.randn(11, DIM, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(1))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = head(half, labels)
+        logits = make(name)(half, labels)
     assert logits.dtype == torch.float32
-    torch.testing.assert_close(logits, head(half.float(), labels), rtol=0, atol=0)
+    torch.testing.assert_close(logits, make(name)(half.float(), labels), rtol=0, atol=0)
 
 
 class _Storages(TorchDispatchMode):
@@ -158,7 +157,8 @@ class _Storages(TorchDispatchMode):
         return len({tensor.untyped_storage().data_ptr() for tensor in self.kept})
 
 
-@pytest.mark.parametrize("name", list(HEADS))
+# CurricularFace keeps a slope for each logit, sub-centers the index of each maximum.
+@pytest.mark.parametrize("name", [name for name in HEADS if name not in ("CurricularFace", "SubCenterArcFace")])
 def test_head_makes_one_logit_buffer(name: str, monkeypatch) -> None:
     monkeypatch.setitem(_BLOCK_SIZE, "cpu", 100 * DIM)  # 100 rows in a block
     head, embeddings, labels = build_head(name, DIM, 1000), torch.randn(4, DIM, requires_grad=True), torch.arange(4)

@@ -3,38 +3,50 @@
 import math
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from model.head import HEADS, PartialFC, build_head, shard_range
+from model.head import HEADS, MarginHead, PartialFC, build_head, shard_range
 from model.loss import build_loss
 from model.loss.log_probability import _BLOCK_SIZE, log_probability
 from tests.multiprocess import in_processes
 
 CLASSES, SIZE, EACH = 11, 5, 6  # 11 is divisible by neither 2 nor 3; 6 samples per rank
+SETTINGS: dict[str, dict[str, Any]] = {name: {"s": 16.0} for name in HEADS} | {
+    "ArcFace": {"s": 16.0, "m": 0.3},
+    "AdaFace": {"s": 16.0, "t_alpha": 0.5},
+    "CurricularFace": {"s": 16.0, "momentum": 0.5, "interclass_filtering_threshold": 0.5},
+    "SubCenterArcFace": {"s": 16.0, "interclass_filtering_threshold": 0.5},
+}
 CASES = list(product(HEADS, ("focal", "cross_entropy")))
 
 
 def samples(world_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(4)
-    embeddings = torch.randn(EACH * world_size, SIZE, generator=generator)
+    embeddings = 10 * torch.randn(EACH * world_size, SIZE, generator=generator)
     return embeddings, torch.randint(CLASSES, (len(embeddings),), generator=generator)
 
 
-def full_head(name: str) -> torch.nn.Module:
+def build(name: str, rows: range | None = None) -> MarginHead:
     torch.manual_seed(8)
-    return build_head(name, SIZE, CLASSES, s=16.0, m=0.3)
+    return build_head(name, SIZE, CLASSES, rows=rows, **SETTINGS[name])
 
 
-def every_case(rank: int, world_size: int) -> dict[str, dict[str, torch.Tensor]]:
+def buffers(head: MarginHead) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in head.named_buffers()}
+
+
+def every_case(rank: int, world_size: int) -> dict[str, dict[str, Any]]:
     found = {}
     for name, loss in CASES:
-        torch.manual_seed(8)
-        head = build_head(name, SIZE, CLASSES, s=16.0, m=0.3, rows=shard_range(CLASSES, rank, world_size))
+        head = build(name, shard_range(CLASSES, rank, world_size))
         embeddings, labels = (values.chunk(world_size)[rank].clone() for values in samples(world_size))
         initial = head.weight.detach().clone()
-        value, target_rank = PartialFC(head, build_loss(loss))(embeddings.requires_grad_(), labels)
+        partial_fc = PartialFC(head, build_loss(loss))
+        partial_fc(embeddings, labels)  # changes the statistics that the second step uses
+        value, target_rank = partial_fc(embeddings.requires_grad_(), labels, step=1)
         value.backward()
         found[f"{name} {loss}"] = {
             "initial": initial,
@@ -42,6 +54,7 @@ def every_case(rank: int, world_size: int) -> dict[str, dict[str, torch.Tensor]]
             "target_rank": target_rank,
             "weight": head.weight.grad,
             "embeddings": embeddings.grad / world_size,  # as DistributedDataParallel's mean will
+            "buffers": buffers(head),
         }
     return found
 
@@ -51,10 +64,11 @@ def every_case(rank: int, world_size: int) -> dict[str, dict[str, torch.Tensor]]
 def test_partial_fc_over_ranks_equals_a_full_head(world_size: int, tmp_path: Path) -> None:
     found = in_processes(world_size, tmp_path, every_case)
     for name, loss in CASES:
-        head = full_head(name)
+        head = build(name)
         embeddings, labels = samples(world_size)
-        logits = head(embeddings.requires_grad_(), labels)
-        value = build_loss(loss)(logits, labels)
+        head(embeddings, labels)
+        logits = head(embeddings.requires_grad_(), labels, step=1)
+        value = build_loss(loss)(logits, labels) + head.regularizer(embeddings)
         value.backward()
         shards = [results[f"{name} {loss}"] for results in found]
         full = {key: torch.cat([shard[key] for shard in shards]) for key in ("initial", "weight", "embeddings")}
@@ -65,14 +79,30 @@ def test_partial_fc_over_ranks_equals_a_full_head(world_size: int, tmp_path: Pat
         for shard in shards:
             torch.testing.assert_close(shard["loss"], value.detach(), rtol=1e-5, atol=0)
             assert shard["target_rank"].tolist() == above.tolist()
+            assert shard["buffers"] == shards[0]["buffers"]
+            torch.testing.assert_close(shard["buffers"], buffers(head))
 
 
 @pytest.mark.parametrize(("name", "loss"), CASES)
 def test_partial_fc_of_one_rank_equals_a_full_head(name: str, loss: str) -> None:
     embeddings, labels = samples(2)
-    head = full_head(name)
-    value, _ = PartialFC(head, build_loss(loss))(embeddings, labels)
-    torch.testing.assert_close(value, build_loss(loss)(head(embeddings, labels), labels))
+    value, _ = PartialFC(build(name), build_loss(loss))(embeddings, labels, step=3)
+    head = build(name)
+    logits = head(embeddings, labels, step=3)
+    torch.testing.assert_close(value, build_loss(loss)(logits, labels) + head.regularizer(embeddings))
+
+
+@pytest.mark.parametrize("name", list(HEADS))
+def test_partial_fc_samples_classes_of_every_head(name: str) -> None:
+    embeddings, labels = samples(1)
+    partial_fc = PartialFC(build(name), build_loss("cross_entropy"), sample_rate=0.7)
+    value, _ = partial_fc(embeddings, labels, step=2)
+    sampled = partial_fc.sample_classes(labels, 2)
+    assert len(sampled) == 8
+    head = build(name)
+    logits = head(embeddings, labels, step=2)[:, sampled]
+    expected = torch.nn.functional.cross_entropy(logits, torch.searchsorted(sampled, labels))
+    torch.testing.assert_close(value, expected + head.regularizer(embeddings))
 
 
 @pytest.mark.parametrize(("classes", "world_size"), [(11, 2), (11, 3), (3, 3), (8, 4), (2, 1)])
@@ -82,17 +112,17 @@ def test_shard_range_holds_each_class_once(classes: int, world_size: int) -> Non
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
-def test_shards_start_with_the_weights_of_a_full_head(monkeypatch) -> None:
+@pytest.mark.parametrize("name", ["ArcFace", "SubCenterArcFace"])
+def test_shards_start_with_the_weights_of_a_full_head(name: str, monkeypatch) -> None:
     for block_size in (65536, 4, 3):
         monkeypatch.setattr("model.head.margin._INIT_ROWS", block_size)
         weights = []
         for rank in range(3):
-            torch.manual_seed(8)
-            weights.append(build_head("ArcFace", SIZE, CLASSES, rows=shard_range(CLASSES, rank, 3)).weight)
-        assert torch.equal(torch.cat(weights), full_head("ArcFace").weight)
+            weights.append(build(name, shard_range(CLASSES, rank, 3)).weight)
+        assert torch.equal(torch.cat(weights), build(name).weight)
     torch.manual_seed(8)
     glorot = torch.nn.init.xavier_uniform_(torch.empty(CLASSES, SIZE))
-    assert torch.equal(glorot, full_head("ArcFace").weight)
+    assert torch.equal(glorot, build("ArcFace").weight)
 
 
 def sampling_head(rate: float, classes: int = 400, seed: int = 1) -> PartialFC:

@@ -1,11 +1,12 @@
 """ArcFace: a margin added to the angle between an embedding and the center of its class."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from model.head.margin import MarginHead
+from model.head.margin import MarginHead, Samples
 
 
 class ArcFace(MarginHead):
@@ -24,18 +25,24 @@ class ArcFace(MarginHead):
         s: float = 64.0,
         m: float = 0.5,
         easy_margin: bool = False,
-        rows: range | None = None,
+        **options: Any,
     ):
-        super().__init__(in_features, out_features, s=s, m=m, rows=rows)
+        super().__init__(in_features, out_features, s=s, m=m, **options)
         self.easy_margin = easy_margin
 
-    def margin_delta(self, embeddings: Tensor, centers: Tensor, margin: float) -> Tensor:
-        cosine = (embeddings * centers).sum(1)
-        # sin(theta) as |a - b| * |a + b| / 2 for unit vectors a and b. It is exact for the smallest angles and has a
-        # gradient of finite length. sqrt(1 - cos^2) loses its digits near cos = +-1, with an infinite gradient there.
-        difference = torch.linalg.vector_norm(embeddings - centers, dim=1)
-        sine = difference * torch.linalg.vector_norm(embeddings + centers, dim=1) / 2
-        delta = cosine * (math.cos(margin) - 1) - sine * math.sin(margin)  # cos(theta + m) - cos(theta)
-        if self.easy_margin:
-            return torch.where(cosine > 0, delta, 0.0)
-        return torch.where(cosine > -math.cos(margin), delta, -margin * math.sin(margin))
+    def margin_delta(self, samples: Samples, margin: float) -> Tensor:
+        return angular_delta(samples, margin, self.easy_margin)
+
+
+def angular_delta(samples: Samples, margin: float | Tensor, easy_margin: bool = False) -> Tensor:
+    """Return cos(theta + margin) - cos(theta) (N,), and ArcFace's replacement where theta + margin exceeds pi.
+
+    `margin` is one number of radians, or one for each sample (N,).
+    """
+    cos_margin = margin.cos() if isinstance(margin, Tensor) else math.cos(margin)
+    sin_margin = margin.sin() if isinstance(margin, Tensor) else math.sin(margin)
+    cosine = samples.cosine
+    delta = cosine * (cos_margin - 1) - samples.sine * sin_margin
+    if easy_margin:
+        return torch.where(cosine > 0, delta, 0.0)
+    return torch.where(cosine > -cos_margin, delta, -margin * sin_margin)

@@ -1,8 +1,10 @@
 """CosFace: a constant subtracted from the cosine between an embedding and the center of its class."""
 
+from typing import Any
+
 from torch import Tensor
 
-from model.head.margin import MarginHead
+from model.head.margin import MarginHead, Samples
 
 
 class CosFace(MarginHead):
@@ -11,10 +13,8 @@ class CosFace(MarginHead):
     Wang et al., "CosFace: Large Margin Cosine Loss for Deep Face Recognition" (2018), equation 4.
     """
 
-    def __init__(
-        self, in_features: int, out_features: int, s: float = 64.0, m: float = 0.35, rows: range | None = None
-    ):
-        super().__init__(in_features, out_features, s=s, m=m, rows=rows)
+    def __init__(self, in_features: int, out_features: int, s: float = 64.0, m: float = 0.35, **options: Any):
+        super().__init__(in_features, out_features, s=s, m=m, **options)
 
-    def margin_delta(self, embeddings: Tensor, centers: Tensor, margin: float) -> Tensor:
-        return embeddings.new_full((len(centers),), -margin)
+    def margin_delta(self, samples: Samples, margin: float) -> Tensor:
+        return samples.embeddings.new_full((len(samples.embeddings),), -margin)

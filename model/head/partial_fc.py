@@ -60,10 +60,11 @@ class PartialFC:
             embeddings: (B, D) of this rank.
             labels: (B,) int64 of this rank.
             margin: margin of this step; None: the head's own m.
-            step: number of the step in the run, from 0; it selects the sampled classes.
+            step: number of the step in the run, from 0; it selects the sampled classes and random margins.
 
         Returns:
-            Scalar loss, and (N,) number of sampled classes with a larger logit than the target class.
+            Scalar loss, to which the head's regularizer is added, and (N,) number of sampled classes with a larger
+            logit than the target class.
         """
         weight: torch.Tensor = self.head.weight
         embeddings = all_gather_with_grad(embeddings.to(weight.dtype))
@@ -76,9 +77,14 @@ class PartialFC:
             sampled = self.sample_classes(target, step)
             weight = weight.index_select(0, sampled)
             target = torch.where(target >= 0, torch.searchsorted(sampled, target), -1)
-        logits = self.head.logits(embeddings, weight, target, margin=margin)
+        logits = self.head.logits(embeddings, weight, target, margin=margin, step=step, sharded=True)
         log_prob, target_rank = sharded_log_probability(logits, target)
-        return self.loss.from_log_prob(log_prob), target_rank
+        regularizer = self.head.regularizer(embeddings)
+        if dist.is_initialized():
+            # Backward adds the gradients of all ranks, and each rank computes this term for all samples.
+            fraction = regularizer / dist.get_world_size()
+            regularizer = fraction + (regularizer - fraction).detach()
+        return self.loss.from_log_prob(log_prob) + regularizer, target_rank
 
     def sample_classes(self, target: Tensor, step: int) -> Tensor:
         """Return ascending rows of the shard: all that occur in target (N,), and random others. -1 is ignored."""
