@@ -9,16 +9,27 @@ util/cli/parser.py reads the command line and the file given with --config.
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
-from model.names import BACKBONE_NAMES, HEAD_NAMES, LOSS_NAMES, SR_SCALES
+from model.names import BACKBONE_NAMES, HEAD_NAMES, HEAD_PAPERS, HEAD_PARAMETERS, LOSS_NAMES, SR_SCALES
 from util.cli.options import GROUPS, EvaluationSettings, ReportSettings, RunSettings, eval_batch_size, inherit_from_run
 from util.cli.parser import Explicit, choice, flag, folder, option, parse
-from util.cli.types import FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, different_integers, integer, integers, number
+from util.cli.types import (
+    FROM_0_TO_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    different_integers,
+    integer,
+    integers,
+    number,
+    to_assignments,
+)
 from util.console import logger
 from util.distributed import DistEnv, local_gpu_ids
 from util.errors import UsageError
 
 AUGMENTATIONS = ("standard", "strong")
+FILTERING = "interclass_filtering_threshold"  # a parameter of every head
 
 _FRACTION = number("a number above 0, and 1 at most", lambda value: 0 < value <= 1)
 _BELOW_1 = number("a number from 0 to less than 1", lambda value: 0 <= value < 1)
@@ -90,13 +101,28 @@ class TrainConfig(RunSettings, Config):
     head: str = choice(HEAD_NAMES, default="ArcFace", group="Model")
     loss: str = choice(LOSS_NAMES, default="focal", group="Model")
     # torchrun takes --s and --m for abbreviations of flags of its own, and stops; the long names reach the program.
-    s: float = option("Model", default=64.0, type=POSITIVE, help="scale of the head's cosines", aliases=("head_scale",))
-    m: float = option(
+    s: float | None = option(
         "Model",
-        default=0.5,
-        type=FROM_0_TO_1,
+        type=POSITIVE,
+        help="scale of the head's cosines",
+        default_help="the head's, see below",
+        aliases=("head_scale",),
+    )
+    m: float | None = option(
+        "Model",
+        type=NOT_NEGATIVE,
         help="margin: radians for ArcFace, cosine for CosFace",
+        default_help="the head's, see below",
         aliases=("margin",),
+    )
+    head_options: tuple[str, ...] = option(
+        "Model",
+        default=(),
+        type=to_assignments,
+        metavar="NAME=X ...",
+        help="further parameters of the head, see below",
+        default_help="the head's",
+        split_words=True,
     )
     margin_warmup_epochs: float = option(
         "Model", default=0.0, type=NOT_NEGATIVE, help="epochs in which the margin m grows from 0 to its value"
@@ -147,6 +173,23 @@ class TrainConfig(RunSettings, Config):
             raise UsageError(
                 f"--accumulate={self.accumulate}: does not divide --batch_size={self.batch_size}. Choose a divisor."
             )
+        known = HEAD_PARAMETERS[self.head] | {FILTERING: 0.0}
+        for name in self.head_settings:
+            if name not in known:
+                given_by = f"--{name}" if name in ("s", "m") else "--head_options"
+                raise UsageError(
+                    f"{given_by}: {self.head} has no parameter {name}. Its parameters are {', '.join(known)}."
+                )
+
+    @property
+    def head_settings(self) -> dict[str, Any]:
+        """Return the parameters of the head that are given, for build_head()."""
+        given = {name: value for name, value in (("s", self.s), ("m", self.m)) if value is not None}
+        known = HEAD_PARAMETERS[self.head]
+        for assignment in self.head_options:
+            name, value = assignment.split("=")
+            given[name] = type(known.get(name, 0.0))(float(value))
+        return given
 
     def check_gpus(self, num_gpus: int) -> None:
         """Raise UsageError if the batch or --compile does not fit the number of GPUs of this process (CPU: 1)."""
@@ -186,10 +229,27 @@ def parse_train(argv: list[str], inherit: Callable[[str], Explicit] | None = Non
     def check(config: TrainConfig) -> None:
         config.check_gpus(max(len(local_gpu_ids(config.gpu_num, DistEnv.from_environ())), 1))
 
-    config = parse(TrainConfig, "train.py", argv, groups=GROUPS, inherit=inherit_from_run(inherit), check=check)
+    config = parse(
+        TrainConfig,
+        "train.py",
+        argv,
+        groups=GROUPS,
+        inherit=inherit_from_run(inherit),
+        check=check,
+        epilog=heads_help(),
+    )
     if config.scale_lr and not DistEnv.from_environ().is_distributed:
         logger.warning("--scale_lr: has no effect with one process. Start several with torchrun.")
     return config
+
+
+def heads_help() -> str:
+    """Return the heads with their parameters, the defaults of these, and the papers."""
+    lines = ["Heads, with the default of each parameter:"]
+    for name, parameters in HEAD_PARAMETERS.items():
+        defaults = " ".join(f"{parameter}={value:g}" for parameter, value in parameters.items())
+        lines.append(f"  {name:<20}{defaults}\n{'':<22}{HEAD_PAPERS[name]}")
+    return "\n".join([*lines, f"Every head also has {FILTERING}=0 (0: off)."])
 
 
 def parse_validation(argv: list[str]) -> ValidationConfig:

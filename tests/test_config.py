@@ -11,6 +11,7 @@ import config
 from applications.super_resolution.settings import parse_train as parse_super_resolution
 from config import parse_train, parse_validation
 from model import names
+from model.names import HEAD_PAPERS, HEAD_PARAMETERS
 from tests.test_flags import error_of, write_settings
 from util.cli.types import Interval
 from util.errors import UsageError
@@ -36,8 +37,9 @@ def test_defaults_of_training_are_the_documented_ones():
         "head": "ArcFace",
         "loss": "focal",
         "embedding_size": 512,
-        "s": 64.0,
-        "m": 0.5,
+        "s": None,
+        "m": None,
+        "head_options": [],
         "margin_warmup_epochs": 0.0,
         "sample_rate": 1.0,
         "batch_size": 64,
@@ -101,7 +103,7 @@ def test_stages_that_do_not_ascend_from_one_are_usage_errors(value):
     "argument",
     [
         *("--lr=0", "--lr=-1", "--lr=-1e-3", "--lr=nan", "--lr=inf", "--lr=1e999", "--lr=fast", "--lr="),
-        *("--momentum=1", "--momentum=-0.1", "--weight_decay=-1", "--s=0", "--m=-0.1", "--m=1.5"),
+        *("--momentum=1", "--momentum=-0.1", "--weight_decay=-1", "--s=0", "--m=-0.1", "--head_options=h=x"),
         *("--warmup_epochs=-1", "--margin_warmup_epochs=nan", "--epochs=0", "--epochs=2.5", "--epochs=1e1"),
         *("--batch_size=1", "--embedding_size=0", "--num_workers=-1", "--seed=-1", "--seed=4294967296"),
         *("--LR_scale=1", "--LR_scale=15", "--LR_scale=x", "--LR_scale=4,4", "--LR_scale=[]", "--LR_prob=1.1"),
@@ -399,3 +401,27 @@ def test_the_precision_is_one_of_four(parse):
     assert parse([]).precision == "auto"
     with pytest.raises(UsageError, match="--precision"):
         parse(["--precision=half"])
+
+
+def test_head_settings_are_those_given_and_known_to_the_head():
+    assert parse_train([]).head_settings == {}
+    config = parse_train(
+        ["--head=SubCenterArcFace", "--s=32", "--head_options", "k=2", "interclass_filtering_threshold=0.4"]
+    )
+    assert config.head_settings == {"s": 32.0, "k": 2, "interclass_filtering_threshold": 0.4}
+    assert parse_train(["--head=ArcFace", "--head_options", "easy_margin=True"]).head_settings == {"easy_margin": True}
+    for words, message in (
+        (["--head=MagFace", "--m=0.3"], "--m: MagFace has no parameter m"),
+        (["--head_options", "h=0.3"], "--head_options: ArcFace has no parameter h"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            parse_train(words)
+
+
+def test_help_lists_the_heads_with_their_papers(capsys):
+    with pytest.raises(SystemExit):
+        parse_train(["--help"])
+    printed = capsys.readouterr().out
+    for name, parameters in HEAD_PARAMETERS.items():
+        assert f"  {name} " in printed and HEAD_PAPERS[name] in printed
+        assert all(f"{parameter}=" in printed for parameter in parameters)

@@ -40,16 +40,17 @@ def test_every_required_package_is_pinned():
 def test_every_setting_is_read(kind, readers):
     """Look for `config.NAME` and `self.config.NAME` in the syntax trees of the files that use the settings."""
     derived = {
-        "views": "LR_eval",
-        "pair_set_paths": "val_data",
-        "sr_scales": "SR_eval",
-        "sr_path": "sr_checkpoint_dir",
+        "views": ["LR_eval"],
+        "pair_set_paths": ["val_data"],
+        "sr_scales": ["SR_eval"],
+        "sr_path": ["sr_checkpoint_dir"],
+        "head_settings": ["s", "m", "head_options"],
     }
     read = set()
     for file in readers:
         for node in ast.walk(ast.parse((ROOT / file).read_text())):
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("config", "self.config"):
-                read.add(derived.get(node.attr, node.attr))
+                read.update(derived.get(node.attr, [node.attr]))
     assert {field.name for field in fields(kind)} <= read
 
 

@@ -52,7 +52,7 @@ def save_sharded_checkpoint(
         weight = gather_rows_to_main(head.weight)
         if write:
             write("Backbone", cpu_state_dict(backbone))
-            write("Head", {"weight": weight})
+            write("Head", {"weight": weight} | dict(head.named_buffers()))
         del weight  # before the momentum, which is as large
         if index in entries:
             entries[index] = {
@@ -75,17 +75,21 @@ def load_shard(head: MarginHead, optimizer: torch.optim.Optimizer, resumed: Resu
     Raises:
         DataError: the file is from a head of another size.
     """
-    shape = (head.out_features, head.in_features)
-    weight = resumed.networks["Head"].get("weight")
-    if weight is None or not _has_shape(weight, shape):
-        found = "absent" if weight is None else tuple(weight.shape)
-        raise DataError(
-            f"{resumed.files['Head']}: weight is {found} in the file and {shape} in the network. Take another epoch, "
-            f"or start a new run without --resume_dir."
-        )
+    saved_head = resumed.networks["Head"]
+    shape = (head.out_features, *head.weight.shape[1:])
+    shapes = {"weight": shape} | {name: tuple(buffer.shape) for name, buffer in head.named_buffers()}
+    for name, expected in shapes.items():
+        if not _has_shape(saved_head.get(name), expected):
+            found = tuple(saved_head[name].shape) if name in saved_head else "absent"
+            raise DataError(
+                f"{resumed.files['Head']}: {name} is {found} in the file and {expected} in the network. Take another "
+                f"epoch, or start a new run without --resume_dir."
+            )
     rows = slice(head.rows.start, head.rows.stop)
     with torch.no_grad():
-        head.weight.copy_(weight[rows])
+        head.weight.copy_(saved_head["weight"][rows])
+        for name, buffer in head.named_buffers():
+            buffer.copy_(saved_head[name])
 
     # Clone everything: the optimizer must not keep tensors that are read from the file page by page.
     saved = resumed.state.optimizer

@@ -171,6 +171,7 @@ def parse(
     description: str | None = None,
     inherit: Callable[[Explicit], Explicit] | None = None,
     check: Callable[[S], None] | None = None,
+    epilog: str | None = None,
 ) -> S:
     """Return the settings that the arguments of a program give.
 
@@ -182,6 +183,7 @@ def parse(
         description: text of --help above the flags.
         inherit: gets the explicit settings and returns values that replace the defaults; unknown names are ignored.
         check: raises UsageError if the settings do not fit this process.
+        epilog: text of --help below the flags.
 
     Raises:
         UsageError: a mistake.
@@ -191,7 +193,7 @@ def parse(
     cli_only = _by_name(options_of(_CommandLineOnly))
     names = own | cli_only
     if "--help" in argv or "-h" in argv:
-        _print_help(list(dict.fromkeys(names.values())), script, groups, description)
+        _print_help(list(dict.fromkeys(names.values())), script, groups, description, epilog)
         raise SystemExit(0)
     explicit = _convert_all(_read_words(argv, names), names, prefix="--")
     only = {name: explicit.pop(name, None) for name in cli_only}
@@ -207,13 +209,16 @@ def parse(
     return settings
 
 
-def _print_help(options: Sequence[Option], script: str, groups: Sequence[str], description: str | None) -> None:
+def _print_help(
+    options: Sequence[Option], script: str, groups: Sequence[str], description: str | None, epilog: str | None
+) -> None:
     words = "".join(f" {option.metavar}" for option in options if option.positional)
     hint = "A flag that takes True or False means True when it stands alone."
     parser = argparse.ArgumentParser(
         prog=script,
         usage=f"python {script}{words} [--flag value | --flag=value] ...".replace("%", "%%"),
         description=f"{description.strip()}\n\n{hint}" if description else hint,
+        epilog=epilog,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110),
         add_help=False,
     )

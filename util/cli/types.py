@@ -200,6 +200,24 @@ to_gpus = integers(
 )
 
 
+def to_assignments(value: object) -> tuple[str, ...]:
+    """Return a tuple of `NAME=NUMBER` for one or several of them, or a mapping of YAML; True is 1, and False 0."""
+    items: Any = value
+    if isinstance(value, Mapping):
+        items = [f"{name}={number}" for name, number in value.items()]
+    elif isinstance(value, str):
+        items = value.split()
+    assignments = {}
+    for item in items if isinstance(items, list | tuple) else ("",):
+        name, _, text = str(item).partition("=")
+        text = str(float(BOOLEANS[text.lower()])) if text.lower() in BOOLEANS else text
+        try:
+            assignments[name] = f"{float(text):g}"
+        except ValueError:
+            raise ValueError("a list like h=0.3 t_alpha=0.01") from None
+    return tuple(f"{name}={number}" for name, number in assignments.items())
+
+
 def to_pair_sets(value: object) -> tuple[str, ...]:
     """Return a tuple of `NAME=PATH` or `NAME=PATH:ROOT` for one or several of them, or a mapping of YAML."""
     rule = "a list like lfw=/sets/lfw.bin cplfw=/sets/pairs.txt:/sets/cplfw, nor the word none"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.head import MarginHead
 from util.console import logger
 from util.device import prefetch_to_device
 from util.errors import RunError
@@ -120,7 +121,7 @@ class TrainingStep(Step):
 
     Args:
         backbone: may be wrapped in DataParallel or DistributedDataParallel.
-        head: called with (embeddings, labels, margin=...).
+        head: a MarginHead.
         criterion: called with (logits, labels).
         optimizer: has the parameters of the backbone and the head.
         device: where the batches are.
@@ -136,7 +137,7 @@ class TrainingStep(Step):
     def __init__(
         self,
         backbone: nn.Module,
-        head: nn.Module,
+        head: MarginHead,
         criterion: nn.Module,
         optimizer: torch.optim.Optimizer,
         device: torch.device,
@@ -170,8 +171,9 @@ class TrainingStep(Step):
         return torch.cat([loss.detach()[None], topk_accuracy(target_rank) * weight])
 
     def _dense_loss(self, embeddings: Tensor, labels: Tensor, margin: float | None, step: int) -> tuple[Tensor, Tensor]:
-        logits = self.head(embeddings, labels, margin=margin)
-        return self.criterion(logits, labels), target_rank(logits.detach(), labels)
+        logits = self.head(embeddings, labels, margin=margin, step=step)
+        loss = self.criterion(logits, labels) + self.head.regularizer(embeddings)
+        return loss, target_rank(logits.detach(), labels)
 
 
 @dataclass

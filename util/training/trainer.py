@@ -438,7 +438,12 @@ class Trainer(TrainingLoop):
 
         # Head: this rank's rows of it.
         rows = shard_range(num_classes, env.rank, env.world_size)
-        self.head = build_head(config.head, config.embedding_size, num_classes, s=config.s, m=config.m, rows=rows)
+        try:
+            self.head = build_head(
+                config.head, config.embedding_size, num_classes, rows=rows, seed=config.seed, **config.head_settings
+            )
+        except ValueError as error:
+            raise UsageError(f"--s, --m and --head_options: {error}.") from None
         self.head.to(self.device)
 
         # Super-resolution networks for the evaluation. They use random numbers, so they come after the head.
@@ -478,7 +483,7 @@ class Trainer(TrainingLoop):
             lr=lr,
             warmup_epochs=config.warmup_epochs,
             stages=config.stages,
-            margin=config.m,
+            margin=self.head.m,
             margin_warmup_epochs=config.margin_warmup_epochs,
         )
 
