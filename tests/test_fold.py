@@ -8,11 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from model.backbone import BACKBONES, build_backbone
+from model.backbone import build_backbone
 from model.backbone.fold import fold_batch_norm
-from tests.test_backbone import BIG
-
-ALL = [pytest.param(name, marks=[pytest.mark.slow] if name in BIG else []) for name in BACKBONES]
+from tests.test_backbone import ALL
 
 
 def filled(name: str, **settings: int) -> nn.Module:

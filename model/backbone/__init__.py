@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from model.backbone.iresnet import IResNet
 from model.backbone.irse import ImprovedResNet
 from model.backbone.mobilefacenet import MobileFaceNet
+from model.backbone.rescaled import RescaledInput
+from model.backbone.vit import VisionTransformer
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "IR_50": partial(ImprovedResNet, 50, False),
@@ -17,18 +19,25 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "IR_SE_50": partial(ImprovedResNet, 50, True),
     "IR_SE_101": partial(ImprovedResNet, 101, True),
     "IR_SE_152": partial(ImprovedResNet, 152, True),
-    "MobileFaceNet": MobileFaceNet,
-    # Fractions of all channels, the hidden ones too: none of them is the paper's network.
+    "MobileFaceNet_scale1": partial(MobileFaceNet, scale=1),  # the paper's network
+    "MobileFaceNet": MobileFaceNet,  # InsightFace's mbf, scale 2
+    # Fractions of all channels of scale 2, the hidden ones too: none of them is the paper's network.
     "MobileFaceNet_050": partial(MobileFaceNet, width=0.5),
     "MobileFaceNet_025": partial(MobileFaceNet, width=0.25),
     "iresnet18": partial(IResNet, 18),
     "iresnet34": partial(IResNet, 34),
     "iresnet50": partial(IResNet, 50),
     "iresnet100": partial(IResNet, 100),
+    "vit_t": partial(VisionTransformer, width=256, depth=12),
+    "vit_s": partial(VisionTransformer, width=512, depth=12),
+    "vit_b": partial(VisionTransformer, width=512, depth=24),
+    # CVLface's small and base: smaller patches, other layers, and no masking.
+    "vit_s_patch8": partial(VisionTransformer, width=512, depth=12, patch=8, mlp_ratio=5, masked=False),
+    "vit_b_patch8": partial(VisionTransformer, width=512, depth=24, patch=8, mlp_ratio=3, heads=16, masked=False),
 }
 
 # The last batch norm of each family: its length is the embedding size.
-_EMBEDDING_KEYS = ("output_layer.4.weight", "features.layers.3.weight", "features.weight")
+_EMBEDDING_KEYS = ("output_layer.4.weight", "features.layers.3.weight", "features.weight", "feature.3.weight")
 
 
 def build_backbone(name: str, input_size: int = 112, embedding_size: int = 512) -> nn.Module:
@@ -83,16 +92,21 @@ def identify_backbone(state_dict: Mapping[str, Tensor]) -> tuple[str, int]:
 def backbone_from_state_dict(state_dict: Mapping[str, Tensor]) -> tuple[str, nn.Module]:
     """Return the name of the backbone that fits a state dict, and this backbone with the weights loaded.
 
-    The keys may have `module.` prefixes. Raises ValueError if no backbone fits.
+    The keys may have `module.` prefixes, and may belong to a RescaledInput. Raises ValueError if no backbone fits.
     """
     try:
         state_dict = strip_module_prefix(state_dict)
+        scale = state_dict.pop("input_scale", None)
+        if scale is not None:
+            if scale.dim() != 0:
+                raise ValueError("its input_scale is not a number")
+            state_dict = {key.removeprefix("backbone."): value for key, value in state_dict.items()}
         name, embedding_size = identify_backbone(state_dict)
     except AttributeError:  # a value is not a tensor, or a key is not a str
         raise ValueError("its content is not a dict of names and tensors") from None
     backbone = build_backbone(name, embedding_size=embedding_size)
     backbone.load_state_dict(state_dict, strict=True)
-    return name, backbone
+    return name, backbone if scale is None else RescaledInput(backbone, scale.item())
 
 
 def strip_module_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,29 +10,31 @@ from torch import Tensor, nn
 class MobileFaceNet(nn.Module):
     """(N, 3, 112, 112) RGB in [-1, 1] -> (N, embedding_size), not normalized.
 
-    Width 1 is InsightFace's `mbf` with scale 2, its default. The paper's blocks (`mbf` with scale 1) have 64 and 128
-    output channels, hidden channels of 128, 256 and 512, and 512 channels before the embedding. Scale 2 doubles the
-    output channels alone, to 128 and 256. `width` multiplies all channels. So width 0.5 has the output channels of the
-    paper, but only half of its hidden and last channels; it is not the paper's network.
+    Scale 1 is the paper's network: blocks of 64 and 128 output channels, hidden channels of 128, 256 and 512, and 512
+    channels before the embedding. `scale` multiplies the output channels alone; 2 is the default of InsightFace's
+    `mbf`. `width` multiplies all channels. So scale 2 with width 0.5 has the output channels of the paper, but only
+    half of its hidden and last channels; it is not the paper's network.
 
     Initial weights: convolutions and the last linear layer He-normal by fan-out, batch norms the identity, PReLU slopes
     0.25. The fan-out is counted within a group, because a depthwise filter feeds one channel only.
     """
 
-    def __init__(self, embedding_size: int = 512, width: float = 1.0):
+    def __init__(self, embedding_size: int = 512, scale: int = 2, width: float = 1.0):
         super().__init__()
-        narrow, middle, wide = (int(channels * width) for channels in (128, 256, 512))
+        base, narrow, middle, wide = (int(channels * width) for channels in (64, 128, 256, 512))
+        first = base * scale
+        second = narrow * scale
         self.layers = nn.Sequential(
-            _conv_bn_prelu(3, narrow, kernel=3, stride=2),  # (N, 128, 56, 56) with width 1
-            _conv_bn_prelu(narrow, narrow, kernel=3, groups=narrow // 2),
-            _bottleneck(_Layers, narrow, hidden=narrow, out_channels=narrow, stride=2),  # (N, 128, 28, 28)
-            _residual_stage(4, narrow, hidden=narrow),
-            _bottleneck(_Layers, narrow, hidden=middle, out_channels=middle, stride=2),  # (N, 256, 14, 14)
-            _residual_stage(6, middle, hidden=middle),
-            _bottleneck(_Layers, middle, hidden=wide, out_channels=middle, stride=2),  # (N, 256, 7, 7)
-            _residual_stage(2, middle, hidden=middle),
+            _conv_bn_prelu(3, first, kernel=3, stride=2),  # (N, 64, 56, 56) with scale 1 and width 1
+            _conv_bn_prelu(first, first, kernel=3, groups=base),
+            _bottleneck(_Layers, first, hidden=narrow, out_channels=first, stride=2),  # (N, 64, 28, 28)
+            _residual_stage(4, first, hidden=narrow),
+            _bottleneck(_Layers, first, hidden=middle, out_channels=second, stride=2),  # (N, 128, 14, 14)
+            _residual_stage(6, second, hidden=middle),
+            _bottleneck(_Layers, second, hidden=wide, out_channels=second, stride=2),  # (N, 128, 7, 7)
+            _residual_stage(2, second, hidden=middle),
         )
-        self.conv_sep = _conv_bn_prelu(middle, wide, kernel=1)
+        self.conv_sep = _conv_bn_prelu(second, wide, kernel=1)
         self.features = _Layers(
             _Layers(*_conv_bn(wide, wide, kernel=7, padding=0, groups=wide)),  # (N, 512, 1, 1)
             nn.Flatten(),
