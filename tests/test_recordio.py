@@ -115,7 +115,7 @@ def test_record_images_reads_an_insightface_set(three_people):
     assert [int(images.image(index)[0, 0, 0]) for index in range(6)] == [0, 10, 20, 30, 40, 50]
     assert images.image(3).shape == (112, 112, 3) and images.image(3).dtype == np.uint8
     assert images.encoded(3) == png(30)
-    assert images.where(3) == f"{three_people}: record 4" and images.record(3) == 4
+    assert images.where(3) == f"{three_people}: record 4"
 
 
 def test_record_images_are_rgb(write_records):
@@ -158,7 +158,7 @@ def test_im2rec_sets_have_labels_in_the_headers_in_any_order(write_records):
     path = write_records(*(packed((label,), png(label)) for label in (8, 3, 8, 5)), numbers=[30, 7, 12, 21])
     images = RecordImages(path)
     assert images.classes == ["0000003", "0000005", "0000008"]
-    assert [images.record(index) for index in range(4)] == [7, 12, 21, 30]
+    assert [images.where(index) for index in range(4)] == [f"{path}: record {number}" for number in (7, 12, 21, 30)]
     assert images.labels.tolist() == [0, 2, 1, 2]
     assert [int(images.image(index)[0, 0, 0]) for index in range(4)] == [3, 8, 5, 8]
 
