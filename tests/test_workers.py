@@ -109,6 +109,29 @@ def test_slow_images_end_no_run(people_folder, monkeypatch):
     assert time.monotonic() - start > 3
 
 
+def test_suspended_job_does_not_count_as_hung(monkeypatch):
+    """A scheduler may stop all processes of a job for hours between two looks at the workers."""
+    watched = workers.WatchedLoader(None, [5], str, timeout=8)
+    watched._is_blocked = True
+    killed = []
+    monkeypatch.setattr(watched, "_end_workers", lambda: killed.append(True))
+    hours = iter(range(0, 36000, 3600))
+    monkeypatch.setattr(time, "monotonic", lambda: next(hours))
+
+    class Done:
+        looks = 4
+
+        def wait(self, timeout: float) -> bool:
+            self.looks -= 1
+            return self.looks < 0
+
+    watched._watch(Done())
+    assert not killed
+    Done.looks = 26  # two seconds each, and 6 times 8 seconds are the limit
+    watched._watch(Done())
+    assert killed
+
+
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_workers_leave_signals_to_the_main_process(people_folder, number):
     images = ImageFolder(people_folder)
@@ -141,6 +164,19 @@ def test_workers_survive_a_signal_while_they_start(people_folder, monkeypatch):
     assert len(list(loader.epoch(0))) == 12
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(), BrokenPipeError(), EOFError(), ValueError("real")])
+def test_worker_reports_errors_but_no_lost_connection(error, capsys):
+    workers.report_unless_disconnected(type(error), error, None)
+    assert capsys.readouterr().err == ("ValueError: real\n" if isinstance(error, ValueError) else "")
+
+
+def test_worker_is_silent_when_a_transfer_is_cut(people_folder):
+    """The thread that hands over batches reports to sys.excepthook when the main process is interrupted just then."""
+    process = start(CUT_TRANSFERS, people_folder)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+
+
 def test_close_ends_hung_workers_within_seconds(people_folder):
     loader = loader_of(ImageFolder(people_folder))
     next(loader.epoch(0))
@@ -162,6 +198,17 @@ sys.kept = batches = loader.epoch(0)  # like the traceback of an error would kee
 next(batches)
 pids = [worker.pid for worker in loader._made._workers]
 print(*pids, flush=True)
+"""
+
+
+CUT_TRANSFERS = """
+from multiprocessing import connection, resource_sharer
+connect = resource_sharer._ResourceSharer.get_connection
+def cut_first(identity):
+    connection.SocketClient(identity[0]).close()
+    return connect(identity)
+resource_sharer._ResourceSharer.get_connection = staticmethod(cut_first)
+assert len(list(batches)) == 49
 """
 
 

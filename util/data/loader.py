@@ -25,7 +25,7 @@ INSIGHTFACE_FOLDERS = ("faces_emore", "ms1m-retinaface-t1", "faces_webface_112x1
 RECORDS = "train.rec"
 
 WORKER_TIMEOUT = 50.0  # seconds, so that a hung worker ends a run within a minute
-_MAX_REPLACEMENTS = 8  # images tried instead of a bad one: so many of its identity, then so many of all
+_MAX_REPLACEMENTS = 8  # images of the identity, and then of the set, that are tried instead of a bad one
 
 Sample = tuple[np.ndarray, np.random.Generator]  # an image, (S, S, 3) RGB uint8, and the sample's random numbers
 # (B, H, W, 3) RGB uint8, (B,) int64 labels, and the bad images that other images replace.
@@ -127,8 +127,8 @@ class Augmentation:
 class BatchDataset(Dataset):
     """Makes complete batches in the worker, so that one uint8 array passes between processes.
 
-    The random numbers of a sample come from (seed, epoch, position): any sample of any epoch can be reproduced,
-    whatever the number of workers and ranks. This includes the choice of the image that replaces a bad one.
+    The random numbers of a sample, also for replacing a bad image, come from (seed, epoch, position): any sample of any
+    epoch can be reproduced, whatever the number of workers and ranks.
     """
 
     def __init__(self, images: TrainingImages, augmentation: Augment, seed: int, num_workers: int = 0):

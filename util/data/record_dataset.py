@@ -26,8 +26,7 @@ class RecordImages:
     """The aligned faces in PATH, a .rec file with its .idx next to it.
 
     A class is named after its number: `0000017`. Classes without images are left out. Labels come from the identity
-    records, without reading the images, or else from the images' own headers. All that grows with the set is in numpy
-    arrays, which worker processes do not copy.
+    records, without reading the images, or else from the images' own headers.
     """
 
     def __init__(self, path: Path):

@@ -34,16 +34,7 @@ class BalancedSampler(Sampler[BatchIndices]):
         rank: int = 0,
         world_size: int = 1,
     ):
-        """Set up the sampler.
-
-        Args:
-            labels: (N,) integer class of each image.
-            batch_size: images in a batch of one rank.
-            seed: seed of the order of every epoch.
-            steps: steps in an epoch; None for as many as N images fill.
-            rank: number of this process, from 0 to world_size - 1. Raises ValueError for another.
-            world_size: number of processes that train together.
-        """
+        """Set up the sampler for images with the classes `labels`, (N,) integers. The rest is as in TrainLoader."""
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size}: ranks count from 0 to {world_size - 1}")
         self.epoch = 0

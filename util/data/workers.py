@@ -1,12 +1,13 @@
 """Worker processes of a DataLoader that leave signals to the main process, and end a run when they die or hang."""
 
 import signal
+import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
+from types import TracebackType
 from typing import Any
 
 import cv2
@@ -38,18 +39,18 @@ class WatchedLoader:
         self._limit = timeout * 6  # workers start slowly on a busy machine
         self._batches: Any = None  # torch's iterator
         self._workers: list[BaseProcess] = []
-        self._is_waiting = False
+        self._is_blocked = False
         self._error: RunError | None = None
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches of an epoch."""
-        is_first = not self._workers
-        if is_first:
+        is_new = not self._workers
+        if is_new:
             self._start()
         done = threading.Event()
         threading.Thread(target=self._watch, args=[done], daemon=True).start()
         try:
-            if not is_first:
+            if not is_new:
                 self._wait_for(lambda: iter(self._loader))
             while (batch := self._wait_for(lambda: next(self._batches, None))) is not None:
                 self._limit = self._timeout
@@ -69,8 +70,10 @@ class WatchedLoader:
         # Signals wait until the workers, which inherit the mask, ignore them in init_worker.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         on_child_exit = signal.getsignal(signal.SIGCHLD)
-        self._batches = iter(self._loader)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        try:
+            self._batches = iter(self._loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         # When a worker dies, torch's handler would raise an error wherever the main thread is.
         if signal.getsignal(signal.SIGCHLD) != on_child_exit:
             signal.signal(signal.SIGCHLD, on_child_exit)
@@ -80,7 +83,7 @@ class WatchedLoader:
 
     def _wait_for(self, step: Callable[[], Any]) -> Any:
         """Return what torch's iterator returns. Raise RunError if a worker died, or was killed because it hung."""
-        self._is_waiting = True
+        self._is_blocked = True
         try:
             return step()
         except (RuntimeError, OSError, EOFError):
@@ -89,23 +92,22 @@ class WatchedLoader:
             if not lost:
                 raise
             for worker in self._workers:
-                worker.join(timeout=1 if worker.sentinel in lost else 0)
+                if worker.sentinel in lost:
+                    worker.join(timeout=1)
         finally:
-            self._is_waiting = False
+            self._is_blocked = False
         raise self._error or self._end_workers()
 
     def _watch(self, done: threading.Event) -> None:
         """End the workers if they hang. torch's own timeout does not cover the transfer of a batch from a worker."""
         before: Sequence[int] = []
-        deadline = 0.0
-        while not done.wait(_POLL):
+        quiet = 0.0  # seconds; not by the clock, because a scheduler may suspend the whole job
+        while not done.wait(_POLL) and quiet < self._limit:
             reading = self._reading[:]
-            if reading != before or not self._is_waiting:
-                before = reading
-                deadline = time.monotonic() + self._limit
-            elif time.monotonic() > deadline:
-                self._end_workers()
-                return
+            quiet = quiet + _POLL if reading == before and self._is_blocked else 0.0
+            before = reading
+        if quiet >= self._limit:
+            self._end_workers()
 
     def _end_workers(self) -> RunError:
         """Kill the workers, and return the error about the one that died, or about all if they hang."""
@@ -131,7 +133,7 @@ def _kill(workers: list[BaseProcess]) -> None:
 
 
 def init_worker(worker: int) -> None:
-    """Set up a worker process: one thread, and no ear for signals.
+    """Set up a worker process: one thread, and no reaction to the signals of the main process.
 
     The workers are the parallelism: threads of OpenCV and BLAS in each would compete for the cores.
     """
@@ -141,3 +143,10 @@ def init_worker(worker: int) -> None:
     cv2.setNumThreads(0)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the error of a bad image names the file
     threadpool_limits(limits=1)
+    sys.excepthook = report_unless_disconnected
+
+
+def report_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Report an uncaught error, unless the main process has closed the connection, because it ends."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
