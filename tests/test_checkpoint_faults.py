@@ -446,6 +446,26 @@ def test_ranks_replace_a_rolling_checkpoint_together(tmp_path):
     assert sizes == [2 * 4 * weights] * 2  # float32 weights and momentum, the full head on every rank
 
 
+@pytest.mark.parametrize("removed", range(1, 3))
+def test_a_kill_while_a_rolling_checkpoint_is_removed(run, monkeypatch, capsys, removed):
+    save(run, 1, 3)
+    save(run, 2)
+    done = []
+
+    def unlink(path: Path, missing_ok: bool) -> None:
+        if path.exists():
+            if len(done) == removed:
+                os.kill(os.getpid(), signal.SIGKILL)
+            done.append(os.unlink(path))
+
+    def work() -> None:
+        monkeypatch.setattr(Path, "unlink", unlink)
+        run_dir.remove_rolling(run.checkpoints)
+
+    assert in_child(work) == -signal.SIGKILL
+    assert position(resume(run)[0]) == (2, 0) and capsys.readouterr().out == ""
+
+
 # Old checkpoints, empty runs and full disks.
 
 

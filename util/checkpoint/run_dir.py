@@ -218,7 +218,7 @@ def save_best(run: Run, file: Path) -> None:
 
 def remove_rolling(folder: Path) -> None:
     """Delete the rolling checkpoint of a run, after the checkpoint of a complete epoch was saved."""
-    for kind in ("Optimizer", "Head", "Backbone", "SR"):  # without its Optimizer file, it is none
+    for kind in ("Backbone", "SR", "Head", "Optimizer"):  # without its network, it is not found any more
         (folder / f"{kind}_Last.pth").unlink(missing_ok=True)
 
 
