@@ -155,7 +155,7 @@ def test_other_programs_read_saved_files(run):
 
 def test_a_zip_bomb_is_refused_before_it_is_read(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", bytes(50_000_000))
+        archive.writestr("archive/data.pkl", bytes(5_000_000))
     with pytest.raises(DataError, match="is damaged"):
         io.load(tmp_path / "a.pth")
 
@@ -167,7 +167,7 @@ def test_a_zip_bomb_is_refused_before_it_is_read(tmp_path):
 def few_backbones(monkeypatch):
     """Compare files with two backbones only, which saves seconds."""
     monkeypatch.setattr(
-        "model.backbone.BACKBONES", {name: BACKBONES[name] for name in ("iresnet18", "MobileFaceNet_025")}
+        "model.backbone.BACKBONES", {name: BACKBONES[name] for name in ("MobileFaceNet_050", "MobileFaceNet_025")}
     )
 
 
@@ -444,6 +444,26 @@ def test_ranks_replace_a_rolling_checkpoint_together(tmp_path):
     assert not list(tmp_path.glob(".*"))
     weights = 6 * 4 + 4 + 7 * 4
     assert sizes == [2 * 4 * weights] * 2  # float32 weights and momentum, the full head on every rank
+
+
+@pytest.mark.parametrize("removed", range(1, 3))
+def test_a_kill_while_a_rolling_checkpoint_is_removed(run, monkeypatch, capsys, removed):
+    save(run, 1, 3)
+    save(run, 2)
+    done = []
+
+    def unlink(path: Path, missing_ok: bool) -> None:
+        if path.exists():
+            if len(done) == removed:
+                os.kill(os.getpid(), signal.SIGKILL)
+            done.append(os.unlink(path))
+
+    def work() -> None:
+        monkeypatch.setattr(Path, "unlink", unlink)
+        run_dir.remove_rolling(run.checkpoints)
+
+    assert in_child(work) == -signal.SIGKILL
+    assert position(resume(run)[0]) == (2, 0) and capsys.readouterr().out == ""
 
 
 # Old checkpoints, empty runs and full disks.

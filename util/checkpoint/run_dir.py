@@ -218,7 +218,7 @@ def save_best(run: Run, file: Path) -> None:
 
 def remove_rolling(folder: Path) -> None:
     """Delete the rolling checkpoint of a run, after the checkpoint of a complete epoch was saved."""
-    for kind in ("Optimizer", "Head", "Backbone", "SR"):  # without its Optimizer file, it is none
+    for kind in ("Backbone", "SR", "Head", "Optimizer"):  # without its network, it is not found any more
         (folder / f"{kind}_Last.pth").unlink(missing_ok=True)
 
 
@@ -348,7 +348,19 @@ def _newest_first(path: Path, kinds: tuple[str, ...]) -> list[Path]:
 
 
 def _load_checkpoint(file: Path, kinds: tuple[str, ...], mmap: bool) -> Resumable:
-    files = epoch_files(file, kinds)
+    """Load all files of a checkpoint. Raise DataError if one is missing, damaged or from another save."""
+    if not file.name.startswith(kinds[0]):
+        raise DataError(
+            f"{file}: resuming needs a {kinds[0]} file of a run of this toolkit, with {' and '.join(kinds[1:])} next "
+            f"to it. To start from the weights of a network is not to resume: leave --resume_dir out."
+        )
+    files = {kind: sibling_file(file, kind) for kind in kinds}
+    for path in files.values():
+        if not path.is_file():
+            raise DataError(
+                f"{path}: missing. Resuming needs the files {', '.join(kinds)} of an epoch. Take another epoch, or "
+                f"start a new run without --resume_dir."
+            )
     networks = {kind: load(files[kind], mmap) for kind in kinds[:-1]}
     content = load(files["Optimizer"], mmap)
     check_siblings(files, content)
@@ -386,23 +398,6 @@ def find_run_to_continue(
             with lock_folder(run):
                 return run
     return None
-
-
-def epoch_files(file: Path, kinds: tuple[str, ...]) -> dict[str, Path]:
-    """Return the files of a checkpoint by kind, from the file of its first kind. Raise DataError if one is missing."""
-    if not file.name.startswith(kinds[0]):
-        raise DataError(
-            f"{file}: resuming needs a {kinds[0]} file of a run of this toolkit, with {' and '.join(kinds[1:])} next "
-            f"to it. To start from the weights of a network is not to resume: leave --resume_dir out."
-        )
-    files = {kind: sibling_file(file, kind) for kind in kinds}
-    for path in files.values():
-        if not path.is_file():
-            raise DataError(
-                f"{path}: missing. Resuming needs the files {', '.join(kinds)} of an epoch. Take another epoch, or "
-                f"start a new run without --resume_dir."
-            )
-    return files
 
 
 def sibling_file(file: Path, kind: str) -> Path:
