@@ -185,7 +185,7 @@ def test_lfw_lists_broken_photographs_and_leaves_no_set(write_lfw, tmp_path):
     assert len(load_pairs(run_lfw(source, tmp_path / "data"))) == 24
 
 
-def test_lfw_continues_a_stopped_run(write_lfw, tmp_path, detector, monkeypatch):
+def test_lfw_continues_a_stopped_run(write_lfw, tmp_path, detector, monkeypatch, capsys):
     source, write = write_lfw({("p04", 2): BLUE}), batch.write_image
 
     def interrupted(path: Path, image: np.ndarray) -> None:
@@ -195,8 +195,9 @@ def test_lfw_continues_a_stopped_run(write_lfw, tmp_path, detector, monkeypatch)
 
     monkeypatch.setattr(batch, "write_image", interrupted)
     monkeypatch.setattr(batch, "_FILES_AT_ONCE", 4)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"):
         run_lfw(source, tmp_path / "data")
+    assert capsys.readouterr().err.endswith("Interrupted. The same command goes on from here.\n")
     monkeypatch.setattr(batch, "write_image", write)
     detector.seen = 0
     out = run_lfw(source, tmp_path / "data")

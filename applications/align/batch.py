@@ -1,17 +1,15 @@
 """Align a tree of photographs on all cores. Every file is recorded in a manifest, and a stopped run can continue."""
 
-import multiprocessing
 import os
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +26,7 @@ from util.face import FACE_SIZE
 from util.files import check_source_and_dest, path_inside
 from util.image_io import WRITE_FORMATS, NotAnImage, UnreadableImage, read_photo, write_image
 from util.image_tree import printable, unique_output_names, walk
-from util.parallel import parallel_map
+from util.parallel import parallel_map, worker_number, working_on
 
 _FILES_AT_ONCE = 32  # files of one job of a process: enough to fill P-Net's canvases
 _PIXELS_AT_ONCE = 4_000_000  # decoded pixels that a process holds
@@ -77,14 +75,13 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What every process needs. `worker_counter` numbers the processes; None if this process does all the work."""
+    """What every process needs."""
 
     source: Path
     dest: Path
     settings: AlignSettings
     devices: tuple[torch.device, ...]
     processes: int
-    worker_counter: Any = None
 
 
 def align_tree(
@@ -131,15 +128,24 @@ def align_tree(
 
         started = time.perf_counter()
         unreadable = 0
-        with tqdm(total=total, initial=total - left, unit="image", desc="aligned", smoothing=0.05) as bar:
-            for rows in _align_chunks(chunks, plan):
-                manifest.add(rows)
-                bar.update(len({row.path for row in rows}))
-                for row in rows:
-                    if row.status == UNREADABLE:
-                        unreadable += 1
-                        if unreadable <= _MAX_PRINTED:
-                            bar.write(f"{printable(row.path)}: {row.reason}", file=sys.stderr)
+        try:
+            with (
+                tqdm(total=total, initial=total - left, unit="image", desc="aligned", smoothing=0.05) as bar,
+                _malloc_keeps_memory(),
+                parallel_map(_align_chunk, plan, chunks, processes, fork=False) as results,
+            ):
+                for rows in results:
+                    manifest.add(rows)
+                    bar.update(len({row.path for row in rows}))
+                    for row in rows:
+                        if row.status == UNREADABLE:
+                            unreadable += 1
+                            if unreadable <= _MAX_PRINTED:
+                                bar.write(f"{printable(row.path)}: {row.reason}", file=sys.stderr)
+        except OSError as error:
+            raise RunError(
+                f"{dest}: an aligned face cannot be written ({error}). Run the same command again to continue."
+            ) from None
         if unreadable > _MAX_PRINTED:
             print(f"and {unreadable - _MAX_PRINTED} more that cannot be read; see the manifest", file=sys.stderr)
         return AlignSummary(manifest.counts, left, time.perf_counter() - started)
@@ -181,6 +187,7 @@ class _Aligner:
         rows: list[Row] = []
         held: list[tuple[_Job, np.ndarray]] = []
         for job in jobs:
+            working_on(self._source / job.path)
             try:
                 held.append((job, read_photo(self._source / job.path)))
             except NotAnImage:
@@ -236,19 +243,6 @@ def select_face(faces: list[Face], image: np.ndarray, select: str) -> Face:
     return faces[int(np.argmax(values))]
 
 
-def _align_chunks(chunks: Iterable[list[_Job]], plan: _Plan) -> Iterator[list[Row]]:
-    """Yield the rows of each chunk, in order, from `plan.processes` processes."""
-    if plan.processes >= 2:
-        plan = replace(plan, worker_counter=multiprocessing.get_context("spawn").Value("i", 0))
-    try:
-        with _malloc_keeps_memory():
-            yield from parallel_map(_align_chunk, plan, chunks, plan.processes, fork=False)
-    except OSError as error:
-        raise RunError(
-            f"{plan.dest}: an aligned face cannot be written ({error}). Run the same command again to continue."
-        ) from None
-
-
 def _align_chunk(plan: _Plan, jobs: list[_Job]) -> list[Row]:
     return _process_aligner(plan)(jobs)
 
@@ -256,13 +250,9 @@ def _align_chunk(plan: _Plan, jobs: list[_Job]) -> list[Row]:
 @lru_cache(maxsize=1)
 def _process_aligner(plan: _Plan) -> _Aligner:
     """Return the aligner of this process. Processes divide the cores and use the devices in turn."""
-    number = 0
-    if plan.worker_counter is not None:
-        with plan.worker_counter.get_lock():
-            number = plan.worker_counter.value
-            plan.worker_counter.value += 1
+    if plan.processes >= 2:
         torch.set_num_threads(max(1, num_cpus() // plan.processes))
-    return _Aligner(plan.source, plan.dest, plan.settings, device=plan.devices[number % len(plan.devices)])
+    return _Aligner(plan.source, plan.dest, plan.settings, plan.devices[worker_number() % len(plan.devices)])
 
 
 @contextmanager

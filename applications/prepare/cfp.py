@@ -19,6 +19,7 @@ from util.cli.parser import Settings, flag, option, parse, processes
 from util.cli.types import to_file
 from util.errors import DataError, run_script
 from util.files import format_names, sha256
+from util.parallel import resumable
 
 OUT = "cfp_align_112"
 # {set: (split, kind of the first image, kind of the second image)}
@@ -41,6 +42,7 @@ class Flags(Settings):
     processes: int | None = processes()
 
 
+@resumable
 def main(arguments: list[str]) -> None:
     flags = parse(Flags, "-m applications.prepare.cfp", arguments, description=__doc__)
 

@@ -12,7 +12,7 @@ from applications.prepare.channel_order import SWAPPED, UNDECIDED, describe_chan
 from applications.prepare.report import KEPT, SHOWN, Findings
 from util.data.loader import TrainingImages
 from util.errors import DataError
-from util.parallel import parallel_map
+from util.parallel import parallel_map, working_on
 
 _CHUNK = 256  # images that a process reads at a time
 
@@ -57,8 +57,11 @@ def read_images(images: TrainingImages, processes: int) -> ImageStats:
     """Return the properties of all images."""
     stats = ImageStats.empty(len(images))
     chunks = [range(start, min(start + _CHUNK, len(images))) for start in range(0, len(images), _CHUNK)]
-    with tqdm(total=len(images), desc=f"reading {images.root.name}", unit="image", unit_scale=True) as bar:
-        for chunk, found in zip(chunks, parallel_map(read_chunk, images, chunks, processes), strict=True):
+    with (
+        tqdm(total=len(images), desc=f"reading {images.root.name}", unit="image", unit_scale=True) as bar,
+        parallel_map(read_chunk, images, chunks, processes) as results,
+    ):
+        for chunk, found in zip(chunks, results, strict=True):
             rows = slice(chunk.start, chunk.stop)
             stats.hashes[rows] = found.hashes
             stats.sizes[rows] = found.sizes
@@ -72,6 +75,7 @@ def read_chunk(images: TrainingImages, chunk: range) -> ImageStats:
     """Return the properties of the images with these indices."""
     stats = ImageStats.empty(len(chunk))
     for row, index in enumerate(chunk):
+        working_on(images.where(index))
         try:
             encoded = images.encoded(index)
             stats.hashes[row] = int.from_bytes(blake2b(encoded, digest_size=8).digest())

@@ -23,6 +23,7 @@ from util.cli.parser import Settings, flag, option, parse, processes
 from util.cli.types import to_file
 from util.errors import DataError, UsageError, run_script
 from util.files import path_inside, sha256
+from util.parallel import resumable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,6 +69,7 @@ class Flags(Settings):
     processes: int | None = processes()
 
 
+@resumable
 def main(arguments: list[str]) -> None:
     flags = parse(Flags, "-m applications.prepare.lfw", arguments, description=__doc__)
     if flags.source and flags.download:

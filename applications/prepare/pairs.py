@@ -20,6 +20,7 @@ from util.cli.parser import Settings, choice, flag, option, parse, processes
 from util.cli.types import SELECT, to_file
 from util.errors import UsageError, run_script
 from util.files import path_inside, sha256
+from util.parallel import resumable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class Flags(Settings):
     processes: int | None = processes()
 
 
+@resumable
 def main(arguments: list[str]) -> None:
     flags = parse(Flags, "-m applications.prepare.pairs", arguments, description=__doc__)
     if not flags.align and (flags.whole_image or flags.select != "largest"):

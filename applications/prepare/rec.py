@@ -20,6 +20,7 @@ from util.cli.parser import Settings, option, parse, processes
 from util.cli.types import to_file
 from util.errors import DataError, RunError, UsageError, run_script
 from util.files import Provenance, format_names, path_inside, require_writable_dir, sha256
+from util.parallel import parallel_map, resumable, working_on
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +43,7 @@ class Flags(Settings):
     processes: int | None = processes()
 
 
+@resumable
 def main(arguments: list[str]) -> None:
     flags = parse(Flags, "-m applications.prepare.rec", arguments, description=__doc__)
 
@@ -91,17 +93,18 @@ def unpack(images: "RecordImages", folder: Path, processes: int) -> None:
         DataError: some records cannot be read. All others are written first.
         RunError: files disappeared in the meantime.
     """
-    from util.parallel import parallel_map
-
     # Sort the images by class. The images of a class then are one slice of `order`.
     order = images.labels.argsort(kind="stable")
     starts = images.labels[order].searchsorted(range(len(images.classes) + 1))
     digits = max(8, len(str(images.record(len(images) - 1))))
     folder.mkdir(exist_ok=True)
     broken: list[str] = []
-    with tqdm(total=len(images), desc=f"unpacking {images.root.name}", unit="image", unit_scale=True) as bar:
-        work = Work(images, order, starts, folder=folder, digits=digits)
-        for label, messages in enumerate(parallel_map(write_class, work, range(len(images.classes)), processes)):
+    work = Work(images, order, starts, folder=folder, digits=digits)
+    with (
+        tqdm(total=len(images), desc=f"unpacking {images.root.name}", unit="image", unit_scale=True) as bar,
+        parallel_map(write_class, work, range(len(images.classes)), processes) as results,
+    ):
+        for label, messages in enumerate(results):
             broken += messages
             bar.update(int(starts[label + 1] - starts[label]))
     if broken:
@@ -124,6 +127,7 @@ def write_class(work: Work, label: int) -> list[str]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         for index in indices:
+            working_on(work.images.where(index))
             try:
                 content = work.images.encoded(index)
                 suffix = image_suffix(content, work.images.where(index))
