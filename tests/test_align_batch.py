@@ -385,3 +385,25 @@ def test_align_tree_follows_no_link_out_of_dest(raw, tmp_path, quick, link, targ
     with pytest.raises(DataError, match=rf"raw/{photograph}: {photograph}: .*is a link out of.*Remove the link\."):
         run(raw, tmp_path / "dest")
     assert contents(tmp_path / "elsewhere") == {"1.jpg": b"a photograph"} and not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("name", ["manifest.csv", "align.json"])
+def test_manifest_follows_no_link_out_of_dest(raw, tmp_path, quick, name, force):
+    (tmp_path / "own").write_bytes(b"own")
+    (tmp_path / "dest").mkdir()
+    (tmp_path / "dest" / name).symlink_to(tmp_path / "own")
+    with pytest.raises(DataError, match=rf"^{name}: would be written into .*is a link out of.* Remove the link\."):
+        run(raw, tmp_path / "dest", force=force)
+    assert (tmp_path / "own").read_bytes() == b"own" and [path.name for path in (tmp_path / "dest").iterdir()] == [name]
+
+
+@pytest.mark.parametrize("output", ["../own.jpg", "{tmp}/own.jpg", "Ann/../../own.jpg", "Ann", "a\0b", "link/own.jpg"])
+def test_force_removes_nothing_else_that_is_listed(raw, tmp_path, quick, output):
+    run(raw, tmp_path / "out")
+    (tmp_path / "own.jpg").write_bytes(b"own")
+    (tmp_path / "out" / "link").symlink_to(tmp_path)
+    with (tmp_path / "out" / "manifest.csv").open("a", newline="") as file:
+        csv.writer(file).writerow(Row("x.jpg", ALIGNED, output.format(tmp=tmp_path)).cells())
+    assert run(raw, tmp_path / "out", force=True).counts[ALIGNED] == 5
+    assert (tmp_path / "own.jpg").read_bytes() == b"own"

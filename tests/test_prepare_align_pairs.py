@@ -439,3 +439,16 @@ def test_align_all_refuses_names_that_lead_outside(tmp_path, color):
         )
     assert (tmp_path / "made" / "photo.png").read_bytes() == before
     assert {path.suffix for path in tmp_path.rglob("aligned/made/*")} == set()
+
+
+@pytest.mark.parametrize("folder", ["found", "not_found", "found/p"])
+def test_align_all_follows_no_link_out_of_its_folder(tmp_path, folder):
+    for name, color in (("1.png", RED), ("2.png", BLUE)):
+        write_photo(tmp_path / "source" / "p" / name, color)
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "made" / folder
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="is a link out of that folder"):
+        align_all(tmp_path / "source", ["p/1.png", "p/2.png"], tmp_path / "made", lfw.fallback_crop, processes=0)
+    assert not list((tmp_path / "elsewhere").iterdir())

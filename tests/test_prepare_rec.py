@@ -178,3 +178,15 @@ def test_rec_follows_no_link_out_of_its_folder(three_people, tmp_path):
     with pytest.raises(DataError, match=r"train\.rec: 0000002: .*is a link out of that folder"):
         rec.main(command)
     assert contents(tmp_path / "elsewhere") == before
+
+
+@pytest.mark.parametrize("name", ["imgs", "rec.json"])
+def test_rec_folder_and_marker_are_no_links_outside(three_people, tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    rec.check_destination(open_training_images(three_people), tmp_path / "out")
+    (tmp_path / "out" / name).unlink(missing_ok=True)
+    (tmp_path / "out" / name).symlink_to(tmp_path / "elsewhere" / ("" if name == "imgs" else "rec.json"))
+    with pytest.raises(DataError, match=f"^{name}: .*is a link out of that folder"):
+        rec.main([str(three_people), "--out", str(tmp_path / "out"), "--processes", "0"])
+    assert not list((tmp_path / "elsewhere").iterdir())

@@ -75,7 +75,7 @@ def align_all(
         if not left:
             break
         settings = AlignSettings(select=select, thresholds=thresholds, format="png")
-        align_tree(source, root / folder, settings, processes=processes, files=left, force=force)
+        align_tree(source, path_inside(root, folder), settings, processes=processes, files=left, force=force)
         rows = {row.path: row for row in read_manifest(root / folder)}
         unreadable = [name for name in left if rows[name].status not in (ALIGNED, NO_FACE)]
         if unreadable:
@@ -94,10 +94,10 @@ def align_all(
             f"from the list, or add --whole_image to use the full photographs, resized."
         )
     for name in left:
-        path = path_inside(root / FALLBACK_FOLDER, f"{name}.png", list_file=source)
+        aligned.files[name] = os.path.join(FALLBACK_FOLDER, f"{name}.png")
+        path = path_inside(path_inside(root, FALLBACK_FOLDER), f"{name}.png", list_file=source)
         if force or not path.exists():
             write_image(path, fallback_crop(read_photo(source / name)))
-        aligned.files[name] = os.path.join(FALLBACK_FOLDER, f"{name}.png")
         aligned.cut.append(name)
     return aligned
 

@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     if not isinstance(images, RecordImages):
         raise DataError(f"{flags.file}: already a folder of images. Name a .rec file.")
     check_destination(images, flags.out)
-    folder = flags.out / "imgs"
+    folder = path_inside(flags.out, "imgs")
     unpack(images, folder, num_cpus() if flags.processes is None else flags.processes)
     print(f"{folder}: {len(images)} images of {len(images.classes)} people, all that {images.root} has")
     print(f"use it: python train.py --train_data {flags.out}")
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
 def check_destination(images: "RecordImages", out: Path) -> None:
     """Write the marker of the record file into `out`. Raise UsageError if `out` has images of another file."""
     require_writable_dir("--out", out)
-    marker = out / MARKER
+    marker = path_inside(out, MARKER)
     if not marker.exists() and (out / "imgs").exists():
         raise UsageError(f"--out {out}: already has a folder imgs, which is not changed. Name another folder.")
     made_from = {"index": sha256(images.root.with_suffix(".idx")), "size": images.root.stat().st_size}

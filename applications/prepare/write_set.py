@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from applications.prepare.align_pairs import AlignedFaces
 from util.errors import DataError, UsageError
-from util.files import Provenance, atomic_write, require_writable_dir
+from util.files import Provenance, atomic_write, path_inside, require_writable_dir
 from util.pairs import PairSet, PairSubset, interleaved_order, iter_images, load_pairs
 from util.pairs.bcolz import write_carray
 from util.verification import FOLDS
@@ -31,8 +31,11 @@ def is_made(out: Path, made_from: dict[str, Any], force: bool) -> bool:
 
     Raises:
         UsageError: `out` is another set and `force` is not given, or `out` cannot be written.
+        DataError: `out` or a file next to it is a link out of its folder.
     """
     require_writable_dir("--out", out.parent)
+    for path in (out, out.with_name(f"{out.name}_list.npy"), list_file(out), _note(out)):
+        path_inside(out.parent, path.name)
     if force or not out.exists():
         return False
     if Provenance(_note(out), {"made from": made_from}).matches():
