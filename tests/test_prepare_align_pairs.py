@@ -332,8 +332,8 @@ def test_cfp_damaged_source_is_an_error_before_detection(small_cfp, tmp_path, de
 
 def test_cfp_published_protocol_has_7000_pairs(shared):
     protocol = shared / "cfp_protocol"
-    for name, (split, first, second) in cfp.SETS.items():
-        listed = cfp.read_protocol(protocol, split, first, second)
+    for name in cfp.SETS:
+        listed = cfp.read_protocol(protocol, name)
         assert len(listed) == 7000
         assert [same for *_, same in listed] == ([True] * 350 + [False] * 350) * 10
         for one, other, same in listed:

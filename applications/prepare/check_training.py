@@ -3,14 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from applications.prepare import channel_order
-from applications.prepare.channel_order import SWAPPED, UNDECIDED, describe_channel_order
+from applications.prepare.channel_order import SWAPPED, UNDECIDED
 from applications.prepare.report import KEPT, SHOWN, Findings
-from util.data.loader import TrainingImages
+from util.data.loader import TrainingImages, open_training_images
 from util.errors import DataError
 from util.parallel import parallel_map, working_on
 
@@ -33,33 +34,45 @@ class ImageStats:
         return ImageStats(np.zeros(count, np.uint64), np.zeros(count, np.uint16), colors)
 
 
-def check_training(images: TrainingImages, processes: int) -> Findings:
+def check_training(path: Path, processes: int) -> Findings:
     """Return findings about a training set. Every image is decoded as in training."""
-    findings = Findings("training images", str(images.root))
+    findings = Findings("training images", str(path))
+    try:
+        images = open_training_images(path)
+    except DataError as error:
+        findings.errors.append(str(error))
+        return findings
+    findings.path = str(images.root)
     counts = np.bincount(images.labels, minlength=len(images.classes))
     findings.facts.append(
         f"{len(images)} images of {len(images.classes)} people; {counts.min()} to {counts.max()} images a person "
         f"(median {np.median(counts):g}), {(counts == 1).sum()} people with a single one"
     )
-    stats = read_images(images, processes)
-    describe_sizes(findings, stats.sizes)
+    stats = _read_images(images, processes)
+    # The number of images of each size, the most frequent size first.
+    sizes, counts = np.unique(stats.sizes[stats.sizes > 0], return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    texts = [f"{sizes[i]}x{sizes[i]} ({counts[i]})" for i in order[:SHOWN]]
+    more = f" and {len(sizes) - SHOWN} other sizes" if len(sizes) > SHOWN else ""
+    findings.facts.append(f"sizes: {', '.join(texts) or 'none'}{more}")
+    findings.details["sizes"] = {int(sizes[i]): int(counts[i]) for i in order}
     if stats.broken:
         count = int((stats.sizes == 0).sum())
         findings.details["unreadable count"] = count
         names = findings.list_names("unreadable", [message for _, message in stats.broken])
         findings.errors.append(f"{count} images cannot be used:{names}")
-    describe_duplicates(findings, images, stats)
-    describe_colors(findings, images, stats)
+    _describe_duplicates(findings, images, stats)
+    swapped = np.flatnonzero(stats.colors == SWAPPED)[:KEPT].tolist()
+    findings.describe_colors(stats.colors[stats.sizes > 0], [images.where(index) for index in swapped])
     return findings
 
 
-def read_images(images: TrainingImages, processes: int) -> ImageStats:
-    """Return the properties of all images."""
+def _read_images(images: TrainingImages, processes: int) -> ImageStats:
     stats = ImageStats.empty(len(images))
     chunks = [range(start, min(start + _CHUNK, len(images))) for start in range(0, len(images), _CHUNK)]
     with (
         tqdm(total=len(images), desc=f"reading {images.root.name}", unit="image", unit_scale=True) as bar,
-        parallel_map(read_chunk, images, chunks, processes) as results,
+        parallel_map(_read_chunk, images, chunks, processes) as results,
     ):
         for chunk, found in zip(chunks, results, strict=True):
             rows = slice(chunk.start, chunk.stop)
@@ -71,7 +84,7 @@ def read_images(images: TrainingImages, processes: int) -> ImageStats:
     return stats
 
 
-def read_chunk(images: TrainingImages, chunk: range) -> ImageStats:
+def _read_chunk(images: TrainingImages, chunk: range) -> ImageStats:
     """Return the properties of the images with these indices."""
     stats = ImageStats.empty(len(chunk))
     for row, index in enumerate(chunk):
@@ -88,17 +101,7 @@ def read_chunk(images: TrainingImages, chunk: range) -> ImageStats:
     return stats
 
 
-def describe_sizes(findings: Findings, sizes: np.ndarray) -> None:
-    """Add the number of images of each size, the most frequent size first."""
-    values, counts = np.unique(sizes[sizes > 0], return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    texts = [f"{values[i]}x{values[i]} ({counts[i]})" for i in order[:SHOWN]]
-    more = f" and {len(values) - SHOWN} other sizes" if len(values) > SHOWN else ""
-    findings.facts.append(f"sizes: {', '.join(texts) or 'none'}{more}")
-    findings.details["sizes"] = {int(values[i]): int(counts[i]) for i in order}
-
-
-def describe_duplicates(findings: Findings, images: TrainingImages, stats: ImageStats) -> None:
+def _describe_duplicates(findings: Findings, images: TrainingImages, stats: ImageStats) -> None:
     """Warn of files with the same bytes. Within a person they have a higher weight; across people a label is wrong."""
     within: list[str] = []
     across: list[str] = []
@@ -131,12 +134,3 @@ def groups_of_equals(hashes: np.ndarray, usable: np.ndarray) -> Iterator[np.ndar
     sizes = np.diff(np.r_[starts, len(order)])
     for start, size in zip(starts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
         yield order[start : start + size]
-
-
-def describe_colors(findings: Findings, images: TrainingImages, stats: ImageStats) -> None:
-    fact, warning = describe_channel_order(stats.colors[stats.sizes > 0])
-    findings.facts.append(fact)
-    swapped = np.flatnonzero(stats.colors == SWAPPED)[:KEPT].tolist()
-    names = findings.list_names("red and blue swapped", [images.where(index) for index in swapped])
-    if warning:
-        findings.warnings.append(warning + ":" + names)

@@ -4,6 +4,7 @@ A set is the carray OUT with OUT_list.npy. OUT_pairs.txt lists the pairs in the 
 names, and OUT.json records what the set was made from.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from util.errors import DataError, UsageError
 from util.files import Provenance, atomic_write, path_inside, require_writable_dir
 from util.pairs import PairSet, PairSubset, interleaved_order, iter_images, load_pairs
 from util.pairs.bcolz import write_carray
+from util.pairs.text_list import find_images, read_pair_list
 from util.verification import FOLDS
 
 ListedPair = tuple[str, str, bool]  # two images, and whether they are of one person
@@ -44,7 +46,14 @@ def is_made(out: Path, made_from: dict[str, Any], force: bool) -> bool:
     raise UsageError(f"{out}: exists, and was made from something else. Name another place, or add --force.")
 
 
-def new_order(source: Path, issame: np.ndarray, balanced: bool = False) -> np.ndarray:
+def read_rows(listed: Path, images: Path) -> list[ListedPair]:
+    """Read a list of pairs, with its images relative to the folder `images`. Raise DataError if one is missing."""
+    pairs = read_pair_list(listed)
+    names = [os.path.relpath(file, images) for file in find_images(listed, images, pairs)]
+    return [(first, second, pair.same) for first, second, pair in zip(names[::2], names[1::2], pairs, strict=True)]
+
+
+def new_order(source: Path, pairs: Sequence[ListedPair] | np.ndarray, balanced: bool = False) -> np.ndarray:
     """Return (P,) the order in which the pairs of a list become a set.
 
     The order of the list is kept if each of the ten folds has both kinds of pairs. Otherwise same and different pairs
@@ -52,12 +61,13 @@ def new_order(source: Path, issame: np.ndarray, balanced: bool = False) -> np.nd
 
     Args:
         source: the list, for the message.
-        issame: (P,) bool.
+        pairs: (P) pairs, or (P,) bool whether they are of one person.
         balanced: keep the order only if the folds have equal numbers of same pairs, to within one.
 
     Raises:
         DataError: there are fewer than ten pairs of a kind.
     """
+    issame = pairs if isinstance(pairs, np.ndarray) else np.array([same for *_, same in pairs])
     same_counts = [int(fold.sum()) for fold in np.array_split(issame, FOLDS)]
     try:
         if balanced and max(same_counts) - min(same_counts) > 1:
@@ -72,7 +82,7 @@ def new_order(source: Path, issame: np.ndarray, balanced: bool = False) -> np.nd
 def write_aligned(
     out: Path, aligned: AlignedFaces, pairs: Sequence[ListedPair], order: np.ndarray, made_from: dict[str, Any]
 ) -> None:
-    """Write pairs of photographs with their aligned faces as a set, and the list of its pairs.
+    """Write pairs of photographs with their aligned faces as a set, list its pairs, and print what was done.
 
     Args:
         out: the carray to write.
@@ -90,6 +100,11 @@ def write_aligned(
         listed.write_text("".join(lines))
         pair_set = load_pairs(listed, aligned.root)
         write_set(out, pair_set, np.arange(len(lines)), made_from=made_from, notes=notes)
+    print(f"{out}: {len(lines)} pairs of images in {aligned.source}, listed in {list_file(out)}")
+    for line in aligned.lines():
+        print(line)
+    if is_reordered(order):
+        print("same and different pairs are interleaved, because the ten folds of the list would be unequal")
 
 
 def write_set(out: Path, pairs: PairSet, order: np.ndarray, made_from: dict[str, Any], notes: dict[str, Any]) -> None:
