@@ -58,10 +58,10 @@ class AlignSettings:
 
 @dataclass(frozen=True)
 class AlignSummary:
-    """Results of a run. `counts`: files of this and earlier runs by status; `new`: number of files of this run."""
+    """Results of a run."""
 
-    counts: Counter[str]
-    new: int
+    counts: Counter[str]  # files of this and earlier runs, by status
+    new: int  # files of this run
     seconds: float
 
 
@@ -153,9 +153,7 @@ def align_tree(
 
 def _default_processes(devices: Sequence[torch.device]) -> int:
     """Return one process for each core, and at most 8 for each GPU: they decode while another one uses the GPU."""
-    if devices[0].type == "cpu":
-        return num_cpus()
-    return min(num_cpus(), 8 * len(devices))
+    return num_cpus() if devices[0].type == "cpu" else min(num_cpus(), 8 * len(devices))
 
 
 def _group_by_folder(files: Iterable[str]) -> list[tuple[str, list[str]]]:
@@ -174,63 +172,56 @@ def _jobs(folders: Iterable[tuple[str, list[str]]]) -> Iterator[_Job]:
             yield _Job(path, stem)
 
 
-class _Aligner:
-    """Read photographs, find their faces and write the aligned faces: from a chunk of jobs to rows of the manifest."""
+def _align_chunk(plan: _Plan, jobs: Sequence[_Job]) -> list[Row]:
+    """Read photographs, find their faces, write the aligned faces, and return the rows of the manifest."""
+    rows: list[Row] = []
+    held: list[tuple[_Job, np.ndarray]] = []
+    for job in jobs:
+        working_on(plan.source / job.path)
+        try:
+            held.append((job, read_photo(plan.source / job.path)))
+        except NotAnImage:
+            rows.append(Row(job.path, NOT_AN_IMAGE))
+        except UnreadableImage as error:
+            rows.append(Row(job.path, UNREADABLE, reason=str(error)))
+        is_last = job is jobs[-1]
+        if is_last or sum(image.size for _, image in held) > 3 * _PIXELS_AT_ONCE:  # size counts three channels
+            faces_of_images = _process_detector(plan)([image for _, image in held])
+            for (found_in, image), faces in zip(held, faces_of_images, strict=True):
+                rows += _write_faces(plan, found_in, image, faces)
+            held = []
+    return sorted(rows, key=lambda row: row.path)
 
-    def __init__(self, source: Path, dest: Path, settings: AlignSettings, device: torch.device):
-        self._source = source
-        self._dest = dest
-        self._settings = settings
-        self._detector = Detector(device, settings.min_face, settings.thresholds)
 
-    def __call__(self, jobs: Sequence[_Job]) -> list[Row]:
-        rows: list[Row] = []
-        held: list[tuple[_Job, np.ndarray]] = []
-        for job in jobs:
-            working_on(self._source / job.path)
-            try:
-                held.append((job, read_photo(self._source / job.path)))
-            except NotAnImage:
-                rows.append(Row(job.path, NOT_AN_IMAGE))
-            except UnreadableImage as error:
-                rows.append(Row(job.path, UNREADABLE, reason=str(error)))
-            if sum(image.size for _, image in held) > 3 * _PIXELS_AT_ONCE:  # size counts three channels
-                rows += self._align(held)
-                held = []
-        rows += self._align(held)
-        return sorted(rows, key=lambda row: row.path)
+@lru_cache(maxsize=1)
+def _process_detector(plan: _Plan) -> Detector:
+    """Return the detector of this process. Processes divide the cores and use the devices in turn."""
+    if plan.processes >= 2:
+        torch.set_num_threads(max(1, num_cpus() // plan.processes))
+    device = plan.devices[worker_number() % len(plan.devices)]
+    return Detector(device, plan.settings.min_face, plan.settings.thresholds)
 
-    def _align(self, held: list[tuple[_Job, np.ndarray]]) -> list[Row]:
-        rows: list[Row] = []
-        faces_of_images = self._detector([image for _, image in held])
-        for (job, image), faces in zip(held, faces_of_images, strict=True):
-            rows += self._write(job, image, faces)
-        return rows
 
-    def _write(self, job: _Job, image: np.ndarray, faces: list[Face]) -> list[Row]:
-        if not faces:
-            reason = "no face found; a lower --min_face or lower --thresholds find more"
-            return [Row(job.path, NO_FACE, reason=reason)]
-        selected = [select_face(faces, image, self._settings.select)]
-        if self._settings.keep_all:
-            selected += [face for face in faces if face is not selected[0]]
-        rows = []
-        for number, face in enumerate(selected, start=1):
-            suffix = f".face{number}" if number > 1 else ""
-            output = f"{job.output}{suffix}.{self._settings.format}"
-            path = path_inside(self._dest, output, list_file=self._source / job.path)
-            write_image(path, align(image, face.landmarks, self._settings.crop_size))
-            rows.append(Row(job.path, ALIGNED, output, faces=len(faces), face=face))
-        return rows
+def _write_faces(plan: _Plan, job: _Job, image: np.ndarray, faces: list[Face]) -> list[Row]:
+    if not faces:
+        return [Row(job.path, NO_FACE, reason="no face found; a lower --min_face or lower --thresholds find more")]
+    selected = [select_face(faces, image, plan.settings.select)]
+    if plan.settings.keep_all:
+        selected += [face for face in faces if face is not selected[0]]
+    rows = []
+    for number, face in enumerate(selected, start=1):
+        suffix = f".face{number}" if number > 1 else ""
+        output = f"{job.output}{suffix}.{plan.settings.format}"
+        path = path_inside(plan.dest, output, list_file=plan.source / job.path)
+        write_image(path, align(image, face.landmarks, plan.settings.crop_size))
+        rows.append(Row(job.path, ALIGNED, output, faces=len(faces), face=face))
+    return rows
 
 
 def select_face(faces: list[Face], image: np.ndarray, select: str) -> Face:
-    """Return the "largest" or most "central" face, or the face with the "best" score.
+    """Return the "largest" or most "central" face of an image (H, W, 3), or the face with the "best" score.
 
-    Args:
-        faces: at least one, the most probable first; of equal faces the first is returned.
-        image: (H, W, 3), the photograph of the faces.
-        select: one of SELECT.
+    Of equal faces the first is returned.
     """
     boxes = np.stack([face.box for face in faces])
     height, width = image.shape[:2]
@@ -241,18 +232,6 @@ def select_face(faces: list[Face], image: np.ndarray, select: str) -> Face:
     else:
         values = np.array([face.score for face in faces])
     return faces[int(np.argmax(values))]
-
-
-def _align_chunk(plan: _Plan, jobs: list[_Job]) -> list[Row]:
-    return _process_aligner(plan)(jobs)
-
-
-@lru_cache(maxsize=1)
-def _process_aligner(plan: _Plan) -> _Aligner:
-    """Return the aligner of this process. Processes divide the cores and use the devices in turn."""
-    if plan.processes >= 2:
-        torch.set_num_threads(max(1, num_cpus() // plan.processes))
-    return _Aligner(plan.source, plan.dest, plan.settings, plan.devices[worker_number() % len(plan.devices)])
 
 
 @contextmanager

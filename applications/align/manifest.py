@@ -108,12 +108,7 @@ class Manifest(AbstractContextManager):
     """The manifest of a run. `done` holds the paths that are finished, `counts` the number of files of each status."""
 
     def __init__(self, dest: Path, settings: dict[str, Any], force: bool = False):
-        """Open or create DEST/manifest.csv.
-
-        Args:
-            dest: created if missing.
-            settings: written to DEST/align.json; an earlier run must have had the same.
-            force: remove the aligned faces of an earlier run instead.
+        """Open or create DEST/manifest.csv and DEST/align.json. With `force`, remove the faces of an earlier run first.
 
         Raises:
             UsageError: an earlier run had other settings.

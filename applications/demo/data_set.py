@@ -127,15 +127,7 @@ def render(face: Face) -> np.ndarray:
 
 
 def make_faces(folder: Path, people: int, images: int, seed: int = 1337, processes: int = 1) -> None:
-    """Write the training images of a demo data set as folder/PERSON/PERSON_0001.jpg and so on, without other sets.
-
-    Args:
-        folder: the folder to write to.
-        people: number of people.
-        images: number of images of each person.
-        seed: another seed gives other people.
-        processes: number of processes; they change the time, not the images.
-    """
+    """Write the training images alone, `images` of each of the `people`, as folder/PERSON/PERSON_0001.jpg and so on."""
     faces = training_faces(Settings(seed, people, images, pairs=0))
     with parallel_map(_render_item, None, faces, processes, fork=False) as rendered:
         _write_people(folder, faces, rendered)

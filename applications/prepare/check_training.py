@@ -1,7 +1,6 @@
 """Read every image of a training set on all cores and report its errors."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 
@@ -18,20 +17,14 @@ from util.parallel import parallel_map, working_on
 _CHUNK = 256  # images that a process reads at a time
 
 
-@dataclass
-class ImageStats:
-    """Properties of n images, in 11 bytes each."""
-
-    # (n,) uint64: 64 bits of BLAKE2b of the file. Two of 40 million different images collide in one of 23,000 sets.
-    hashes: np.ndarray
-    sizes: np.ndarray  # (n,) uint16: pixels a side, 0 for an image that cannot be used
-    colors: np.ndarray  # (n,) uint8: the result of classify_channel_order
-    broken: list[tuple[int, str]] = field(default_factory=list)  # (index, message)
-
-    @staticmethod
-    def empty(count: int) -> "ImageStats":
-        colors = np.full(count, UNDECIDED, np.uint8)
-        return ImageStats(np.zeros(count, np.uint64), np.zeros(count, np.uint16), colors)
+# Properties of an image. Two of 40 million different images have equal hashes in one of 23,000 sets.
+_STATS = np.dtype(
+    [
+        ("hash", np.uint64),  # 64 bits of BLAKE2b of the file
+        ("size", np.uint16),  # pixels a side, 0 for an image that cannot be used
+        ("color", np.uint8),  # the result of classify_channel_order
+    ]
+)
 
 
 def check_training(path: Path, processes: int) -> Findings:
@@ -48,65 +41,65 @@ def check_training(path: Path, processes: int) -> Findings:
         f"{len(images)} images of {len(images.classes)} people; {counts.min()} to {counts.max()} images a person "
         f"(median {np.median(counts):g}), {(counts == 1).sum()} people with a single one"
     )
-    stats = _read_images(images, processes)
+    stats, broken = _read_images(images, processes)
+    usable = stats["size"] > 0
     # The number of images of each size, the most frequent size first.
-    sizes, counts = np.unique(stats.sizes[stats.sizes > 0], return_counts=True)
+    sizes, counts = np.unique(stats["size"][usable], return_counts=True)
     order = np.argsort(-counts, kind="stable")
     texts = [f"{sizes[i]}x{sizes[i]} ({counts[i]})" for i in order[:SHOWN]]
     more = f" and {len(sizes) - SHOWN} other sizes" if len(sizes) > SHOWN else ""
     findings.facts.append(f"sizes: {', '.join(texts) or 'none'}{more}")
     findings.details["sizes"] = {int(sizes[i]): int(counts[i]) for i in order}
-    if stats.broken:
-        count = int((stats.sizes == 0).sum())
+    if broken:
+        count = int((~usable).sum())
         findings.details["unreadable count"] = count
-        names = findings.list_names("unreadable", [message for _, message in stats.broken])
-        findings.errors.append(f"{count} images cannot be used:{names}")
-    _describe_duplicates(findings, images, stats)
-    swapped = np.flatnonzero(stats.colors == SWAPPED)[:KEPT].tolist()
-    findings.describe_colors(stats.colors[stats.sizes > 0], [images.where(index) for index in swapped])
+        findings.errors.append(f"{count} images cannot be used:{findings.list_names('unreadable', broken)}")
+    _describe_duplicates(findings, images, groups_of_equals(stats["hash"], usable))
+    swapped = np.flatnonzero(stats["color"] == SWAPPED)[:KEPT].tolist()
+    findings.describe_colors(stats["color"][usable], [images.where(index) for index in swapped])
     return findings
 
 
-def _read_images(images: TrainingImages, processes: int) -> ImageStats:
-    stats = ImageStats.empty(len(images))
+def _read_images(images: TrainingImages, processes: int) -> tuple[np.ndarray, list[str]]:
+    """Return the properties of all images, (n,) _STATS, and what is wrong with the first KEPT broken ones."""
+    stats = np.zeros(len(images), _STATS)
+    broken: list[str] = []
     chunks = [range(start, min(start + _CHUNK, len(images))) for start in range(0, len(images), _CHUNK)]
     with (
         tqdm(total=len(images), desc=f"reading {images.root.name}", unit="image", unit_scale=True) as bar,
         parallel_map(_read_chunk, images, chunks, processes) as results,
     ):
-        for chunk, found in zip(chunks, results, strict=True):
-            rows = slice(chunk.start, chunk.stop)
-            stats.hashes[rows] = found.hashes
-            stats.sizes[rows] = found.sizes
-            stats.colors[rows] = found.colors
-            stats.broken += found.broken[: KEPT - len(stats.broken)]
+        for chunk, (found, errors) in zip(chunks, results, strict=True):
+            stats[chunk.start : chunk.stop] = found
+            broken += errors[: KEPT - len(broken)]
             bar.update(len(chunk))
-    return stats
+    return stats, broken
 
 
-def _read_chunk(images: TrainingImages, chunk: range) -> ImageStats:
-    """Return the properties of the images with these indices."""
-    stats = ImageStats.empty(len(chunk))
+def _read_chunk(images: TrainingImages, chunk: range) -> tuple[np.ndarray, list[str]]:
+    stats = np.zeros(len(chunk), _STATS)
+    stats["color"] = UNDECIDED
+    errors = []
     for row, index in enumerate(chunk):
         working_on(images.where(index))
         try:
             encoded = images.encoded(index)
-            stats.hashes[row] = int.from_bytes(blake2b(encoded, digest_size=8).digest())
             image = images.image(index)
         except DataError as error:
-            stats.broken.append((index, str(error)))
+            errors.append(str(error))
             continue
-        stats.sizes[row] = min(image.shape[0], np.iinfo(np.uint16).max)
-        stats.colors[row] = channel_order.classify_channel_order(image)
-    return stats
+        digest = int.from_bytes(blake2b(encoded, digest_size=8).digest())
+        size = min(image.shape[0], np.iinfo(np.uint16).max)
+        stats[row] = (digest, size, channel_order.classify_channel_order(image))
+    return stats, errors
 
 
-def _describe_duplicates(findings: Findings, images: TrainingImages, stats: ImageStats) -> None:
+def _describe_duplicates(findings: Findings, images: TrainingImages, groups: Iterable[np.ndarray]) -> None:
     """Warn of files with the same bytes. Within a person they have a higher weight; across people a label is wrong."""
     within: list[str] = []
     across: list[str] = []
     count_within = count_across = 0
-    for group in groups_of_equals(stats.hashes, stats.sizes > 0):
+    for group in groups:
         people = np.unique(images.labels[group])
         kept = across if len(people) > 1 else within
         if len(people) > 1:

@@ -1,12 +1,10 @@
 """Download published files with their checksums, and unpack archives safely."""
 
-import contextlib
 import shutil
 import socket
 import tarfile
 import time
 import urllib.error
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,11 +41,12 @@ def fetch(remote: Remote, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(f"{remote.name}.*.partial"):  # of a run that was killed
         leftover.unlink()
+    timeout = socket.getdefaulttimeout()
     for attempt in range(TRIES):
         try:
             print(f"downloading {remote.url} to {path}", flush=True)
-            with _socket_timeout():
-                download_url_to_file(remote.url, str(path), remote.sha256)
+            socket.setdefaulttimeout(_TIMEOUT)  # urllib has none
+            download_url_to_file(remote.url, str(path), remote.sha256)
             return path
         except (OSError, RuntimeError) as error:  # RuntimeError: the checksum
             reason = " ".join(str(error).split())
@@ -55,21 +54,12 @@ def fetch(remote: Remote, folder: Path) -> Path:
                 break
             print(f"{remote.name}: {reason}; trying again", flush=True)
             time.sleep(PAUSE * 2**attempt)
+        finally:
+            socket.setdefaulttimeout(timeout)
     raise RunError(
         f"{remote.url}: cannot be downloaded ({reason}). Try later, or put {remote.name} (SHA-256 {remote.sha256}) "
         f"into {folder} by hand, or name an existing copy with --source."
     )
-
-
-@contextlib.contextmanager
-def _socket_timeout() -> Iterator[None]:
-    """Set a timeout for urllib, which has none by default."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def unpack(archive: Path, top: str, folder: Path) -> Path:

@@ -84,14 +84,7 @@ class Work(NamedTuple):
 def unpack(images: "RecordImages", folder: Path, processes: int) -> None:
     """Write the folder of each class that is missing or incomplete.
 
-    Args:
-        images: the records.
-        folder: destination of the folders.
-        processes: number of processes; 0 works in this one.
-
-    Raises:
-        DataError: some records cannot be read. All others are written first.
-        RunError: files disappeared in the meantime.
+    Raises DataError if records cannot be read, after all others are written, and RunError if files have disappeared.
     """
     # Sort the images by class. The images of a class then are one slice of `order`.
     order = images.labels.argsort(kind="stable")

@@ -24,12 +24,7 @@ ListedPair = tuple[str, str, bool]  # two images, and whether they are of one pe
 
 
 def is_made(out: Path, made_from: dict[str, Any], force: bool) -> bool:
-    """Return whether `out` is a set made from exactly `made_from`, and print it.
-
-    Args:
-        out: the carray of the set.
-        made_from: what OUT.json records: the program, its images and checksums of its lists.
-        force: make the set again in any case.
+    """Return whether `out` is a set made from exactly `made_from`, which OUT.json records, and print it.
 
     Raises:
         UsageError: `out` is another set and `force` is not given, or `out` cannot be written.
@@ -82,14 +77,9 @@ def new_order(source: Path, pairs: Sequence[ListedPair] | np.ndarray, balanced: 
 def write_aligned(
     out: Path, aligned: AlignedFaces, pairs: Sequence[ListedPair], order: np.ndarray, made_from: dict[str, Any]
 ) -> None:
-    """Write pairs of photographs with their aligned faces as a set, list its pairs, and print what was done.
+    """Write the aligned faces of P pairs of photographs as a set, list its pairs, and print what was done.
 
-    Args:
-        out: the carray to write.
-        aligned: the faces of all photographs of the pairs.
-        pairs: (P) pairs of photographs.
-        order: (P,) indices into `pairs`.
-        made_from: recorded in OUT.json.
+    `order` has (P,) indices into `pairs`, and `made_from` is recorded in OUT.json.
     """
     lines = []
     for index in order.tolist():
@@ -108,15 +98,7 @@ def write_aligned(
 
 
 def write_set(out: Path, pairs: PairSet, order: np.ndarray, made_from: dict[str, Any], notes: dict[str, Any]) -> None:
-    """Write pairs as the carray `out`, and then OUT.json.
-
-    Args:
-        out: the carray to write.
-        pairs: the P pairs.
-        order: (P,) indices into `pairs`.
-        made_from: recorded in OUT.json, and compared by is_made().
-        notes: further entries of OUT.json.
-    """
+    """Write P pairs, in `order` (P,), as the carray `out`, and then OUT.json with `made_from` and `notes`."""
     if is_reordered(order):
         pairs = PairSubset(pairs, order)
     _note(out).unlink(missing_ok=True)  # a set with a note is complete, also after a kill

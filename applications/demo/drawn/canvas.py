@@ -14,6 +14,7 @@ _NOISE_SIZE = (ROWS * DOWN, 480)
 _SHIFT = 4  # bits of sub-pixel precision in OpenCV's polygons
 
 Shapes = np.ndarray | list[np.ndarray]
+Color = np.ndarray | tuple[int, int, int]
 
 
 class Canvas:
@@ -25,23 +26,9 @@ class Canvas:
         self._rows = image.reshape(len(image), -1)
         self.skin = palette(SKIN_TONES, head.person.skin)
 
-    def area(
-        self, shapes: Shapes, color: np.ndarray, alpha: float = 1, blur: float = 0, clip: Shapes | None = None
-    ) -> None:
-        """Fill polygons.
-
-        Args:
-            shapes: one or more polygons.
-            color: (3,) RGB.
-            alpha: opacity from 0 to 1.
-            blur: standard deviation in pixels of the face.
-            clip: polygons outside which nothing is painted.
-        """
-        self._brush(shapes, width=None, color=color, alpha=alpha, blur=blur, clip=clip)
-
-    def line(self, shapes: Shapes, width: float, color: np.ndarray, alpha: float = 1, blur: float = 0) -> None:
+    def line(self, shapes: Shapes, width: float, color: Color, alpha: float = 1, blur: float = 0) -> None:
         """Draw open lines; `width` and `blur` are in pixels of the face."""
-        self._brush(shapes, width=width, color=color, alpha=alpha, blur=blur, clip=None)
+        self.area(shapes, color, alpha, blur=blur, width=width)
 
     def _place(self, shapes: Shapes) -> tuple[np.ndarray, list[int]]:
         """Return the texture pixels (n, 2) of the points of all shapes, and the index at which each shape ends."""
@@ -53,9 +40,16 @@ class Canvas:
         placed[:, 1] = (points[:, 1] - TOP) * DOWN + (DOWN - 1) / 2
         return placed, list(itertools.accumulate(len(shape) for shape in shapes))
 
-    def _brush(
-        self, shapes: Shapes, width: float | None, color: np.ndarray, alpha: float, blur: float, clip: Shapes | None
+    def area(
+        self,
+        shapes: Shapes,
+        color: Color,
+        alpha: float = 1,
+        blur: float = 0,
+        clip: Shapes | None = None,
+        width: float | None = None,
     ) -> None:
+        """Fill polygons inside the polygons `clip`, or draw open lines. `alpha` is the opacity from 0 to 1."""
         if alpha < 0.02:
             return
         placed, ends = self._place(shapes)

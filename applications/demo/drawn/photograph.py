@@ -31,7 +31,9 @@ def _table(rng: np.random.Generator) -> np.ndarray:
 def _add_print(picture: np.ndarray, face: np.ndarray, scale: float, angle: float, center: np.ndarray) -> None:
     """Add a print of a face at `center` (x, y), turned by `angle` in radians, with its shadow."""
     inner = face[_CUT:-_CUT, _CUT:-_CUT].astype(np.float32)
-    sheet = cv2.copyMakeBorder(inner, *([_FRAME] * 4), cv2.BORDER_CONSTANT, value=(245, 245, 240))
+    sheet = cv2.copyMakeBorder(
+        inner, _FRAME, _FRAME, left=_FRAME, right=_FRAME, borderType=cv2.BORDER_CONSTANT, value=(245, 245, 240)
+    )
     # Scale and turn about the middle of the sheet, and move its middle to `center`.
     turn = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     middle = np.array([sheet.shape[1] - 1, sheet.shape[0] - 1]) / 2
