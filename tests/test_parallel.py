@@ -180,6 +180,7 @@ def test_slow_worker_that_reports_is_not_hung(monkeypatch):
         ("spawn", "start", [signal.SIGTERM]),
         ("spawn", "work", [signal.SIGINT] * 2),
         ("fork", "start", [signal.SIGTERM] * 2),
+        ("fork", "work", [signal.SIGUSR1]),
         ("fork", "work", [signal.SIGINT] * 3),
         ("fork", "work", [signal.SIGTERM]),
     ],
@@ -194,8 +195,10 @@ def test_signal_ends_all_and_the_same_command_goes_on(start, tmp_path, method, m
         os.killpg(process.pid, number)  # as a terminal and a cluster do
         time.sleep(0.05)
     _, errors = process.communicate(timeout=20)
-    assert process.returncode == 128 + signals[0]
-    assert errors.split("\n") == ["", "Interrupted. The same command goes on from here.", ""]
+    # A shell shows both as 128 + the signal; the second one is a signal that comes while Python itself ends.
+    assert process.returncode == 128 + signals[0] or (len(signals) > 1 and process.returncode == -signals[0])
+    blank = "\n" if signals[0] == signal.SIGINT else ""  # after the ^C of a terminal
+    assert errors == f"{blank}Interrupted. The same command goes on from here.\n"
     wait_for_empty_session(process.pid)
     out = tmp_path / "out"
     done = {path.name for path in out.iterdir()}

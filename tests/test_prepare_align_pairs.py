@@ -16,7 +16,7 @@ import pytest
 from applications.align import Face, batch
 from applications.prepare import cfp, lfw, pairs
 from applications.prepare.align_pairs import align_all
-from util.errors import DataError, UsageError
+from util.errors import DataError, Interrupted, UsageError
 from util.face import ARCFACE_TEMPLATE
 from util.pairs import load_pairs
 
@@ -185,7 +185,7 @@ def test_lfw_lists_broken_photographs_and_leaves_no_set(write_lfw, tmp_path):
     assert len(load_pairs(run_lfw(source, tmp_path / "data"))) == 24
 
 
-def test_lfw_continues_a_stopped_run(write_lfw, tmp_path, detector, monkeypatch, capsys):
+def test_lfw_continues_a_stopped_run(write_lfw, tmp_path, detector, monkeypatch):
     source, write = write_lfw({("p04", 2): BLUE}), batch.write_image
 
     def interrupted(path: Path, image: np.ndarray) -> None:
@@ -195,9 +195,9 @@ def test_lfw_continues_a_stopped_run(write_lfw, tmp_path, detector, monkeypatch,
 
     monkeypatch.setattr(batch, "write_image", interrupted)
     monkeypatch.setattr(batch, "_FILES_AT_ONCE", 4)
-    with pytest.raises(SystemExit, match="130"):
+    with pytest.raises(Interrupted) as caught:
         run_lfw(source, tmp_path / "data")
-    assert capsys.readouterr().err.endswith("Interrupted. The same command goes on from here.\n")
+    assert caught.value.message == "Interrupted. The same command goes on from here."
     monkeypatch.setattr(batch, "write_image", write)
     detector.seen = 0
     out = run_lfw(source, tmp_path / "data")

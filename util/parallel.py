@@ -17,8 +17,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, TypeVar
 
-from util.console import logger
-from util.errors import RunError
+from util.errors import STOP_SIGNALS, Interrupted, RunError, ignore_stop_signals
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,7 +26,6 @@ SILENCE = 300.0  # seconds after which a process that neither answers nor calls 
 _GRACE = 5.0  # seconds to remove files that are written in part, before a process is killed
 _ITEMS_AHEAD = 4  # given to processes and not yet returned, for each process
 _NAME_BYTES = 1024
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 _number = 0  # of this worker process
 _name: Any = None  # in a worker process: shared bytes with the name of what it works on
@@ -64,6 +62,9 @@ def parallel_map(
             for number in range(processes):
                 workers.append(_Worker(context, number, function, shared))
         yield _results(workers, iter(items))
+    except KeyboardInterrupt:
+        ignore_stop_signals()  # the program ends now, and a further signal would only cut its last words
+        raise
     finally:
         with _signals_held():
             _end([worker.process for worker in workers])
@@ -87,15 +88,9 @@ def resumable(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     def run(arguments: list[str]) -> None:
         try:
             main(arguments)
-        except (KeyboardInterrupt, SystemExit) as stop:
-            code = 128 + signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.code
-            if code not in [128 + number for number in _SIGNALS]:
-                raise
-            for number in _SIGNALS:
-                signal.signal(number, signal.SIG_IGN)  # nothing is left to interrupt
-            print(file=sys.stderr)  # the terminal shows ^C, or a progress bar, on this line
-            logger.error("Interrupted. The same command goes on from here.")
-            sys.exit(code)
+        except KeyboardInterrupt as stop:
+            number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
+            raise Interrupted(number, "Interrupted. The same command goes on from here.") from None
 
     return run
 
@@ -193,7 +188,7 @@ def _end(processes: list[Any]) -> None:
     for process in processes:
         process.join(max(deadline - time.monotonic(), 0))
         process.kill()  # no effect on a process that has ended
-        process.join()
+        process.join(_GRACE)  # a disk that does not answer can outlast it
 
 
 @contextmanager
@@ -207,7 +202,7 @@ def _signals_held() -> Iterator[None]:
             sys.exit(1)  # a fork that is ended before it has begun
         came.append(number)
 
-    handlers = [(number, signal.signal(number, hold)) for number in _SIGNALS]
+    handlers = [(number, signal.signal(number, hold)) for number in STOP_SIGNALS]
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGUSR1))
     try:
         yield
@@ -222,16 +217,17 @@ def _signals_held() -> Iterator[None]:
 def _work(pipe: Connection, name: Any, number: int, function: Callable, shared: Any) -> None:
     """Call the function for each item that the main process sends, until that process is gone."""
     global _number, _name
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until nothing is imported any more
     import cv2  # slow, and needed only here
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and so remove a file that is written in part
+    cv2.setNumThreads(0)  # with 1, a fork would wait forever for threads that only its parent has
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.pid,), daemon=True).start()
-    cv2.setNumThreads(0)  # with 1, a fork would wait forever for threads that only its parent has
     _number = number
     _name = name
-    with suppress(EOFError, ConnectionError):  # the main process is gone
+    with suppress(SystemExit, EOFError, ConnectionError):  # of _exit, or the main process is gone
+        signal.signal(signal.SIGTERM, _exit)
         while True:
             item = pipe.recv()
             try:
@@ -240,6 +236,13 @@ def _work(pipe: Connection, name: Any, number: int, function: Callable, shared: 
                 error.add_note(traceback.format_exc())  # for --debug
                 answer = (False, error)
             pipe.send(answer)
+    os._exit(0)  # without the end of the interpreter, which a signal could interrupt
+
+
+def _exit(number: int, frame: object) -> None:
+    """End this process by an exception, which removes a file that is written in part. Ignore further signals."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(1)
 
 
 def _end_with(parent: int | None) -> None:
