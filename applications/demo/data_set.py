@@ -133,8 +133,18 @@ def make_faces(folder: Path, people: int, images: int, seed: int = 1337, process
         _write_people(folder, faces, rendered)
 
 
-def replace_set(out: Path, settings: Settings, processes: int) -> None:
-    """Make the set under a temporary name and rename it, so that `out` is never incomplete."""
+def replace_set(out: Path, settings: Settings, processes: int, force: bool) -> None:
+    """Make the set under a temporary name and rename it, so that `out` is never incomplete.
+
+    Raises UsageError unless `out` is missing, empty, or an earlier demo set that `force` may replace.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: is a file. Name a folder.")
+    if (out / MARKER).is_file():
+        if not force:
+            raise UsageError(f"--out {out}: has drawn faces of other settings. Add --force or name another folder.")
+    elif out.exists() and any(out.iterdir()):
+        raise UsageError(f"--out {out}: has other content, which is never overwritten. Name another folder.")
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -146,25 +156,18 @@ def replace_set(out: Path, settings: Settings, processes: int) -> None:
         raise
 
 
-def check_free(out: Path, force: bool) -> None:
-    """Raise UsageError unless `out` is missing, empty, or an earlier demo set that `force` may replace."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise UsageError(f"--out {out}: is a file. Name a folder.")
-    if (out / MARKER).is_file():
-        if not force:
-            raise UsageError(f"--out {out}: has drawn faces of other settings. Add --force or name another folder.")
-    elif any(out.iterdir()):
-        raise UsageError(f"--out {out}: has other content, which is never overwritten. Name another folder.")
-
-
 def make(folder: Path, settings: Settings, processes: int) -> None:
     """Write the complete data set into `folder`."""
     people = people_of(settings)
     training = training_faces(settings)
     sets = {name: validation_faces(settings, name) for name in VALIDATION_SETS}
-    photographs = raw_faces(settings)
+    # The faces on each photograph, beginning with the person it is named after; a second face shows the next person.
+    shown_people = people["imgs"][:RAW_PEOPLE]
+    photographs = []
+    for first, second in zip(shown_people, shown_people[1:] + shown_people[:1], strict=True):
+        for image, kinds in enumerate(RAW_KINDS):
+            pairs = zip((first, second), kinds, strict=False)
+            photographs.append([Face(settings.seed, person, RAW_NUMBER + image, kind) for person, kind in pairs])
     sheet = [
         Face(settings.seed, person, SHEET_NUMBER + column, kind)
         for person in people["imgs"][:8]
@@ -178,10 +181,10 @@ def make(folder: Path, settings: Settings, processes: int) -> None:
         for name, (pair_faces, issame) in sets.items():
             write_carray(folder / VALIDATION_SETS[name][0], islice(images, len(pair_faces)), issame)
         for shown in photographs:
-            first = shown[0]
-            rng = np.random.default_rng((first.seed, first.person, first.image))
+            face = shown[0]
+            rng = np.random.default_rng((face.seed, face.person, face.image))
             picture = photograph(list(islice(images, len(shown))), rng)
-            write_image(_image_file(folder / "raw", first.person, first.image - RAW_NUMBER), picture)
+            write_image(_image_file(folder / "raw", face.person, face.image - RAW_NUMBER), picture)
         # A row for each person, a column for each condition.
         across = len(SHEET_KINDS)
         rows = [np.hstack(list(islice(images, across))) for _ in range(0, len(sheet), across)]
@@ -204,17 +207,3 @@ def _write_people(folder: Path, faces: list[Face], images: Iterator[np.ndarray])
 def _image_file(folder: Path, person: int, image: int) -> Path:
     name = person_name(person)
     return folder / name / f"{name}_{image + 1:04d}.jpg"
-
-
-def raw_faces(settings: Settings) -> list[list[Face]]:
-    """Return the faces on each photograph before alignment, beginning with the person it is named after."""
-    people = people_of(settings)["imgs"][:RAW_PEOPLE]
-    photographs = []
-    for index in range(len(people)):
-        for image, kinds in enumerate(RAW_KINDS):
-            faces = []
-            for offset, kind in enumerate(kinds):  # the second face shows the next person
-                person = people[(index + offset) % len(people)]
-                faces.append(Face(settings.seed, person, RAW_NUMBER + image, kind))
-            photographs.append(faces)
-    return photographs

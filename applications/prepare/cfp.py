@@ -117,7 +117,7 @@ def _read_numbers(file: Path, first_max: int, second_max: int) -> list[tuple[int
         words = [word.strip() for word in text.split(",")]
         if words == [""]:
             continue
-        if len(words) != 2 or not all(word.isdecimal() for word in words):
+        if len(words) != 2 or not all(word.isdecimal() and len(word) < 10 for word in words):
             raise DataError(f"{file}, line {line}: must be two numbers such as `7,448`, but is {text[:50]!r}.")
         first, second = int(words[0]), int(words[1])
         if not (1 <= first <= first_max and 1 <= second <= second_max):

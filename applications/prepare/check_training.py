@@ -100,12 +100,10 @@ def _describe_duplicates(findings: Findings, images: TrainingImages, groups: Ite
     across: list[str] = []
     count_within = count_across = 0
     for group in groups:
-        people = np.unique(images.labels[group])
-        kept = across if len(people) > 1 else within
-        if len(people) > 1:
-            count_across += 1
-        else:
-            count_within += len(group) - 1
+        is_across = bool((images.labels[group] != images.labels[group[0]]).any())
+        count_across += is_across
+        count_within += 0 if is_across else len(group) - 1
+        kept = across if is_across else within
         if len(kept) < KEPT:
             kept.append(" = ".join(images.where(index) for index in group[:SHOWN].tolist()))
     if count_within:

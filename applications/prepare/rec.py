@@ -123,7 +123,9 @@ def write_class(work: Work, label: int) -> list[str]:
             working_on(work.images.where(index))
             try:
                 content = work.images.encoded(index)
-                suffix = image_suffix(content, work.images.where(index))
+                suffix = next((suffix for start, suffix in _SUFFIXES.items() if content.startswith(start)), None)
+                if suffix is None:
+                    raise DataError(f"{work.images.where(index)}: not a JPEG, PNG, BMP or WebP. Make the set again.")
                 (partial / f"{work.images.record(index):0{work.digits}d}{suffix}").write_bytes(content)
             except DataError as error:
                 broken.append(str(error))
@@ -134,14 +136,6 @@ def write_class(work: Work, label: int) -> list[str]:
             f"{folder}: cannot be written ({error.strerror}). Run the same command again to continue."
         ) from None
     return broken
-
-
-def image_suffix(content: bytes, source: str) -> str:
-    """Return the file name suffix for the bytes of an image. Raise DataError, naming `source`, for other bytes."""
-    for start, suffix in _SUFFIXES.items():
-        if content.startswith(start):
-            return suffix
-    raise DataError(f"{source}: not a JPEG, PNG, BMP or WebP. Make the set again.")
 
 
 def check_count(images: "RecordImages", folder: Path) -> None:

@@ -51,16 +51,9 @@ def read_rows(listed: Path, images: Path) -> list[ListedPair]:
 def new_order(source: Path, pairs: Sequence[ListedPair] | np.ndarray, balanced: bool = False) -> np.ndarray:
     """Return (P,) the order in which the pairs of a list become a set.
 
-    The order of the list is kept if each of the ten folds has both kinds of pairs. Otherwise same and different pairs
-    are interleaved, see util.pairs.interleaved_order().
-
-    Args:
-        source: the list, for the message.
-        pairs: (P) pairs, or (P,) bool whether they are of one person.
-        balanced: keep the order only if the folds have equal numbers of same pairs, to within one.
-
-    Raises:
-        DataError: there are fewer than ten pairs of a kind.
+    The order of the list is kept if each of the ten folds has both kinds of pairs; with `balanced`, only if the folds
+    have equal numbers of same pairs, to within one. Otherwise same and different pairs are interleaved, see
+    util.pairs.interleaved_order(). Raises DataError if there are fewer than ten pairs of a kind.
     """
     issame = pairs if isinstance(pairs, np.ndarray) else np.array([same for *_, same in pairs])
     same_counts = [int(fold.sum()) for fold in np.array_split(issame, FOLDS)]
