@@ -205,9 +205,7 @@ def detect(
     return _detector(torch.device(device), min_face, tuple(thresholds))(images)
 
 
-@cache
-def _detector(device: torch.device, min_face: float, thresholds: tuple[float, ...]) -> Detector:
-    return Detector(device, min_face, thresholds)
+_detector = cache(Detector)
 
 
 def _batches(images: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:

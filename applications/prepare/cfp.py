@@ -18,7 +18,7 @@ from pathlib import Path
 from util.cli.parser import Settings, flag, option, parse, processes
 from util.cli.types import to_file
 from util.errors import DataError, run_script
-from util.files import format_names, sha256
+from util.files import format_names, read_bytes, sha256
 from util.parallel import resumable
 
 OUT = "cfp_align_112"
@@ -158,10 +158,9 @@ def read_images(protocol: Path, kind: str) -> list[str]:
 def _read_text(file: Path) -> str:
     """Return the text of a file of the protocol. Raise DataError if it is missing or not ASCII."""
     try:
-        return file.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not the text of a protocol"
-        raise DataError(f"{file}: cannot be read ({reason}). Copy the protocol again.") from None
+        return read_bytes(file, "Copy the protocol again.").decode("ascii")
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: not the text of a protocol. Copy the protocol again.") from None
 
 
 if __name__ == "__main__":

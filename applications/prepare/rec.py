@@ -142,11 +142,10 @@ def check_count(images: "RecordImages", folder: Path) -> None:
     """Raise RunError if the number of files in a folder differs from the number of images of its class."""
     counts = Counter(images.labels.tolist())
     for label, name in enumerate(images.classes):
-        expected = counts[label]
         found = len(os.listdir(folder / name))
-        if found != expected:
+        if found != counts[label]:
             raise RunError(
-                f"{folder / name}: {found} images, but the index has {expected}. Run the same command again."
+                f"{folder / name}: {found} images, but the index has {counts[label]}. Run the same command again."
             )
 
 

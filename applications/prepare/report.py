@@ -43,8 +43,6 @@ class Findings:
 
     def lines(self) -> list[str]:
         """Return the lines for the console."""
-        lines = [f"{self.path} ({self.kind})"]
-        lines += [f"  {text}" for text in self.facts]
-        lines += [f"  warning: {text}" for text in self.warnings]
-        lines += [f"  ERROR: {text}" for text in self.errors]
-        return lines
+        warnings = [f"warning: {text}" for text in self.warnings]
+        errors = [f"ERROR: {text}" for text in self.errors]
+        return [f"{self.path} ({self.kind})", *(f"  {text}" for text in [*self.facts, *warnings, *errors])]
