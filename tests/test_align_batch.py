@@ -3,9 +3,11 @@
 import csv
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -461,3 +463,22 @@ def test_force_removes_nothing_else_that_is_listed(raw, tmp_path, quick, output)
         csv.writer(file).writerow(Row("x.jpg", ALIGNED, output.format(tmp=tmp_path)).cells())
     assert run(raw, tmp_path / "out", force=True).counts[ALIGNED] == 5
     assert (tmp_path / "own.jpg").read_bytes() == b"own"
+
+
+def test_fifo_device_bomb_and_folder_are_unreadable_rows(raw, tmp_path, quick):
+    os.mkfifo(raw / "Ann" / "fifo.jpg")
+    (raw / "Ann" / "endless.jpg").symlink_to("/dev/zero")
+    (raw / "Ann" / "gone.jpg").symlink_to(tmp_path / "gone")
+    bomb = bytearray(cv2.imencode(".png", np.zeros((9, 9), np.uint8))[1])
+    bomb[16:24] = struct.pack(">II", 2**15, 2**15)  # width and height: 2^30 pixels in a few bytes
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
+    (raw / "Ann" / "bomb.png").write_bytes(bomb)
+    names = [f"Ann/{name}" for name in ("bomb.png", "endless.jpg", "fifo.jpg", "gone.jpg")]
+    files = [*names, "Ann", "Ann/1.jpg"]
+    began = time.monotonic()
+    run(raw, tmp_path / "out", files=files)
+    assert statuses(tmp_path / "out") == dict.fromkeys(files, UNREADABLE) | {"Ann/1.jpg": ALIGNED}
+    reasons = {row.path: row.reason for row in read_manifest(tmp_path / "out")}
+    assert "too large" in reasons["Ann/bomb.png"] and "a folder" in reasons["Ann"]
+    assert "not a regular file" in reasons["Ann/fifo.jpg"] and "not a regular file" in reasons["Ann/endless.jpg"]
+    assert time.monotonic() - began < 20
