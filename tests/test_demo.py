@@ -262,7 +262,7 @@ def test_two_signals_end_the_demo_and_leave_nothing(tmp_path: Path, number: int)
         time.sleep(0.05)
     for _ in range(2):
         os.killpg(run.pid, number)
-        time.sleep(0.05)
+        time.sleep(0.1)
     _, errors = run.communicate(timeout=30)
     assert run.returncode in (128 + number, -number)  # a shell shows both as 128 + the signal
     assert "Traceback" not in errors and errors.splitlines()[-1].startswith("Interrupted")

@@ -57,15 +57,17 @@ def parallel_map(
     context = multiprocessing.get_context("fork" if fork and sys.platform == "linux" else "spawn")
     resource_tracker.ensure_running()  # now, because its start would unblock the signals that are held below
     workers: list[_Worker] = []
+    handlers = [(number, signal.signal(number, _interrupt)) for number in STOP_SIGNALS]
     try:
         with _signals_held():
             for number in range(processes):
                 workers.append(_Worker(context, number, function, shared))
         yield _results(workers, iter(items))
     except KeyboardInterrupt:
-        ignore_stop_signals()  # the program ends now, and a further signal would only cut its last words
+        handlers = []  # signals stay ignored
         raise
     finally:
+        _restore(handlers)
         with _signals_held():
             _end([worker.process for worker in workers])
 
@@ -208,10 +210,20 @@ def _signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in handlers:
-            signal.signal(number, handler)
+        _restore(handlers)
         for held in came:
             signal.raise_signal(held)
+
+
+def _restore(handlers: list[tuple[signal.Signals, Any]]) -> None:
+    for number, handler in handlers:
+        signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """End the program. Ignore further signals: the end takes seconds, and they would only cut its last words."""
+    ignore_stop_signals()
+    raise Interrupted(number)
 
 
 def _work(pipe: Connection, name: Any, number: int, function: Callable, shared: Any) -> None:
