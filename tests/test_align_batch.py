@@ -3,9 +3,11 @@
 import csv
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +19,10 @@ import torch
 from applications.align import Face, batch
 from applications.align.batch import AlignSettings, align_tree, select_face
 from applications.align.manifest import ALIGNED, COLUMNS, NO_FACE, NOT_AN_IMAGE, UNREADABLE, Row, read_manifest
+from util import parallel
 from util.errors import DataError, RunError, UsageError
+from util.image_io import read_photo
+from util.parallel import parallel_map
 
 ROOT = Path(__file__).resolve().parents[1]
 FACE = Face(np.array([10.0, 20, 69, 89]), 0.9, np.array([[25.0, 45], [50, 44], [38, 60], [28, 72], [49, 73]]))
@@ -313,49 +318,100 @@ def make_drawn() -> Callable[[], np.ndarray]:
 
 def start(raw: Path, dest: Path) -> subprocess.Popen:
     command = [sys.executable, "applications/align/face_align.py", "-source_root", str(raw), "-dest_root", str(dest)]
-    return subprocess.Popen([*command, "--processes", "2"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [*command, "--processes", "2"],
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_align_tree_continues_after_a_signal(tmp_path, make_drawn, number):
+def test_align_continues_after_signals_at_any_moment(tmp_path, make_drawn):
     raw, dest = tmp_path / "raw", tmp_path / "out"
-    for index in range(700):
+    for index in range(140):
         (raw / f"p{index // 50:02d}").mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(raw / f"p{index // 50:02d}" / f"{index}.jpg"), make_drawn())
-    process = start(raw, dest)
-    deadline = time.time() + 60
-    while time.time() < deadline and len(list(dest.glob("p*/*.jpg"))) < 40:
-        time.sleep(0.05)
-    children = children_of(process)
-    assert len(alive(children)) >= 2
-    process.send_signal(number)
-    output = process.communicate(timeout=30)[1].decode()
-    assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
-    assert "Traceback" not in output
-    deadline = time.time() + 20
-    while time.time() < deadline and alive(children):
-        time.sleep(0.2)
-    assert not alive(children)
-    done = len(list(read_manifest(dest)))
-    assert done < 700
-    assert all(cv2.imread(str(file)) is not None for file in dest.glob("p*/[0-9]*.jpg"))
+        image = make_drawn().copy()
+        image[:8] = index % 256  # no two photographs are equal
+        cv2.imwrite(str(raw / f"p{index // 50:02d}" / f"{index}.jpg"), image)
+    # Faces that are there when the signals come: none while the processes start.
+    moments = [
+        (0, [signal.SIGINT] * 3),
+        (40, [signal.SIGKILL]),
+        (80, [signal.SIGTERM] * 2),
+    ]
+    done = 0
+    for number_of_faces, signals in moments:
+        process = start(raw, dest)
+        wait_until(lambda session=process.pid: len(left_of(session)) >= 3)  # the first of the two workers is there
+        wait_until(lambda faces=number_of_faces: count_faces(dest) >= faces)
+        for number in signals:
+            # A terminal sends Ctrl-C to all processes. A kill may meet the main process alone.
+            os.kill(process.pid, number) if number == signal.SIGKILL else os.killpg(process.pid, number)
+            time.sleep(0.1)
+        errors = process.communicate(timeout=30)[1]
+        assert process.returncode in (-signals[0], 128 + signals[0])  # a shell shows both as 128 + the signal
+        assert "Traceback" not in errors
+        if signals != [signal.SIGKILL]:
+            assert errors.endswith("\nInterrupted. The same command goes on from here.\n")
+        wait_until(lambda session=process.pid: not left_of(session))
+        assert not list(dest.rglob(".*"))  # no face that is written in part
+        before = done
+        done = len(list(read_manifest(dest)))
+        assert before <= done < 140
     again = start(raw, dest)
-    printed = again.communicate(timeout=120)[0].decode()
+    printed, _ = again.communicate(timeout=120)
     assert again.returncode == 0
-    assert f"{700 - done} files in" in printed and "700 aligned" in printed
-    assert len(statuses(dest)) == len(list(read_manifest(dest))) == len(list(dest.glob("p*/*.jpg"))) == 700
+    assert f"{140 - done} files in" in printed and "140 aligned" in printed
+    run(raw, tmp_path / "whole")
+    expected = contents(tmp_path / "whole")
+    assert len(expected) == 142 and contents(dest) == expected
 
 
-def children_of(process: subprocess.Popen) -> list[str]:
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
-    return found.stdout.split()
+def count_faces(dest: Path) -> int:
+    return len(list(dest.glob("p*/[0-9]*.jpg")))
 
 
-def alive(children: list[str]) -> list[str]:
-    """Return the states of the processes that still run. Zombies do not count."""
-    found = subprocess.run(["ps", "-o", "stat=", "-p", ",".join(children)], capture_output=True, text=True)
-    return [state for state in found.stdout.split() if state[0] != "Z"]
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def left_of(session: int) -> list[str]:
+    """Return the processes of a session that still run. Zombies do not count."""
+    found = subprocess.run(["ps", "-o", "stat=,pid=,args=", "-s", str(session)], capture_output=True, text=True)
+    return [line for line in found.stdout.splitlines() if line[0] != "Z"]
+
+
+def hang(path: Path) -> np.ndarray:
+    if path.name == "hangs.jpg":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return read_photo(path)
+
+
+def run_hanging(plan: batch._Plan, jobs: list) -> list[Row]:
+    batch.read_photo = hang
+    return batch._align_chunk(plan, jobs)
+
+
+def test_process_that_hangs_on_a_photograph_is_named(raw, tmp_path, quick, monkeypatch):
+    for number in range(70):
+        write(raw / "Ann" / f"x{number}.png")
+    write(raw / "Cid" / "hangs.jpg")
+    monkeypatch.setattr(parallel, "SILENCE", 4)
+    monkeypatch.setattr(parallel, "_GRACE", 1)
+    # A fork, which has the detector of this test.
+    monkeypatch.setattr(batch, "parallel_map", lambda _, *arguments, fork: parallel_map(run_hanging, *arguments))
+    with pytest.raises(RunError, match=r"/raw/Cid/hangs\.jpg: a process has not got ahead here for 4 s\. .*move"):
+        run(raw, tmp_path / "out", processes=2)
+    assert len(statuses(tmp_path / "out")) >= 64  # the chunks before are kept
+    (raw / "Cid" / "hangs.jpg").unlink()
+    monkeypatch.setattr(batch, "parallel_map", parallel_map)
+    assert run(raw, tmp_path / "out").counts[ALIGNED] >= 70
 
 
 def test_malloc_variables_are_set_and_restored(monkeypatch):
@@ -385,3 +441,44 @@ def test_align_tree_follows_no_link_out_of_dest(raw, tmp_path, quick, link, targ
     with pytest.raises(DataError, match=rf"raw/{photograph}: {photograph}: .*is a link out of.*Remove the link\."):
         run(raw, tmp_path / "dest")
     assert contents(tmp_path / "elsewhere") == {"1.jpg": b"a photograph"} and not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("name", ["manifest.csv", "align.json"])
+def test_manifest_follows_no_link_out_of_dest(raw, tmp_path, quick, name, force):
+    (tmp_path / "own").write_bytes(b"own")
+    (tmp_path / "dest").mkdir()
+    (tmp_path / "dest" / name).symlink_to(tmp_path / "own")
+    with pytest.raises(DataError, match=rf"^{name}: would be written into .*is a link out of.* Remove the link\."):
+        run(raw, tmp_path / "dest", force=force)
+    assert (tmp_path / "own").read_bytes() == b"own" and [path.name for path in (tmp_path / "dest").iterdir()] == [name]
+
+
+@pytest.mark.parametrize("output", ["../own.jpg", "{tmp}/own.jpg", "Ann/../../own.jpg", "Ann", "a\0b", "link/own.jpg"])
+def test_force_removes_nothing_else_that_is_listed(raw, tmp_path, quick, output):
+    run(raw, tmp_path / "out")
+    (tmp_path / "own.jpg").write_bytes(b"own")
+    (tmp_path / "out" / "link").symlink_to(tmp_path)
+    with (tmp_path / "out" / "manifest.csv").open("a", newline="") as file:
+        csv.writer(file).writerow(Row("x.jpg", ALIGNED, output.format(tmp=tmp_path)).cells())
+    assert run(raw, tmp_path / "out", force=True).counts[ALIGNED] == 5
+    assert (tmp_path / "own.jpg").read_bytes() == b"own"
+
+
+def test_fifo_device_bomb_and_folder_are_unreadable_rows(raw, tmp_path, quick):
+    os.mkfifo(raw / "Ann" / "fifo.jpg")
+    (raw / "Ann" / "endless.jpg").symlink_to("/dev/zero")
+    (raw / "Ann" / "gone.jpg").symlink_to(tmp_path / "gone")
+    bomb = bytearray(cv2.imencode(".png", np.zeros((9, 9), np.uint8))[1])
+    bomb[16:24] = struct.pack(">II", 2**15, 2**15)  # width and height: 2^30 pixels in a few bytes
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
+    (raw / "Ann" / "bomb.png").write_bytes(bomb)
+    names = [f"Ann/{name}" for name in ("bomb.png", "endless.jpg", "fifo.jpg", "gone.jpg")]
+    files = [*names, "Ann", "Ann/1.jpg"]
+    began = time.monotonic()
+    run(raw, tmp_path / "out", files=files)
+    assert statuses(tmp_path / "out") == dict.fromkeys(files, UNREADABLE) | {"Ann/1.jpg": ALIGNED}
+    reasons = {row.path: row.reason for row in read_manifest(tmp_path / "out")}
+    assert "too large" in reasons["Ann/bomb.png"] and "a folder" in reasons["Ann"]
+    assert "not a regular file" in reasons["Ann/fifo.jpg"] and "not a regular file" in reasons["Ann/endless.jpg"]
+    assert time.monotonic() - began < 20

@@ -1,8 +1,11 @@
 """Test that the demo set is reproducible, balanced and aligned, and never overwrites other content."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -247,3 +250,20 @@ def test_images_of_one_person_are_more_alike_than_of_two() -> None:
 def test_people_differ_in_every_trait() -> None:
     people = [Person.sample(np.random.default_rng((5, number))) for number in range(20)]
     assert all(len({getattr(person, name) for person in people}) > 1 for name in Person.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_two_signals_end_the_demo_and_leave_nothing(tmp_path: Path, number: int) -> None:
+    command = [sys.executable, "-m", "applications.demo", "--out", str(tmp_path / "set"), "--processes", "2"]
+    run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("set.partial/imgs/*/*.jpg")):
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    for _ in range(2):
+        os.killpg(run.pid, number)
+        time.sleep(0.1)
+    _, errors = run.communicate(timeout=30)
+    assert run.returncode in (128 + number, -number)  # a shell shows both as 128 + the signal
+    assert "Traceback" not in errors and errors.splitlines()[-1].startswith("Interrupted")
+    assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ import pytest
 from applications.align import Face, batch
 from applications.prepare import cfp, lfw, pairs
 from applications.prepare.align_pairs import align_all
-from util.errors import DataError, UsageError
+from util.errors import DataError, Interrupted, UsageError
 from util.face import ARCFACE_TEMPLATE
 from util.pairs import load_pairs
 
@@ -195,8 +195,9 @@ def test_lfw_continues_a_stopped_run(write_lfw, tmp_path, detector, monkeypatch)
 
     monkeypatch.setattr(batch, "write_image", interrupted)
     monkeypatch.setattr(batch, "_FILES_AT_ONCE", 4)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted) as caught:
         run_lfw(source, tmp_path / "data")
+    assert caught.value.message == "Interrupted. The same command goes on from here."
     monkeypatch.setattr(batch, "write_image", write)
     detector.seen = 0
     out = run_lfw(source, tmp_path / "data")
@@ -331,8 +332,8 @@ def test_cfp_damaged_source_is_an_error_before_detection(small_cfp, tmp_path, de
 
 def test_cfp_published_protocol_has_7000_pairs(shared):
     protocol = shared / "cfp_protocol"
-    for name, (split, first, second) in cfp.SETS.items():
-        listed = cfp.read_protocol(protocol, split, first, second)
+    for name in cfp.SETS:
+        listed = cfp.read_protocol(protocol, name)
         assert len(listed) == 7000
         assert [same for *_, same in listed] == ([True] * 350 + [False] * 350) * 10
         for one, other, same in listed:
@@ -438,3 +439,16 @@ def test_align_all_refuses_names_that_lead_outside(tmp_path, color):
         )
     assert (tmp_path / "made" / "photo.png").read_bytes() == before
     assert {path.suffix for path in tmp_path.rglob("aligned/made/*")} == set()
+
+
+@pytest.mark.parametrize("folder", ["found", "not_found", "found/p"])
+def test_align_all_follows_no_link_out_of_its_folder(tmp_path, folder):
+    for name, color in (("1.png", RED), ("2.png", BLUE)):
+        write_photo(tmp_path / "source" / "p" / name, color)
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "made" / folder
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="is a link out of that folder"):
+        align_all(tmp_path / "source", ["p/1.png", "p/2.png"], tmp_path / "made", lfw.fallback_crop, processes=0)
+    assert not list((tmp_path / "elsewhere").iterdir())

@@ -142,7 +142,7 @@ def test_equal_hashes_are_grouped():
 def test_killed_process_is_one_line(write_folder, monkeypatch):
     folder = write_folder(ann=[face()], bob=[face(seed=1)])
     monkeypatch.setattr(channel_order, "classify_channel_order", lambda image: __import__("os")._exit(9))
-    with pytest.raises(RunError, match=r"a process died, .* fewer --processes"):
+    with pytest.raises(RunError, match=r"ann/0\.png: a process died here, .* fewer --processes"):
         run(folder, processes="2")
 
 

@@ -1,7 +1,9 @@
 """Download LFW from a server in this process, complete and checked, or fail in one line."""
 
+import contextlib
 import hashlib
 import io
+import shutil
 import socket
 import tarfile
 import threading
@@ -119,13 +121,16 @@ def test_fetch_without_network_is_one_line(server, tmp_path):
 # --- Archives.
 
 
-def archive(path: Path, members: dict[str, bytes | str]) -> Path:
-    """Write a .tgz with files, and with links for values that are strings."""
+def archive(path: Path, members: dict[str, bytes | str | int]) -> Path:
+    """Write a .tgz with files, with links for values that are strings, and with declared sizes for integers."""
     with tarfile.open(path, "w:gz") as tar:
         for name, content in members.items():
             member = tarfile.TarInfo(name)
             if isinstance(content, str):
                 member.type, member.linkname = tarfile.SYMTYPE, content
+                tar.addfile(member)
+            elif isinstance(content, int):
+                member.size = content
                 tar.addfile(member)
             else:
                 member.size = len(content)
@@ -147,6 +152,9 @@ def test_unpack_unpacks_once(tmp_path):
         {"lfw/a": b"1", "../outside": b"2"},
         {"lfw/a": b"1", "lfw/link": "/etc", "lfw/link/outside": b"2"},
         {"lfw/a": b"1", "lfw/link": "../../outside"},
+        {"lfw/a": b"1", "lfw/link": "../sibling", "sibling": b"2"},
+        {"/outside": b"2"},
+        {"lfw/a": b"1", "lfw": "."},
         {"other/a": b"1"},
         {},
     ],
@@ -166,6 +174,36 @@ def test_unpack_truncated_archive_is_an_error(tmp_path):
     with pytest.raises(DataError, match="cannot be unpacked"):
         unpack(file, "lfw", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["lfw.tgz"]
+
+
+def test_unpack_damaged_archive_is_an_error(tmp_path):
+    whole = archive(tmp_path / "lfw.tgz", {f"lfw/{i}": bytes(range(256)) * i for i in range(50)}).read_bytes()
+    for position in range(0, len(whole) - 8, len(whole) // 40):
+        spoilt = bytearray(whole)
+        spoilt[position] ^= 0xFF
+        (tmp_path / "lfw.tgz").write_bytes(spoilt)
+        with contextlib.suppress(DataError):  # a name or a date in the header may be anything
+            shutil.rmtree(unpack(tmp_path / "lfw.tgz", "lfw", tmp_path))
+        assert [path.name for path in tmp_path.iterdir()] == ["lfw.tgz"]
+
+
+@pytest.mark.parametrize("error", [KeyError("linkname 'a' not found"), ValueError("negative size"), MemoryError()])
+def test_unpack_errors_of_any_type_are_one_line(tmp_path, monkeypatch, error):
+    def extract(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(tarfile.TarFile, "extract", extract)
+    with pytest.raises(DataError, match=r"lfw\.tgz: cannot be unpacked into .* Remove it"):
+        unpack(archive(tmp_path / "lfw.tgz", {"lfw/a": b"1"}), "lfw", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["lfw.tgz"]
+
+
+@pytest.mark.parametrize("sizes", [[2**31 + 1], [2**43], [0] * 30])
+def test_unpack_refuses_declared_sizes_at_once(tmp_path, monkeypatch, sizes):
+    monkeypatch.setattr(download, "MAX_FILES", 20)
+    file = archive(tmp_path / "lfw.tgz", {f"lfw/{number}": size for number, size in enumerate(sizes)})
+    with pytest.raises(DataError, match=r"lfw\.tgz: .*declares more than 2147483648 bytes or 20 files"):
+        unpack(file, "lfw", tmp_path)
 
 
 def test_lfw_download_and_unpack(server, remote, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from util.data.loader import open_training_images
 from util.errors import DataError, RunError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
+RESUME = "Interrupted. The same command goes on from here.\n"
 
 
 def image(level: int, suffix: str = ".jpg") -> bytes:
@@ -104,7 +105,7 @@ def test_interrupted_run_ends_in_one_word(write_set, tmp_path):
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130 and "Traceback" not in errors and errors.rstrip().endswith("Interrupted.")
+    assert process.returncode == 130 and "Traceback" not in errors and errors.endswith(RESUME)
 
 
 def test_broken_records_are_counted_and_others_unpacked(write_set, tmp_path):
@@ -162,7 +163,7 @@ def test_processes_work_after_opencv_started_threads():
         "for _ in range(20):\n"
         "    cv2.warpAffine(np.zeros((2000, 2000, 3), np.uint8), np.eye(2, 3), (2000, 2000))\n"
         "def shrink(image, size):\n    return cv2.resize(image, (size, size)).shape[0]\n"
-        "print(*parallel_map(shrink, np.zeros((900, 900, 3), np.uint8), range(1, 8), 2))\n"
+        "with parallel_map(shrink, np.zeros((900, 900, 3), np.uint8), range(1, 8), 2) as sizes:\n    print(*sizes)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert done.stdout.split() == [str(number) for number in range(1, 8)], done.stderr
@@ -177,3 +178,15 @@ def test_rec_follows_no_link_out_of_its_folder(three_people, tmp_path):
     with pytest.raises(DataError, match=r"train\.rec: 0000002: .*is a link out of that folder"):
         rec.main(command)
     assert contents(tmp_path / "elsewhere") == before
+
+
+@pytest.mark.parametrize("name", ["imgs", "rec.json"])
+def test_rec_folder_and_marker_are_no_links_outside(three_people, tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    rec.check_destination(open_training_images(three_people), tmp_path / "out")
+    (tmp_path / "out" / name).unlink(missing_ok=True)
+    (tmp_path / "out" / name).symlink_to(tmp_path / "elsewhere" / ("" if name == "imgs" else "rec.json"))
+    with pytest.raises(DataError, match=f"^{name}: .*is a link out of that folder"):
+        rec.main([str(three_people), "--out", str(tmp_path / "out"), "--processes", "0"])
+    assert not list((tmp_path / "elsewhere").iterdir())

@@ -143,3 +143,16 @@ def test_write_set_killed_after_the_swap_is_made_again(tmp_path, monkeypatch):
         prepare_bin.main(arguments)
     prepare_bin.main([*arguments, "--force"])
     assert load_pairs(tmp_path / "own").issame[0] and levels_of(tmp_path / "own").tolist() == first.tolist()
+
+
+@pytest.mark.parametrize("name", ["own", "own_list.npy", "own_pairs.txt", "own.json"])
+def test_set_is_not_written_through_a_link(tmp_path, name):
+    write_bin(tmp_path / "own.bin", [True, False] * 10)
+    for folder in ("sets", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "sets" / name).symlink_to(tmp_path / "elsewhere" / "kept")
+    (tmp_path / "elsewhere" / "kept").write_bytes(b"kept")
+    with pytest.raises(DataError, match=rf"^{name}: .*is a link out of that folder.* Remove the link\."):
+        prepare_bin.main([str(tmp_path / "own.bin"), "--out", str(tmp_path / "sets/own"), "--force"])
+    assert (tmp_path / "elsewhere" / "kept").read_bytes() == b"kept"
+    assert [path.name for path in (tmp_path / "sets").iterdir()] == [name]

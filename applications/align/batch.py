@@ -1,17 +1,15 @@
 """Align a tree of photographs on all cores. Every file is recorded in a manifest, and a stopped run can continue."""
 
-import multiprocessing
 import os
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +26,7 @@ from util.face import FACE_SIZE
 from util.files import check_source_and_dest, path_inside
 from util.image_io import WRITE_FORMATS, NotAnImage, UnreadableImage, read_photo, write_image
 from util.image_tree import printable, unique_output_names, walk
-from util.parallel import parallel_map
+from util.parallel import parallel_map, worker_number, working_on
 
 _FILES_AT_ONCE = 32  # files of one job of a process: enough to fill P-Net's canvases
 _PIXELS_AT_ONCE = 4_000_000  # decoded pixels that a process holds
@@ -60,10 +58,10 @@ class AlignSettings:
 
 @dataclass(frozen=True)
 class AlignSummary:
-    """Results of a run. `counts`: files of this and earlier runs by status; `new`: number of files of this run."""
+    """Results of a run."""
 
-    counts: Counter[str]
-    new: int
+    counts: Counter[str]  # files of this and earlier runs, by status
+    new: int  # files of this run
     seconds: float
 
 
@@ -77,14 +75,13 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What every process needs. `worker_counter` numbers the processes; None if this process does all the work."""
+    """What every process needs."""
 
     source: Path
     dest: Path
     settings: AlignSettings
     devices: tuple[torch.device, ...]
     processes: int
-    worker_counter: Any = None
 
 
 def align_tree(
@@ -131,15 +128,24 @@ def align_tree(
 
         started = time.perf_counter()
         unreadable = 0
-        with tqdm(total=total, initial=total - left, unit="image", desc="aligned", smoothing=0.05) as bar:
-            for rows in _align_chunks(chunks, plan):
-                manifest.add(rows)
-                bar.update(len({row.path for row in rows}))
-                for row in rows:
-                    if row.status == UNREADABLE:
-                        unreadable += 1
-                        if unreadable <= _MAX_PRINTED:
-                            bar.write(f"{printable(row.path)}: {row.reason}", file=sys.stderr)
+        try:
+            with (
+                tqdm(total=total, initial=total - left, unit="image", desc="aligned", smoothing=0.05) as bar,
+                _malloc_keeps_memory(),
+                parallel_map(_align_chunk, plan, chunks, processes, fork=False) as results,
+            ):
+                for rows in results:
+                    manifest.add(rows)
+                    bar.update(len({row.path for row in rows}))
+                    for row in rows:
+                        if row.status == UNREADABLE:
+                            unreadable += 1
+                            if unreadable <= _MAX_PRINTED:
+                                bar.write(f"{printable(row.path)}: {row.reason}", file=sys.stderr)
+        except OSError as error:
+            raise RunError(
+                f"{dest}: an aligned face cannot be written ({error}). Run the same command again to continue."
+            ) from None
         if unreadable > _MAX_PRINTED:
             print(f"and {unreadable - _MAX_PRINTED} more that cannot be read; see the manifest", file=sys.stderr)
         return AlignSummary(manifest.counts, left, time.perf_counter() - started)
@@ -147,9 +153,7 @@ def align_tree(
 
 def _default_processes(devices: Sequence[torch.device]) -> int:
     """Return one process for each core, and at most 8 for each GPU: they decode while another one uses the GPU."""
-    if devices[0].type == "cpu":
-        return num_cpus()
-    return min(num_cpus(), 8 * len(devices))
+    return num_cpus() if devices[0].type == "cpu" else min(num_cpus(), 8 * len(devices))
 
 
 def _group_by_folder(files: Iterable[str]) -> list[tuple[str, list[str]]]:
@@ -168,62 +172,56 @@ def _jobs(folders: Iterable[tuple[str, list[str]]]) -> Iterator[_Job]:
             yield _Job(path, stem)
 
 
-class _Aligner:
-    """Read photographs, find their faces and write the aligned faces: from a chunk of jobs to rows of the manifest."""
+def _align_chunk(plan: _Plan, jobs: Sequence[_Job]) -> list[Row]:
+    """Read photographs, find their faces, write the aligned faces, and return the rows of the manifest."""
+    rows: list[Row] = []
+    held: list[tuple[_Job, np.ndarray]] = []
+    for job in jobs:
+        working_on(plan.source / job.path)
+        try:
+            held.append((job, read_photo(plan.source / job.path)))
+        except NotAnImage:
+            rows.append(Row(job.path, NOT_AN_IMAGE))
+        except UnreadableImage as error:
+            rows.append(Row(job.path, UNREADABLE, reason=str(error)))
+        is_last = job is jobs[-1]
+        if is_last or sum(image.size for _, image in held) > 3 * _PIXELS_AT_ONCE:  # size counts three channels
+            faces_of_images = _process_detector(plan)([image for _, image in held])
+            for (found_in, image), faces in zip(held, faces_of_images, strict=True):
+                rows += _write_faces(plan, found_in, image, faces)
+            held = []
+    return sorted(rows, key=lambda row: row.path)
 
-    def __init__(self, source: Path, dest: Path, settings: AlignSettings, device: torch.device):
-        self._source = source
-        self._dest = dest
-        self._settings = settings
-        self._detector = Detector(device, settings.min_face, settings.thresholds)
 
-    def __call__(self, jobs: Sequence[_Job]) -> list[Row]:
-        rows: list[Row] = []
-        held: list[tuple[_Job, np.ndarray]] = []
-        for job in jobs:
-            try:
-                held.append((job, read_photo(self._source / job.path)))
-            except NotAnImage:
-                rows.append(Row(job.path, NOT_AN_IMAGE))
-            except UnreadableImage as error:
-                rows.append(Row(job.path, UNREADABLE, reason=str(error)))
-            if sum(image.size for _, image in held) > 3 * _PIXELS_AT_ONCE:  # size counts three channels
-                rows += self._align(held)
-                held = []
-        rows += self._align(held)
-        return sorted(rows, key=lambda row: row.path)
+@lru_cache(maxsize=1)
+def _process_detector(plan: _Plan) -> Detector:
+    """Return the detector of this process. Processes divide the cores and use the devices in turn."""
+    if plan.processes >= 2:
+        torch.set_num_threads(max(1, num_cpus() // plan.processes))
+    device = plan.devices[worker_number() % len(plan.devices)]
+    return Detector(device, plan.settings.min_face, plan.settings.thresholds)
 
-    def _align(self, held: list[tuple[_Job, np.ndarray]]) -> list[Row]:
-        rows: list[Row] = []
-        faces_of_images = self._detector([image for _, image in held])
-        for (job, image), faces in zip(held, faces_of_images, strict=True):
-            rows += self._write(job, image, faces)
-        return rows
 
-    def _write(self, job: _Job, image: np.ndarray, faces: list[Face]) -> list[Row]:
-        if not faces:
-            reason = "no face found; a lower --min_face or lower --thresholds find more"
-            return [Row(job.path, NO_FACE, reason=reason)]
-        selected = [select_face(faces, image, self._settings.select)]
-        if self._settings.keep_all:
-            selected += [face for face in faces if face is not selected[0]]
-        rows = []
-        for number, face in enumerate(selected, start=1):
-            suffix = f".face{number}" if number > 1 else ""
-            output = f"{job.output}{suffix}.{self._settings.format}"
-            path = path_inside(self._dest, output, list_file=self._source / job.path)
-            write_image(path, align(image, face.landmarks, self._settings.crop_size))
-            rows.append(Row(job.path, ALIGNED, output, faces=len(faces), face=face))
-        return rows
+def _write_faces(plan: _Plan, job: _Job, image: np.ndarray, faces: list[Face]) -> list[Row]:
+    if not faces:
+        return [Row(job.path, NO_FACE, reason="no face found; a lower --min_face or lower --thresholds find more")]
+    selected = [select_face(faces, image, plan.settings.select)]
+    if plan.settings.keep_all:
+        selected += [face for face in faces if face is not selected[0]]
+    rows = []
+    for number, face in enumerate(selected, start=1):
+        suffix = f".face{number}" if number > 1 else ""
+        output = f"{job.output}{suffix}.{plan.settings.format}"
+        path = path_inside(plan.dest, output, list_file=plan.source / job.path)
+        write_image(path, align(image, face.landmarks, plan.settings.crop_size))
+        rows.append(Row(job.path, ALIGNED, output, faces=len(faces), face=face))
+    return rows
 
 
 def select_face(faces: list[Face], image: np.ndarray, select: str) -> Face:
-    """Return the "largest" or most "central" face, or the face with the "best" score.
+    """Return the "largest" or most "central" face of an image (H, W, 3), or the face with the "best" score.
 
-    Args:
-        faces: at least one, the most probable first; of equal faces the first is returned.
-        image: (H, W, 3), the photograph of the faces.
-        select: one of SELECT.
+    Of equal faces the first is returned.
     """
     boxes = np.stack([face.box for face in faces])
     height, width = image.shape[:2]
@@ -234,35 +232,6 @@ def select_face(faces: list[Face], image: np.ndarray, select: str) -> Face:
     else:
         values = np.array([face.score for face in faces])
     return faces[int(np.argmax(values))]
-
-
-def _align_chunks(chunks: Iterable[list[_Job]], plan: _Plan) -> Iterator[list[Row]]:
-    """Yield the rows of each chunk, in order, from `plan.processes` processes."""
-    if plan.processes >= 2:
-        plan = replace(plan, worker_counter=multiprocessing.get_context("spawn").Value("i", 0))
-    try:
-        with _malloc_keeps_memory():
-            yield from parallel_map(_align_chunk, plan, chunks, plan.processes, fork=False)
-    except OSError as error:
-        raise RunError(
-            f"{plan.dest}: an aligned face cannot be written ({error}). Run the same command again to continue."
-        ) from None
-
-
-def _align_chunk(plan: _Plan, jobs: list[_Job]) -> list[Row]:
-    return _process_aligner(plan)(jobs)
-
-
-@lru_cache(maxsize=1)
-def _process_aligner(plan: _Plan) -> _Aligner:
-    """Return the aligner of this process. Processes divide the cores and use the devices in turn."""
-    number = 0
-    if plan.worker_counter is not None:
-        with plan.worker_counter.get_lock():
-            number = plan.worker_counter.value
-            plan.worker_counter.value += 1
-        torch.set_num_threads(max(1, num_cpus() // plan.processes))
-    return _Aligner(plan.source, plan.dest, plan.settings, device=plan.devices[number % len(plan.devices)])
 
 
 @contextmanager

@@ -14,14 +14,10 @@ def sizes(boxes: np.ndarray) -> np.ndarray:
 def suppress(
     boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, threshold: float, of_smaller: bool = False
 ) -> np.ndarray:
-    """Return the ascending indices of the boxes that non-maximum suppression keeps in each group.
+    """Return the ascending indices of the boxes that non-maximum suppression keeps in each of the groups (N,).
 
-    Args:
-        boxes: (N, 4).
-        scores: (N,).
-        groups: (N,) int; boxes of different groups do not suppress each other.
-        threshold: a box is removed if its overlap with a kept box of its group is above it.
-        of_smaller: divide the intersection by the area of the smaller box, not by the union.
+    A box is removed if its overlap with a kept box of its group is above the threshold: the intersection divided by
+    the union or, with `of_smaller`, by the area of the smaller box.
     """
     areas = sizes(boxes).prod(axis=1)
     left = np.lexsort((-scores, groups))  # the boxes not yet decided, by group and falling score

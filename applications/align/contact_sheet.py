@@ -20,14 +20,7 @@ def write_contact_sheet(source: Path, dest: Path, file: Path) -> None:
     """Write a PNG with photographs chosen evenly from the manifest of `dest`, the ones without a face last.
 
     Each photograph is drawn with the box and landmarks of its first face, and with the aligned face to its right.
-
-    Args:
-        source: the folder of the photographs.
-        dest: the folder of the aligned faces.
-        file: the PNG to write.
-
-    Raises:
-        DataError: `dest` has no manifest, or a damaged one.
+    Raises DataError if `dest` has no manifest, or a damaged one.
     """
     rows = list(read_manifest(dest))
     shown = _choose_evenly([row for row in rows if row.status == ALIGNED], _ALIGNED_COUNT)
@@ -54,8 +47,15 @@ def _draw_cell(row: Row, source: Path) -> np.ndarray:
     except UnreadableImage:  # it was removed after the alignment
         photo = np.full((1, 1, 3), _BACKGROUND, np.uint8)
         row = Row(row.path, UNREADABLE)
-    scale, start = _placement(photo.shape)
-    before = _fit_into_cell(photo, scale, start)
+    size = np.array(photo.shape[1::-1])
+    scale = _CELL / size.max()
+    # Rounding can make the longer side slightly larger than the cell: 300 * (168 / 300) > 168.
+    start = np.maximum(_CELL - size * scale, 0) / 2  # x, y
+    left, top = np.floor(start).astype(int)
+    small_size = np.maximum(np.round(size * scale).astype(int), 1)
+    small = cv2.resize(photo, small_size.tolist(), interpolation=cv2.INTER_AREA)[:_CELL, :_CELL]
+    before = np.full((_CELL, _CELL, 3), _INK, np.uint8)
+    before[top : top + small.shape[0], left : left + small.shape[1]] = small
     after = np.full((_CELL, _CELL, 3), _BACKGROUND, np.uint8)
     if row.face:
         corners = np.rint(row.face.box.reshape(2, 2) * scale + start).astype(int).tolist()
@@ -70,22 +70,4 @@ def _draw_cell(row: Row, source: Path) -> np.ndarray:
     cell = np.full((_CELL + _GAP, 2 * _CELL + 3 * _GAP, 3), _BACKGROUND, np.uint8)
     cell[:_CELL, :_CELL] = before
     cell[:_CELL, _CELL + _GAP : 2 * _CELL + _GAP] = after
-    return cell
-
-
-def _placement(shape: tuple[int, ...]) -> tuple[float, np.ndarray]:
-    """Return the scale and the (x, y) offset from pixels of a photograph to pixels of its cell."""
-    size = np.array(shape[1::-1])
-    scale = _CELL / size.max()
-    # Rounding can make the longer side slightly larger than the cell: 300 * (168 / 300) > 168.
-    return scale, np.maximum(_CELL - size * scale, 0) / 2
-
-
-def _fit_into_cell(photo: np.ndarray, scale: float, start: np.ndarray) -> np.ndarray:
-    """Return a square of _CELL pixels with the photograph in its middle."""
-    size = np.maximum(np.round(np.array(photo.shape[1::-1]) * scale).astype(int), 1)
-    cell = np.full((_CELL, _CELL, 3), _INK, np.uint8)
-    left, top = np.floor(start).astype(int)
-    small = cv2.resize(photo, size.tolist(), interpolation=cv2.INTER_AREA)[:_CELL, :_CELL]
-    cell[top : top + small.shape[0], left : left + small.shape[1]] = small
     return cell

@@ -49,8 +49,8 @@ class _Candidates:
 
     @staticmethod
     def concatenate(parts: "list[_Candidates]") -> "_Candidates":
-        no_scores, no_offsets = np.zeros(0, np.float32), np.zeros((0, 4), np.float32)
-        empty = _Candidates(np.zeros(0, int), np.zeros((0, 4)), scores=no_scores, offsets=no_offsets)
+        none = np.zeros((0, 4), np.float32)
+        empty = _Candidates(np.zeros(0, int), np.zeros((0, 4)), scores=none[:, 0], offsets=none)
         values = zip(*(vars(part).values() for part in [empty, *parts]), strict=True)
         return _Candidates(*map(np.concatenate, values))
 
@@ -205,9 +205,7 @@ def detect(
     return _detector(torch.device(device), min_face, tuple(thresholds))(images)
 
 
-@cache
-def _detector(device: torch.device, min_face: float, thresholds: tuple[float, ...]) -> Detector:
-    return Detector(device, min_face, thresholds)
+_detector = cache(Detector)
 
 
 def _batches(images: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:

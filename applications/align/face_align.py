@@ -18,8 +18,10 @@ from util.cli.parser import Settings, choice, flag, option, parse, processes
 from util.cli.types import SELECT, integer, number, to_file, to_gpus, to_png
 from util.errors import DataError, run_script
 from util.files import require_writable_file
+from util.parallel import resumable
 
 
+@resumable
 def main(arguments: list[str]) -> None:
     flags = parse_flags(arguments)
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from applications.align.detector import Face
 from util.errors import DataError
-from util.files import Provenance, atomic_write
+from util.files import Provenance, atomic_write, path_inside
 
 ALIGNED, NO_FACE, UNREADABLE, NOT_AN_IMAGE = "aligned", "no face", "unreadable", "not an image"
 FILE, SETTINGS_FILE = "manifest.csv", "align.json"
@@ -108,22 +108,17 @@ class Manifest(AbstractContextManager):
     """The manifest of a run. `done` holds the paths that are finished, `counts` the number of files of each status."""
 
     def __init__(self, dest: Path, settings: dict[str, Any], force: bool = False):
-        """Open or create DEST/manifest.csv.
-
-        Args:
-            dest: created if missing.
-            settings: written to DEST/align.json; an earlier run must have had the same.
-            force: remove the aligned faces of an earlier run instead.
+        """Open or create DEST/manifest.csv and DEST/align.json. With `force`, remove the faces of an earlier run first.
 
         Raises:
             UsageError: an earlier run had other settings.
-            DataError: the manifest of an earlier run is damaged.
+            DataError: the manifest of an earlier run is damaged, or one of the files is a link out of `dest`.
         """
         dest.mkdir(parents=True, exist_ok=True)
         self.done: set[str] = set()
         self.counts: Counter[str] = Counter()
-        path = dest / FILE
-        provenance = Provenance(dest / SETTINGS_FILE, settings, indent=2)
+        path = path_inside(dest, FILE)
+        provenance = Provenance(path_inside(dest, SETTINGS_FILE), settings, indent=2)
         if force:
             _remove_faces(dest)
         elif path.exists():
@@ -173,6 +168,8 @@ def _remove_faces(dest: Path) -> None:
     """Remove the manifest of an earlier run and the faces listed in it, and no other file."""
     with suppress(DataError):  # a manifest that is missing or damaged lists nothing
         for row in read_manifest(dest):
-            if row.output and ".." not in Path(row.output).parts and not Path(row.output).is_absolute():
-                (dest / row.output).unlink(missing_ok=True)
+            with suppress(ValueError):  # a name that leads out of the folder, or that no file can have
+                face = path_inside(dest, row.output)
+                if face.is_file():
+                    face.unlink()
     (dest / FILE).unlink(missing_ok=True)

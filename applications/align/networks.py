@@ -30,8 +30,7 @@ class ProposalNet(nn.Module):
         self.features = nn.Sequential(
             *(*_conv(3, 10, 3), _pool(2, ceil=True), *_conv(10, 16, 3), *_conv(16, 32, 3), nn.Conv2d(32, 6, 1))
         )
-        arrays = load_weights("pnet")
-        _fill(self.features, arrays[:-4] + _concatenate_layers(arrays[-4:]))
+        _fill(self.features, load_weights("pnet"), outputs=4)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         out = self.features(x).permute(0, 2, 3, 1)
@@ -47,8 +46,7 @@ class RefinementNet(nn.Module):
             *(*_conv(3, 28, 3), _pool(3, ceil=True), *_conv(28, 48, 3), _pool(3), *_conv(48, 64, 2)),
             *(_Flatten(), nn.Linear(576, 128), nn.PReLU(128), nn.Linear(128, 6)),
         )
-        arrays = load_weights("rnet")
-        _fill(self.features, arrays[:-4] + _concatenate_layers(arrays[-4:]))
+        _fill(self.features, load_weights("rnet"), outputs=4)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         out = self.features(x)
@@ -68,8 +66,7 @@ class OutputNet(nn.Module):
             *(_pool(2, ceil=True), *_conv(64, 128, 2)),
             *(_Flatten(), nn.Linear(1152, 256), nn.PReLU(256), nn.Linear(256, 16)),
         )
-        arrays = load_weights("onet")
-        _fill(self.features, arrays[:-6] + _concatenate_layers(arrays[-6:]))
+        _fill(self.features, load_weights("onet"), outputs=6)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         out = self.features(x)
@@ -92,14 +89,14 @@ class _Flatten(nn.Module):
         return x.permute(0, 2, 3, 1).flatten(1)
 
 
-def _concatenate_layers(arrays: list[np.ndarray]) -> list[np.ndarray]:
-    """Merge layers with the same input, given as kernel, bias, kernel, bias ..., into one kernel and bias."""
-    return [np.concatenate(arrays[0::2], axis=-1), np.concatenate(arrays[1::2])]
+def _fill(layers: nn.Sequential, arrays: list[np.ndarray], outputs: int) -> None:
+    """Copy Keras arrays into the layers, in order. Raise ValueError if a shape differs.
 
-
-def _fill(layers: nn.Sequential, arrays: list[np.ndarray]) -> None:
-    """Copy Keras arrays into the layers, in order. Raise ValueError if a shape differs."""
-    remaining = list(arrays)
+    The last arrays (`outputs` of them: kernel, bias, kernel, bias ...) belong to output layers with the same input,
+    which are one layer here.
+    """
+    last = arrays[-outputs:]
+    remaining = [*arrays[:-outputs], np.concatenate(last[0::2], axis=-1), np.concatenate(last[1::2])]
     channels = 0
     for layer in layers:
         if isinstance(layer, nn.Conv2d):

@@ -39,14 +39,7 @@ class Place:
 
 
 def scales(height: int, width: int, min_face: float, window: int) -> list[float]:
-    """Return the scales of an image's pyramid, the largest first, all sizes in pixels.
-
-    Args:
-        height: image height.
-        width: image width.
-        min_face: size of the smallest face, which fills the window at the first scale.
-        window: side of the network's window.
-    """
+    """Return the scales of an image's pyramid. At the first, largest one a face of `min_face` fills the window."""
     scale = window / min_face
     found = []
     while min(height, width) * scale > window:
@@ -67,14 +60,9 @@ def resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def cut(image: int, level: int, scale: float, size: tuple[int, int], overlap: int) -> Iterator[Piece]:
-    """Yield the pieces of a level, none larger than a canvas.
+    """Yield the pieces of a level of `size` (height, width), none larger than a canvas.
 
-    Args:
-        image: index of the image.
-        level: index of the level.
-        scale: size of the level / size of the image.
-        size: (height, width) of the level, in pixels.
-        overlap: pixels that neighboring pieces have in common.
+    Neighboring pieces have `overlap` pixels in common. The other arguments are those of Piece.
     """
     height, width = size
     step = SIDE - overlap

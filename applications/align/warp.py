@@ -41,13 +41,9 @@ def _umeyama(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 def align(image: np.ndarray, landmarks: np.ndarray, size: int = FACE_SIZE) -> np.ndarray:
     """Return the upright face with the given landmarks, (size, size, 3), black outside the image.
 
-    The image is sampled bilinearly. A face that is more than twice as large as the result is first averaged down by an
-    integer factor, because bilinear sampling alone would skip pixels.
-
-    Args:
-        image: (H, W, 3) RGB uint8.
-        landmarks: (5, 2) x, y in pixels: eyes, nose, corners of the mouth.
-        size: side of the result in pixels.
+    The image is (H, W, 3) uint8; the landmarks are (5, 2) x, y in pixels: eyes, nose, corners of the mouth. The image
+    is sampled bilinearly. A face that is more than twice as large as the result is first averaged down by an integer
+    factor, because bilinear sampling alone would skip pixels.
     """
     matrix = similarity(landmarks, np.array(ARCFACE_TEMPLATE) * size / FACE_SIZE)
     factor = int(1 / np.linalg.norm(matrix[0, :2]))

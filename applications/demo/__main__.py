@@ -62,8 +62,7 @@ def main(arguments: list[str]) -> None:
     if Provenance(out / data_set.MARKER, asdict(settings)).matches() and not flags.force:
         print(f"{out}: already has these drawn faces; nothing to do (--force draws them again)")
     else:
-        data_set.check_free(out, flags.force)
-        data_set.replace_set(out, settings, flags.processes)
+        data_set.replace_set(out, settings, flags.processes, force=flags.force)
         print(
             f"{out}: drawn faces: {settings.people} people for training, and {len(data_set.VALIDATION_SETS)} "
             f"verification sets of {settings.pairs} pairs of other people"

@@ -1,16 +1,13 @@
 """Make the demo data set, whose layout applications/demo/__main__.py describes."""
 
 import json
-import multiprocessing
 import shutil
-import signal
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -21,6 +18,7 @@ from util.errors import UsageError
 from util.files import Provenance
 from util.image_io import write_image
 from util.pairs.bcolz import write_carray
+from util.parallel import parallel_map
 from util.verification import FOLDS
 
 DRAWING = 2  # increase it when the renderer changes, so that older sets no longer count as equal
@@ -129,22 +127,24 @@ def render(face: Face) -> np.ndarray:
 
 
 def make_faces(folder: Path, people: int, images: int, seed: int = 1337, processes: int = 1) -> None:
-    """Write the training images of a demo data set as folder/PERSON/PERSON_0001.jpg and so on, without other sets.
-
-    Args:
-        folder: the folder to write to.
-        people: number of people.
-        images: number of images of each person.
-        seed: another seed gives other people.
-        processes: number of processes; they change the time, not the images.
-    """
+    """Write the training images alone, `images` of each of the `people`, as folder/PERSON/PERSON_0001.jpg and so on."""
     faces = training_faces(Settings(seed, people, images, pairs=0))
-    with renderer(processes) as render_all:
-        _write_people(folder, faces, iter(render_all(faces)))
+    with parallel_map(_render_item, None, faces, processes, fork=False) as rendered:
+        _write_people(folder, faces, rendered)
 
 
-def replace_set(out: Path, settings: Settings, processes: int) -> None:
-    """Make the set under a temporary name and rename it, so that `out` is never incomplete."""
+def replace_set(out: Path, settings: Settings, processes: int, force: bool) -> None:
+    """Make the set under a temporary name and rename it, so that `out` is never incomplete.
+
+    Raises UsageError unless `out` is missing, empty, or an earlier demo set that `force` may replace.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: is a file. Name a folder.")
+    if (out / MARKER).is_file():
+        if not force:
+            raise UsageError(f"--out {out}: has drawn faces of other settings. Add --force or name another folder.")
+    elif out.exists() and any(out.iterdir()):
+        raise UsageError(f"--out {out}: has other content, which is never overwritten. Name another folder.")
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -156,101 +156,54 @@ def replace_set(out: Path, settings: Settings, processes: int) -> None:
         raise
 
 
-def check_free(out: Path, force: bool) -> None:
-    """Raise UsageError unless `out` is missing, empty, or an earlier demo set that `force` may replace."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise UsageError(f"--out {out}: is a file. Name a folder.")
-    if (out / MARKER).is_file():
-        if not force:
-            raise UsageError(f"--out {out}: has drawn faces of other settings. Add --force or name another folder.")
-    elif any(out.iterdir()):
-        raise UsageError(f"--out {out}: has other content, which is never overwritten. Name another folder.")
-
-
 def make(folder: Path, settings: Settings, processes: int) -> None:
     """Write the complete data set into `folder`."""
-    sets = {name: validation_faces(settings, name) for name in VALIDATION_SETS}
+    people = people_of(settings)
     training = training_faces(settings)
-    photographs = raw_faces(settings)
-    sheet = contact_sheet_faces(settings)
-    raw = [face for faces in photographs for face in faces]
-    total = len(training) + len(sheet) + len(raw) + sum(len(faces) for faces, _ in sets.values())
+    sets = {name: validation_faces(settings, name) for name in VALIDATION_SETS}
+    # The faces on each photograph, beginning with the person it is named after; a second face shows the next person.
+    shown_people = people["imgs"][:RAW_PEOPLE]
+    photographs = []
+    for first, second in zip(shown_people, shown_people[1:] + shown_people[:1], strict=True):
+        for image, kinds in enumerate(RAW_KINDS):
+            pairs = zip((first, second), kinds, strict=False)
+            photographs.append([Face(settings.seed, person, RAW_NUMBER + image, kind) for person, kind in pairs])
+    sheet = [
+        Face(settings.seed, person, SHEET_NUMBER + column, kind)
+        for person in people["imgs"][:8]
+        for column, kind in enumerate(SHEET_KINDS)
+    ]
+    faces = [*training, *chain(*(faces for faces, _ in sets.values())), *chain(*photographs), *sheet]
     folder.mkdir(parents=True)
-    with renderer(processes) as render_all, tqdm(total=total, desc="drawn faces", unit="face", smoothing=0) as bar:
-
-        def rendered(faces: list[Face]) -> Iterator[np.ndarray]:
-            for image in render_all(faces):
-                bar.update()
-                yield image
-
-        _write_people(folder / "imgs", training, rendered(training))
-        for name, (faces, issame) in sets.items():
-            write_carray(folder / VALIDATION_SETS[name][0], rendered(faces), issame)
-        _write_photographs(folder / "raw", photographs, rendered(raw))
-        write_image(folder / SHEET, contact_sheet(list(rendered(sheet))))
-    names = {name: [person_name(number) for number in people] for name, people in people_of(settings).items()}
+    with parallel_map(_render_item, None, faces, processes, fork=False) as rendered:
+        images = iter(tqdm(rendered, "drawn faces", len(faces), unit="face", smoothing=0))
+        _write_people(folder / "imgs", training, images)
+        for name, (pair_faces, issame) in sets.items():
+            write_carray(folder / VALIDATION_SETS[name][0], islice(images, len(pair_faces)), issame)
+        for shown in photographs:
+            face = shown[0]
+            rng = np.random.default_rng((face.seed, face.person, face.image))
+            picture = photograph(list(islice(images, len(shown))), rng)
+            write_image(_image_file(folder / "raw", face.person, face.image - RAW_NUMBER), picture)
+        # A row for each person, a column for each condition.
+        across = len(SHEET_KINDS)
+        rows = [np.hstack(list(islice(images, across))) for _ in range(0, len(sheet), across)]
+        write_image(folder / SHEET, np.vstack(rows))
+    names = {name: [person_name(number) for number in numbers] for name, numbers in people.items()}
     (folder / "people.json").write_text(json.dumps(names, indent=1) + "\n")
     (folder / "README.txt").write_text(README.format(settings=settings))
     Provenance(folder / MARKER, asdict(settings)).write()
 
 
-@contextmanager
-def renderer(processes: int) -> Iterator[Callable[[list[Face]], Iterable[np.ndarray]]]:
-    """Yield a function that renders a list of faces, in order, with that number of processes."""
-    if processes == 1:
-        yield lambda faces: map(render, faces)
-        return
-    with multiprocessing.get_context("spawn").Pool(processes, _init_process) as pool:
-        yield lambda faces: pool.imap(render, faces, chunksize=10)
-
-
-def _init_process() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
-    cv2.setNumThreads(1)
+def _render_item(_: None, face: Face) -> np.ndarray:
+    return render(face)
 
 
 def _write_people(folder: Path, faces: list[Face], images: Iterator[np.ndarray]) -> None:
-    for face, image in zip(faces, images, strict=True):
-        name = person_name(face.person)
-        write_image(folder / name / f"{name}_{face.image + 1:04d}.jpg", image)
+    for face, image in zip(faces, images, strict=False):  # more images may follow
+        write_image(_image_file(folder, face.person, face.image), image)
 
 
-def raw_faces(settings: Settings) -> list[list[Face]]:
-    """Return the faces on each photograph before alignment, beginning with the person it is named after."""
-    people = people_of(settings)["imgs"][:RAW_PEOPLE]
-    photographs = []
-    for index in range(len(people)):
-        for image, kinds in enumerate(RAW_KINDS):
-            faces = []
-            for offset, kind in enumerate(kinds):  # the second face shows the next person
-                person = people[(index + offset) % len(people)]
-                faces.append(Face(settings.seed, person, RAW_NUMBER + image, kind))
-            photographs.append(faces)
-    return photographs
-
-
-def _write_photographs(folder: Path, photographs: list[list[Face]], images: Iterator[np.ndarray]) -> None:
-    for faces in photographs:
-        first = faces[0]
-        rng = np.random.default_rng((first.seed, first.person, first.image))
-        name = person_name(first.person)
-        picture = photograph([next(images) for _ in faces], rng)
-        write_image(folder / name / f"{name}_{first.image - RAW_NUMBER + 1:04d}.jpg", picture)
-
-
-def contact_sheet_faces(settings: Settings) -> list[Face]:
-    """Return the faces of the contact sheet: a row for each of the first people, a column for each condition."""
-    people = people_of(settings)["imgs"][:8]
-    return [
-        Face(settings.seed, person, SHEET_NUMBER + column, kind)
-        for person in people
-        for column, kind in enumerate(SHEET_KINDS)
-    ]
-
-
-def contact_sheet(images: list[np.ndarray]) -> np.ndarray:
-    """Return the images in rows of people, (rows * 112, 8 * 112, 3) RGB uint8."""
-    across = len(SHEET_KINDS)
-    return np.vstack([np.hstack(images[start : start + across]) for start in range(0, len(images), across)])
+def _image_file(folder: Path, person: int, image: int) -> Path:
+    name = person_name(person)
+    return folder / name / f"{name}_{image + 1:04d}.jpg"

@@ -31,16 +31,25 @@ _IN_SUMMARY = 10  # and in a summary; the note next to the set lists all
 
 @dataclass
 class AlignedFaces:
-    """The aligned faces of a set.
+    """The aligned faces of a set."""
 
-    `files`: {photograph, relative to its source: aligned face, relative to `root`}. `low`: photographs whose face was
-    found only at lower thresholds. `cut`: photographs without a face, for which a fallback crop was used.
-    """
+    source: Path  # folder of the photographs
+    root: Path  # folder of the aligned faces
+    files: dict[str, str] = field(default_factory=dict)  # {photograph in `source`: aligned face in `root`}
+    low: list[str] = field(default_factory=list)  # photographs whose face was found only at lower thresholds
+    cut: list[str] = field(default_factory=list)  # photographs without a face, for which a fallback crop was used
+    fallback: str = "the full image"  # what was used of these photographs, for the console
 
-    root: Path
-    files: dict[str, str] = field(default_factory=dict)
-    low: list[str] = field(default_factory=list)
-    cut: list[str] = field(default_factory=list)
+    def lines(self) -> list[str]:
+        """Return console lines about faces that the first pass did not find."""
+        lines = []
+        if self.low:
+            thresholds = " ".join(map(str, DETECTION_PASSES["found_low"]))
+            photos = _format_photographs(self.low, _IN_SUMMARY)
+            lines.append(f"face found only at lower thresholds ({thresholds}) in {photos}")
+        if self.cut:
+            lines.append(f"no face found: used {self.fallback} of {_format_photographs(self.cut, _IN_SUMMARY)}")
+        return lines
 
 
 def align_all(
@@ -49,6 +58,7 @@ def align_all(
     root: Path,
     fallback_crop: Callable[[np.ndarray], np.ndarray] | None,
     *,
+    listed: Path | str = "",
     select: str = "central",
     accept_face: Callable[[Face], bool] = lambda face: True,
     processes: int | None = None,
@@ -61,6 +71,7 @@ def align_all(
         photographs: their names, relative to `source`.
         root: gets the folders of aligned faces.
         fallback_crop: makes a face, (112, 112, 3) RGB uint8, of a photograph in which no face was found.
+        listed: the list of the photographs, for messages.
         select: the face to keep, as in AlignSettings.
         accept_face: a selected face for which this is false counts as not found.
         processes: number of processes, as in align_tree.
@@ -69,13 +80,15 @@ def align_all(
     Raises:
         DataError: photographs cannot be read, or no face was found and `fallback_crop` is None.
     """
-    aligned = AlignedFaces(root)
+    aligned = AlignedFaces(source, root)
     left = list(dict.fromkeys(map(os.path.normpath, photographs)))
+    for name in left:  # an aligned face gets the name of its photograph
+        path_inside(root, name, list_file=listed or source)
     for folder, thresholds in DETECTION_PASSES.items():
         if not left:
             break
         settings = AlignSettings(select=select, thresholds=thresholds, format="png")
-        align_tree(source, root / folder, settings, processes=processes, files=left, force=force)
+        align_tree(source, path_inside(root, folder), settings, processes=processes, files=left, force=force)
         rows = {row.path: row for row in read_manifest(root / folder)}
         unreadable = [name for name in left if rows[name].status not in (ALIGNED, NO_FACE)]
         if unreadable:
@@ -83,21 +96,22 @@ def align_all(
             photos = _format_photographs(unreadable, _IN_ERRORS)
             raise DataError(f"{source}: cannot read {photos} ({reason}). Restore them and run the same command again.")
         for name in left:
-            if rows[name].status == ALIGNED and accept_face(rows[name].face):
-                aligned.files[name] = os.path.join(folder, rows[name].output)
+            row = rows[name]
+            if row.face is not None and accept_face(row.face):
+                aligned.files[name] = os.path.join(folder, row.output)
                 if thresholds != THRESHOLDS:
                     aligned.low.append(name)
         left = [name for name in left if name not in aligned.files]
-    if left and fallback_crop is None:
-        raise DataError(
-            f"{source}: no face found in {_format_photographs(left, _IN_ERRORS)}. Replace them, remove their pairs "
-            f"from the list, or add --whole_image to use the full photographs, resized."
-        )
     for name in left:
-        path = path_inside(root / FALLBACK_FOLDER, f"{name}.png", list_file=source)
+        if fallback_crop is None:
+            raise DataError(
+                f"{source}: no face found in {_format_photographs(left, _IN_ERRORS)}. Replace them, remove their pairs "
+                f"from the list, or add --whole_image to use the full photographs, resized."
+            )
+        aligned.files[name] = os.path.join(FALLBACK_FOLDER, f"{name}.png")
+        path = path_inside(path_inside(root, FALLBACK_FOLDER), f"{name}.png", list_file=listed or source)
         if force or not path.exists():
             write_image(path, fallback_crop(read_photo(source / name)))
-        aligned.files[name] = os.path.join(FALLBACK_FOLDER, f"{name}.png")
         aligned.cut.append(name)
     return aligned
 
@@ -105,18 +119,6 @@ def align_all(
 def full_image(image: np.ndarray) -> np.ndarray:
     """Resize (H, W, 3) RGB uint8 to (112, 112, 3): a fallback for photographs that show little more than a face."""
     return cv2.resize(image, (FACE_SIZE, FACE_SIZE), interpolation=cv2.INTER_AREA)
-
-
-def describe(aligned: AlignedFaces, fallback: str) -> list[str]:
-    """Return console lines about faces that the first pass did not find. `fallback` describes the crop."""
-    lines = []
-    if aligned.low:
-        thresholds = " ".join(map(str, DETECTION_PASSES["found_low"]))
-        photos = _format_photographs(aligned.low, _IN_SUMMARY)
-        lines.append(f"face found only at lower thresholds ({thresholds}) in {photos}")
-    if aligned.cut:
-        lines.append(f"no face found: used {fallback} of {_format_photographs(aligned.cut, _IN_SUMMARY)}")
-    return lines
 
 
 def _format_photographs(names: Sequence[str], limit: int) -> str:

@@ -18,7 +18,8 @@ from pathlib import Path
 from util.cli.parser import Settings, flag, option, parse, processes
 from util.cli.types import to_file
 from util.errors import DataError, run_script
-from util.files import format_names, sha256
+from util.files import format_names, read_bytes, sha256
+from util.parallel import resumable
 
 OUT = "cfp_align_112"
 # {set: (split, kind of the first image, kind of the second image)}
@@ -41,22 +42,21 @@ class Flags(Settings):
     processes: int | None = processes()
 
 
+@resumable
 def main(arguments: list[str]) -> None:
     flags = parse(Flags, "-m applications.prepare.cfp", arguments, description=__doc__)
 
     # These take seconds to import: report mistakes in the command line first.
-    import numpy as np
-
-    from applications.prepare.align_pairs import align_all, describe, full_image
-    from applications.prepare.write_set import is_made, list_file, new_order, write_aligned
+    from applications.prepare.align_pairs import align_all, full_image
+    from applications.prepare.write_set import is_made, new_order, write_aligned
 
     images, protocol = find_folders(flags.source, flags.protocol)
     folder = flags.data_dir / OUT
     # The sets to make, and the photographs that they need.
     to_make = {}
     photographs: set[str] = set()
-    for name, (split, first_kind, second_kind) in SETS.items():
-        pairs = read_protocol(protocol, split, first_kind, second_kind)
+    for name, (split, *_) in SETS.items():
+        pairs = read_protocol(protocol, name)
         checksums = [sha256(file) for file in sorted((protocol / "Split" / split).rglob("*.txt"))]
         made_from = {"program": "cfp", "photographs": str(images.resolve()), "protocol": checksums}
         if not is_made(folder / name, made_from, flags.force):
@@ -74,11 +74,7 @@ def main(arguments: list[str]) -> None:
     root = folder / "aligned"
     aligned = align_all(images, sorted(photographs), root, full_image, processes=flags.processes, force=flags.force)
     for name, (pairs, made_from) in to_make.items():
-        order = new_order(protocol, np.array([same for *_, same in pairs]))
-        write_aligned(folder / name, aligned, pairs, order=order, made_from=made_from)
-        print(f"{folder / name}: {len(pairs)} pairs of photographs in {images}, listed in {list_file(folder / name)}")
-    for line in describe(aligned, "the full image"):
-        print(line)
+        write_aligned(folder / name, aligned, pairs, order=new_order(protocol, pairs), made_from=made_from)
     print(f"use them: python validation.py --data_dir {flags.data_dir}")
 
 
@@ -97,27 +93,18 @@ def find_folders(source: Path, protocol: Path | None) -> tuple[Path, Path]:
     return found[0], found[1]
 
 
-def read_protocol(protocol: Path, split: str, first: str, second: str) -> list[tuple[str, str, bool]]:
-    """Read the 7,000 pairs of a protocol.
+def read_protocol(protocol: Path, name: str) -> list[tuple[str, str, bool]]:
+    """Read the 7,000 pairs of a set of SETS: (image, image, same), with images relative to Data/Images.
 
-    Args:
-        protocol: the folder Protocol.
-        split: "FF" or "FP".
-        first: kind of the first image, "frontal" or "profile".
-        second: kind of the second image.
-
-    Returns:
-        (image, image, same) of each pair, images relative to Data/Images.
-
-    Raises:
-        DataError: a file of the protocol is missing or damaged.
+    Raises DataError if a file of the protocol is missing or damaged.
     """
+    split, first, second = SETS[name]
     first_images = read_images(protocol, first)
     second_images = read_images(protocol, second)
     pairs = []
     for number in range(1, SPLITS + 1):
-        for name, same in (("same", True), ("diff", False)):
-            file = protocol / "Split" / split / f"{number:02d}" / f"{name}.txt"
+        for kind, same in (("same", True), ("diff", False)):
+            file = protocol / "Split" / split / f"{number:02d}" / f"{kind}.txt"
             for one, other in _read_numbers(file, len(first_images), len(second_images)):
                 pairs.append((first_images[one - 1], second_images[other - 1], same))
     return pairs
@@ -130,7 +117,7 @@ def _read_numbers(file: Path, first_max: int, second_max: int) -> list[tuple[int
         words = [word.strip() for word in text.split(",")]
         if words == [""]:
             continue
-        if len(words) != 2 or not all(word.isdecimal() for word in words):
+        if len(words) != 2 or not all(word.isdecimal() and len(word) < 10 for word in words):
             raise DataError(f"{file}, line {line}: must be two numbers such as `7,448`, but is {text[:50]!r}.")
         first, second = int(words[0]), int(words[1])
         if not (1 <= first <= first_max and 1 <= second <= second_max):
@@ -171,10 +158,9 @@ def read_images(protocol: Path, kind: str) -> list[str]:
 def _read_text(file: Path) -> str:
     """Return the text of a file of the protocol. Raise DataError if it is missing or not ASCII."""
     try:
-        return file.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not the text of a protocol"
-        raise DataError(f"{file}: cannot be read ({reason}). Copy the protocol again.") from None
+        return read_bytes(file, "Copy the protocol again.").decode("ascii")
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: not the text of a protocol. Copy the protocol again.") from None
 
 
 if __name__ == "__main__":

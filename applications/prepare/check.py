@@ -11,8 +11,8 @@ wrong for about one face in 2,000, but reliable for a complete set.
 """
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,78 +56,54 @@ def main(arguments: list[str]) -> None:
 
     from util.device import num_cpus
 
-    processes = num_cpus() if flags.processes is None else flags.processes
-    by_path = check_paths(flags.paths, flags.root, processes)
     found = []
-    for findings in by_path if flags.paths else check_all(flags.data_dir, processes):
+    for findings in check_sets(flags, num_cpus() if flags.processes is None else flags.processes):
         print("\n".join(findings.lines()), flush=True)
         found.append(findings)
     if flags.report:
         with atomic_write(flags.report) as partial:
-            partial.write_text(json.dumps([findings.to_dict() for findings in found], indent=1) + "\n")
+            partial.write_text(json.dumps([asdict(findings) for findings in found], indent=1) + "\n")
         print(f"report: {flags.report}")
-    summarize(found)
-
-
-def check_paths(paths: Iterable[Path], root: Path | None, processes: int) -> "Iterator[Findings]":
-    from applications.prepare.check_pairs import check_pairs
-
-    for path in paths:
-        if path.suffix == ".rec" or (path.is_dir() and not (path / "meta").is_dir()):
-            yield check_images(path, processes)
-        else:
-            yield check_pairs(path.stem, path, root)
-
-
-def check_all(data_dir: Path, processes: int) -> "Iterator[Findings]":
-    """Yield findings about all sets that train.py and validation.py use in `data_dir`. Raise DataError without any."""
-    from applications.prepare.check_pairs import check_pairs
-    from util.data.loader import find_train_data
-    from util.pairs import VERIFICATION_SETS
-
-    try:
-        images = find_train_data(data_dir, None)
-    except DataError as error:
-        images = None
-        missing = str(error)
-    sets = {}
-    for name, places in VERIFICATION_SETS.items():
-        paths = [data_dir / place for place in places]
-        sets[name] = next((path for path in paths if (path / "meta").is_dir() or path.is_file()), None)
-    if images is None and not any(sets.values()):
-        raise DataError(f"{missing} There is no verification set either.")
-    if images is None:
-        print(f"no training images: {missing}")
-    else:
-        yield check_images(images, processes)
-    for name, path in sets.items():
-        if path is not None:
-            yield check_pairs(name, path)
-    absent = [name for name, path in sets.items() if path is None]
-    if absent:
-        print(f"not in {data_dir}: {', '.join(absent)}")
-
-
-def check_images(path: Path, processes: int) -> "Findings":
-    from applications.prepare.check_training import check_training
-    from applications.prepare.report import Findings
-    from util.data.loader import open_training_images
-
-    try:
-        images = open_training_images(path)
-    except DataError as error:
-        return Findings("training images", str(path), errors=[str(error)])
-    return check_training(images, processes)
-
-
-def summarize(found: "list[Findings]") -> None:
-    """Print the number of usable sets. Raise DataError if training or validation would fail on a set."""
     failing = [findings.path for findings in found if findings.errors]
     warnings = sum(len(findings.warnings) for findings in found)
     if failing:
         raise DataError(f"{len(failing)} of {len(found)} sets cannot be used: {', '.join(failing)}")
     sets = "the set can" if len(found) == 1 else f"all {len(found)} sets can"
     print(f"{sets} be used; {warnings or 'no'} warning{'' if warnings == 1 else 's'}")
+
+
+def check_sets(flags: Flags, processes: int) -> "Iterator[Findings]":
+    """Yield findings about the named sets, or about all sets that train.py and validation.py use in the data folder."""
+    from applications.prepare.check_pairs import check_pairs
+    from applications.prepare.check_training import check_training
+    from util.data.loader import find_train_data
+    from util.pairs import VERIFICATION_SETS
+
+    if flags.paths:
+        for path in flags.paths:
+            if path.suffix == ".rec" or (path.is_dir() and not (path / "meta").is_dir()):
+                yield check_training(path, processes)
+            else:
+                yield check_pairs(path.stem, path, flags.root)
+        return
+    sets = {}
+    for name, places in VERIFICATION_SETS.items():
+        paths = [flags.data_dir / place for place in places]
+        sets[name] = next((path for path in paths if (path / "meta").is_dir() or path.is_file()), None)
+    try:
+        images = find_train_data(flags.data_dir, None)
+    except DataError as error:
+        if not any(sets.values()):
+            raise DataError(f"{error} There is no verification set either.") from None
+        print(f"no training images: {error}")
+    else:
+        yield check_training(images, processes)
+    for name, found in sets.items():
+        if found is not None:
+            yield check_pairs(name, found)
+    absent = [name for name, found in sets.items() if found is None]
+    if absent:
+        print(f"not in {flags.data_dir}: {', '.join(absent)}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from applications.prepare.channel_order import SWAPPED, UNDECIDED, classify_channel_order, describe_channel_order
+from applications.prepare.channel_order import SWAPPED, UNDECIDED, classify_channel_order
 from applications.prepare.report import Findings
 from applications.prepare.write_set import is_reordered, new_order
 from util.errors import DataError
@@ -25,29 +25,26 @@ def check_pairs(name: str, path: Path, root: Path | None = None) -> Findings:
     except DataError as error:
         findings.errors.append(str(error))
         return findings
-    describe_folds(findings, path, pairs.issame)
-    hashes, colors = read_images(findings, pairs)
-    describe_repetitions(findings, pairs.issame, hashes)
-    fact, warning = describe_channel_order(colors)
-    findings.facts.append(fact)
-    swapped = [f"image {index} (from 0)" for index in np.flatnonzero(colors == SWAPPED).tolist()]
-    names = findings.list_names("red and blue swapped", swapped)
-    if warning:
-        findings.warnings.append(warning + ":" + names)
+    _describe_folds(findings, path, pairs.issame)
+    hashes, colors = _read_images(findings, pairs)
+    _describe_repetitions(findings, pairs.issame, hashes)
+    swapped = np.flatnonzero(colors == SWAPPED).tolist()
+    findings.describe_colors(colors, [f"image {index} (from 0)" for index in swapped])
     return findings
 
 
-def describe_folds(findings: Findings, path: Path, issame: np.ndarray) -> None:
+def _describe_folds(findings: Findings, path: Path, issame: np.ndarray) -> None:
     """Add the numbers of same and different pairs, in the complete set and in its ten folds."""
+    folds = [(int(fold.sum()), int((~fold).sum())) for fold in np.array_split(issame, FOLDS)]
+    findings.details["folds"] = [{"same": same, "different": different} for same, different in folds]
+    texts = []
+    for counts in zip(*folds, strict=True):
+        low, high = min(counts), max(counts)
+        texts.append(f"{low}" if low == high else f"{low} to {high}")
     same = int(issame.sum())
-    same_counts = [int(fold.sum()) for fold in np.array_split(issame, FOLDS)]
-    different_counts = [int((~fold).sum()) for fold in np.array_split(issame, FOLDS)]
-    findings.details["folds"] = [
-        {"same": same, "different": different} for same, different in zip(same_counts, different_counts, strict=True)
-    ]
     findings.facts.append(
-        f"{len(issame)} pairs, {same} same and {len(issame) - same} different; in each tenth "
-        f"{_range_text(same_counts)} same and {_range_text(different_counts)} different"
+        f"{len(issame)} pairs, {same} same and {len(issame) - same} different; in each tenth {texts[0]} same and "
+        f"{texts[1]} different"
     )
     try:
         if is_reordered(new_order(path, issame)):
@@ -59,17 +56,12 @@ def describe_folds(findings: Findings, path: Path, issame: np.ndarray) -> None:
         findings.errors.append(str(error))
 
 
-def _range_text(counts: list[int]) -> str:
-    low, high = min(counts), max(counts)
-    return f"{low}" if low == high else f"{low} to {high}"
-
-
-def read_images(findings: Findings, pairs: PairSet) -> tuple[np.ndarray, np.ndarray]:
+def _read_images(findings: Findings, pairs: PairSet) -> tuple[np.ndarray, np.ndarray]:
     """Return hashes of the pixels, (2P,) uint64, and channel orders, (2P,) uint8: 0 and UNDECIDED for broken images."""
     hashes = np.zeros(2 * len(pairs), np.uint64)
     colors = np.full(2 * len(pairs), UNDECIDED, np.uint8)
     broken: list[str] = []
-    images = tqdm(iter_images_or_errors(pairs), f"reading {pairs.name}", total=len(hashes), unit="image")
+    images = tqdm(_images_or_errors(pairs), f"reading {pairs.name}", total=len(hashes), unit="image")
     for index, image in enumerate(images):
         if isinstance(image, DataError):
             broken.append(str(image))
@@ -81,24 +73,21 @@ def read_images(findings: Findings, pairs: PairSet) -> tuple[np.ndarray, np.ndar
     return hashes, colors
 
 
-def iter_images_or_errors(pairs: PairSet) -> Iterator[np.ndarray | DataError]:
+def _images_or_errors(pairs: PairSet) -> Iterator[np.ndarray | DataError]:
     """Yield the images of a set in order, or the error in place of an image that cannot be read."""
     for start in range(0, 2 * len(pairs), _BLOCK):
         stop = min(start + _BLOCK, 2 * len(pairs))
         try:
             yield from pairs.images(start, stop)
-        except DataError:  # read the block image by image
-            yield from (image_or_error(pairs, index) for index in range(start, stop))
+        except DataError:
+            for index in range(start, stop):  # read the block image by image
+                try:
+                    yield pairs.images(index, index + 1)[0]
+                except DataError as error:
+                    yield error
 
 
-def image_or_error(pairs: PairSet, index: int) -> np.ndarray | DataError:
-    try:
-        return pairs.images(index, index + 1)[0]
-    except DataError as error:
-        return error
-
-
-def describe_repetitions(findings: Findings, issame: np.ndarray, hashes: np.ndarray) -> None:
+def _describe_repetitions(findings: Findings, issame: np.ndarray, hashes: np.ndarray) -> None:
     """Warn of pairs of an image with itself, which test nothing or are wrong, and of pairs that occur twice."""
     both = np.sort(hashes.reshape(-1, 2), axis=1)  # the order of the two images does not matter; 0 is a broken image
     findings.facts.append(f"{len(np.unique(hashes[hashes > 0]))} different images")

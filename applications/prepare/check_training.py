@@ -1,111 +1,109 @@
 """Read every image of a training set on all cores and report its errors."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from applications.prepare import channel_order
-from applications.prepare.channel_order import SWAPPED, UNDECIDED, describe_channel_order
+from applications.prepare.channel_order import SWAPPED, UNDECIDED
 from applications.prepare.report import KEPT, SHOWN, Findings
-from util.data.loader import TrainingImages
+from util.data.loader import TrainingImages, open_training_images
 from util.errors import DataError
-from util.parallel import parallel_map
+from util.parallel import parallel_map, working_on
 
 _CHUNK = 256  # images that a process reads at a time
 
 
-@dataclass
-class ImageStats:
-    """Properties of n images, in 11 bytes each."""
-
-    # (n,) uint64: 64 bits of BLAKE2b of the file. Two of 40 million different images collide in one of 23,000 sets.
-    hashes: np.ndarray
-    sizes: np.ndarray  # (n,) uint16: pixels a side, 0 for an image that cannot be used
-    colors: np.ndarray  # (n,) uint8: the result of classify_channel_order
-    broken: list[tuple[int, str]] = field(default_factory=list)  # (index, message)
-
-    @staticmethod
-    def empty(count: int) -> "ImageStats":
-        colors = np.full(count, UNDECIDED, np.uint8)
-        return ImageStats(np.zeros(count, np.uint64), np.zeros(count, np.uint16), colors)
+# Properties of an image. Two of 40 million different images have equal hashes in one of 23,000 sets.
+_STATS = np.dtype(
+    [
+        ("hash", np.uint64),  # 64 bits of BLAKE2b of the file
+        ("size", np.uint16),  # pixels a side, 0 for an image that cannot be used
+        ("color", np.uint8),  # the result of classify_channel_order
+    ]
+)
 
 
-def check_training(images: TrainingImages, processes: int) -> Findings:
+def check_training(path: Path, processes: int) -> Findings:
     """Return findings about a training set. Every image is decoded as in training."""
-    findings = Findings("training images", str(images.root))
+    findings = Findings("training images", str(path))
+    try:
+        images = open_training_images(path)
+    except DataError as error:
+        findings.errors.append(str(error))
+        return findings
+    findings.path = str(images.root)
     counts = np.bincount(images.labels, minlength=len(images.classes))
     findings.facts.append(
         f"{len(images)} images of {len(images.classes)} people; {counts.min()} to {counts.max()} images a person "
         f"(median {np.median(counts):g}), {(counts == 1).sum()} people with a single one"
     )
-    stats = read_images(images, processes)
-    describe_sizes(findings, stats.sizes)
-    if stats.broken:
-        count = int((stats.sizes == 0).sum())
+    stats, broken = _read_images(images, processes)
+    usable = stats["size"] > 0
+    # The number of images of each size, the most frequent size first.
+    sizes, counts = np.unique(stats["size"][usable], return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    texts = [f"{sizes[i]}x{sizes[i]} ({counts[i]})" for i in order[:SHOWN]]
+    more = f" and {len(sizes) - SHOWN} other sizes" if len(sizes) > SHOWN else ""
+    findings.facts.append(f"sizes: {', '.join(texts) or 'none'}{more}")
+    findings.details["sizes"] = {int(sizes[i]): int(counts[i]) for i in order}
+    if broken:
+        count = int((~usable).sum())
         findings.details["unreadable count"] = count
-        names = findings.list_names("unreadable", [message for _, message in stats.broken])
-        findings.errors.append(f"{count} images cannot be used:{names}")
-    describe_duplicates(findings, images, stats)
-    describe_colors(findings, images, stats)
+        findings.errors.append(f"{count} images cannot be used:{findings.list_names('unreadable', broken)}")
+    _describe_duplicates(findings, images, groups_of_equals(stats["hash"], usable))
+    swapped = np.flatnonzero(stats["color"] == SWAPPED)[:KEPT].tolist()
+    findings.describe_colors(stats["color"][usable], [images.where(index) for index in swapped])
     return findings
 
 
-def read_images(images: TrainingImages, processes: int) -> ImageStats:
-    """Return the properties of all images."""
-    stats = ImageStats.empty(len(images))
+def _read_images(images: TrainingImages, processes: int) -> tuple[np.ndarray, list[str]]:
+    """Return the properties of all images, (n,) _STATS, and what is wrong with the first KEPT broken ones."""
+    stats = np.zeros(len(images), _STATS)
+    broken: list[str] = []
     chunks = [range(start, min(start + _CHUNK, len(images))) for start in range(0, len(images), _CHUNK)]
-    with tqdm(total=len(images), desc=f"reading {images.root.name}", unit="image", unit_scale=True) as bar:
-        for chunk, found in zip(chunks, parallel_map(read_chunk, images, chunks, processes), strict=True):
-            rows = slice(chunk.start, chunk.stop)
-            stats.hashes[rows] = found.hashes
-            stats.sizes[rows] = found.sizes
-            stats.colors[rows] = found.colors
-            stats.broken += found.broken[: KEPT - len(stats.broken)]
+    with (
+        tqdm(total=len(images), desc=f"reading {images.root.name}", unit="image", unit_scale=True) as bar,
+        parallel_map(_read_chunk, images, chunks, processes) as results,
+    ):
+        for chunk, (found, errors) in zip(chunks, results, strict=True):
+            stats[chunk.start : chunk.stop] = found
+            broken += errors[: KEPT - len(broken)]
             bar.update(len(chunk))
-    return stats
+    return stats, broken
 
 
-def read_chunk(images: TrainingImages, chunk: range) -> ImageStats:
-    """Return the properties of the images with these indices."""
-    stats = ImageStats.empty(len(chunk))
+def _read_chunk(images: TrainingImages, chunk: range) -> tuple[np.ndarray, list[str]]:
+    stats = np.zeros(len(chunk), _STATS)
+    stats["color"] = UNDECIDED
+    errors = []
     for row, index in enumerate(chunk):
+        working_on(images.where(index))
         try:
             encoded = images.encoded(index)
-            stats.hashes[row] = int.from_bytes(blake2b(encoded, digest_size=8).digest())
             image = images.image(index)
         except DataError as error:
-            stats.broken.append((index, str(error)))
+            errors.append(str(error))
             continue
-        stats.sizes[row] = min(image.shape[0], np.iinfo(np.uint16).max)
-        stats.colors[row] = channel_order.classify_channel_order(image)
-    return stats
+        digest = int.from_bytes(blake2b(encoded, digest_size=8).digest())
+        size = min(image.shape[0], np.iinfo(np.uint16).max)
+        stats[row] = (digest, size, channel_order.classify_channel_order(image))
+    return stats, errors
 
 
-def describe_sizes(findings: Findings, sizes: np.ndarray) -> None:
-    """Add the number of images of each size, the most frequent size first."""
-    values, counts = np.unique(sizes[sizes > 0], return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    texts = [f"{values[i]}x{values[i]} ({counts[i]})" for i in order[:SHOWN]]
-    more = f" and {len(values) - SHOWN} other sizes" if len(values) > SHOWN else ""
-    findings.facts.append(f"sizes: {', '.join(texts) or 'none'}{more}")
-    findings.details["sizes"] = {int(values[i]): int(counts[i]) for i in order}
-
-
-def describe_duplicates(findings: Findings, images: TrainingImages, stats: ImageStats) -> None:
+def _describe_duplicates(findings: Findings, images: TrainingImages, groups: Iterable[np.ndarray]) -> None:
     """Warn of files with the same bytes. Within a person they have a higher weight; across people a label is wrong."""
     within: list[str] = []
     across: list[str] = []
     count_within = count_across = 0
-    for group in groups_of_equals(stats.hashes, stats.sizes > 0):
-        people = np.unique(images.labels[group])
-        kept = across if len(people) > 1 else within
-        if len(people) > 1:
-            count_across += 1
-        else:
-            count_within += len(group) - 1
+    for group in groups:
+        is_across = bool((images.labels[group] != images.labels[group[0]]).any())
+        count_across += is_across
+        count_within += 0 if is_across else len(group) - 1
+        kept = across if is_across else within
         if len(kept) < KEPT:
             kept.append(" = ".join(images.where(index) for index in group[:SHOWN].tolist()))
     if count_within:
@@ -127,12 +125,3 @@ def groups_of_equals(hashes: np.ndarray, usable: np.ndarray) -> Iterator[np.ndar
     sizes = np.diff(np.r_[starts, len(order)])
     for start, size in zip(starts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
         yield order[start : start + size]
-
-
-def describe_colors(findings: Findings, images: TrainingImages, stats: ImageStats) -> None:
-    fact, warning = describe_channel_order(stats.colors[stats.sizes > 0])
-    findings.facts.append(fact)
-    swapped = np.flatnonzero(stats.colors == SWAPPED)[:KEPT].tolist()
-    names = findings.list_names("red and blue swapped", [images.where(index) for index in swapped])
-    if warning:
-        findings.warnings.append(warning + ":" + names)

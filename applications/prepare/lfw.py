@@ -12,7 +12,6 @@ lfw.json, and aligned/ with the aligned faces, which may be removed. No pair is 
 program searches with lower thresholds, and then crops the region where LFW's faces usually are.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ from applications.prepare.download import Remote, fetch, unpack
 from util.cli.parser import Settings, flag, option, parse, processes
 from util.cli.types import to_file
 from util.errors import DataError, UsageError, run_script
-from util.files import path_inside, sha256
+from util.files import sha256
+from util.parallel import resumable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,6 +68,7 @@ class Flags(Settings):
     processes: int | None = processes()
 
 
+@resumable
 def main(arguments: list[str]) -> None:
     flags = parse(Flags, "-m applications.prepare.lfw", arguments, description=__doc__)
     if flags.source and flags.download:
@@ -76,33 +77,30 @@ def main(arguments: list[str]) -> None:
     listed = flags.pairs or find_list(source)
 
     # These take seconds to import: report mistakes in the command line first.
-    import numpy as np
+    from applications.prepare.align_pairs import align_all
+    from applications.prepare.write_set import is_made, new_order, read_rows, write_aligned
+    from util.pairs.text_list import read_pair_list
 
-    from applications.prepare.align_pairs import align_all, describe
-    from applications.prepare.write_set import is_made, is_reordered, list_file, new_order, write_aligned
-    from util.pairs.text_list import find_images, read_pair_list
-
-    pairs = read_pair_list(listed)
-    images = find_photographs(source, pairs)
-    out = flags.data_dir / OUT
+    images = find_photographs(source, read_pair_list(listed))
     made_from = {"program": "lfw", "photographs": str(images.resolve()), "list": sha256(listed)}
-    if is_made(out, made_from, flags.force):
+    if is_made(flags.data_dir / OUT, made_from, flags.force):
         return
-    order = new_order(listed, np.array([pair.same for pair in pairs]))
-    names = [os.path.relpath(file, images) for file in find_images(listed, images, pairs)]
+    rows = read_rows(listed, images)
+    order = new_order(listed, rows)
+    names = [name for first, second, _ in rows for name in (first, second)]
     root = flags.data_dir / ALIGNED
-    for name in dict.fromkeys(names):  # an aligned face gets the name of its photograph
-        path_inside(root, name, list_file=listed)
     aligned = align_all(
-        images, names, root, fallback_crop, accept_face=is_subject, processes=flags.processes, force=flags.force
+        images,
+        names,
+        root,
+        fallback_crop,
+        listed=listed,
+        accept_face=is_subject,
+        processes=flags.processes,
+        force=flags.force,
     )
-    rows = [(first, second, pair.same) for first, second, pair in zip(names[::2], names[1::2], pairs, strict=True)]
-    write_aligned(out, aligned, rows, order=order, made_from=made_from)
-    print(f"{out}: {len(pairs)} pairs of {len(set(names))} photographs in {images}, listed in {list_file(out)}")
-    for line in describe(aligned, "the average face region"):
-        print(line)
-    if is_reordered(order):
-        print("same and different pairs are interleaved: some folds of the list would have only one kind")
+    aligned.fallback = "the average face region"
+    write_aligned(flags.data_dir / OUT, aligned, rows, order=order, made_from=made_from)
     print(f"use it: python validation.py --data_dir {flags.data_dir}")
 
 
@@ -150,11 +148,12 @@ def is_subject(face: "Face") -> bool:
 
 def fallback_crop(image: "np.ndarray") -> "np.ndarray":
     """Crop the region where LFW's faces are on average: (H, W, 3) RGB uint8 -> (112, 112, 3)."""
+    import numpy as np
+
     from applications.align import align
 
     height, width = image.shape[:2]
-    landmarks = [(x * (width / SIDE), y * (height / SIDE)) for x, y in LANDMARKS]
-    return align(image, landmarks)
+    return align(image, np.array(LANDMARKS) * (width / SIDE, height / SIDE))
 
 
 if __name__ == "__main__":

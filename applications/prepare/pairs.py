@@ -12,14 +12,15 @@ would have different numbers of same and different pairs.
 validation.py can also read a list of aligned faces directly: --val_data NAME=pairs.txt:faces.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from util.cli.parser import Settings, choice, flag, option, parse, processes
 from util.cli.types import SELECT, to_file
 from util.errors import UsageError, run_script
-from util.files import path_inside, sha256
+from util.files import sha256
+from util.parallel import resumable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,46 +39,42 @@ class Flags(Settings):
     processes: int | None = processes()
 
 
+@resumable
 def main(arguments: list[str]) -> None:
     flags = parse(Flags, "-m applications.prepare.pairs", arguments, description=__doc__)
     if not flags.align and (flags.whole_image or flags.select != "largest"):
         raise UsageError("--select and --whole_image: are for --align. Add it, or remove them.")
     images = flags.images or flags.list.parent
-    out = flags.out
 
     # These take seconds to import: report mistakes in the command line first.
-    import numpy as np
+    from applications.prepare.align_pairs import AlignedFaces, align_all, full_image
+    from applications.prepare.write_set import is_made, new_order, read_rows, write_aligned
 
-    from applications.prepare.align_pairs import AlignedFaces, align_all, describe, full_image
-    from applications.prepare.write_set import is_made, is_reordered, list_file, new_order, write_aligned
-    from util.pairs.text_list import find_images, read_pair_list
-
-    pairs = read_pair_list(flags.list)
-    made_from = {"program": "pairs", "images": str(images.resolve()), "list": sha256(flags.list)}
+    made_from: dict[str, Any] = {"program": "pairs", "images": str(images.resolve()), "list": sha256(flags.list)}
     if flags.align:
         made_from["align"] = [flags.select, flags.whole_image]
-    if is_made(out, made_from, flags.force):
+    if is_made(flags.out, made_from, flags.force):
         return
-    order = new_order(flags.list, np.array([pair.same for pair in pairs]), balanced=True)
-    names = [os.path.relpath(file, images) for file in find_images(flags.list, images, pairs)]
+    rows = read_rows(flags.list, images)
+    order = new_order(flags.list, rows, balanced=True)
+    names = [name for first, second, _ in rows for name in (first, second)]
     if flags.align:
-        root = out.with_name(f"{out.name}_aligned")
-        for name in dict.fromkeys(names):  # an aligned face gets the name of its photograph
-            path_inside(root, name, list_file=flags.list)
+        root = flags.out.with_name(f"{flags.out.name}_aligned")
         fallback = full_image if flags.whole_image else None
         aligned = align_all(
-            images, names, root, fallback, select=flags.select, processes=flags.processes, force=flags.force
+            images,
+            names,
+            root,
+            fallback,
+            listed=flags.list,
+            select=flags.select,
+            processes=flags.processes,
+            force=flags.force,
         )
     else:
-        aligned = AlignedFaces(images, {name: name for name in names})
-    rows = [(first, second, pair.same) for first, second, pair in zip(names[::2], names[1::2], pairs, strict=True)]
-    write_aligned(out, aligned, rows, order=order, made_from=made_from)
-    print(f"{out}: {len(pairs)} pairs of {len(set(names))} images in {images}, listed in {list_file(out)}")
-    for line in describe(aligned, "the full image"):
-        print(line)
-    if is_reordered(order):
-        print("same and different pairs are interleaved, so that all ten folds have equal numbers of both")
-    print(f"use it: python validation.py --val_data {out.name}={out}")
+        aligned = AlignedFaces(images, images, {name: name for name in names})
+    write_aligned(flags.out, aligned, rows, order=order, made_from=made_from)
+    print(f"use it: python validation.py --val_data {flags.out.name}={flags.out}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from util.cli.parser import Settings, option, parse, processes
 from util.cli.types import to_file
 from util.errors import DataError, RunError, UsageError, run_script
 from util.files import Provenance, format_names, path_inside, require_writable_dir, sha256
+from util.parallel import parallel_map, resumable, working_on
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +43,7 @@ class Flags(Settings):
     processes: int | None = processes()
 
 
+@resumable
 def main(arguments: list[str]) -> None:
     flags = parse(Flags, "-m applications.prepare.rec", arguments, description=__doc__)
 
@@ -53,7 +55,7 @@ def main(arguments: list[str]) -> None:
     if not isinstance(images, RecordImages):
         raise DataError(f"{flags.file}: already a folder of images. Name a .rec file.")
     check_destination(images, flags.out)
-    folder = flags.out / "imgs"
+    folder = path_inside(flags.out, "imgs")
     unpack(images, folder, num_cpus() if flags.processes is None else flags.processes)
     print(f"{folder}: {len(images)} images of {len(images.classes)} people, all that {images.root} has")
     print(f"use it: python train.py --train_data {flags.out}")
@@ -62,7 +64,7 @@ def main(arguments: list[str]) -> None:
 def check_destination(images: "RecordImages", out: Path) -> None:
     """Write the marker of the record file into `out`. Raise UsageError if `out` has images of another file."""
     require_writable_dir("--out", out)
-    marker = out / MARKER
+    marker = path_inside(out, MARKER)
     if not marker.exists() and (out / "imgs").exists():
         raise UsageError(f"--out {out}: already has a folder imgs, which is not changed. Name another folder.")
     made_from = {"index": sha256(images.root.with_suffix(".idx")), "size": images.root.stat().st_size}
@@ -82,26 +84,20 @@ class Work(NamedTuple):
 def unpack(images: "RecordImages", folder: Path, processes: int) -> None:
     """Write the folder of each class that is missing or incomplete.
 
-    Args:
-        images: the records.
-        folder: destination of the folders.
-        processes: number of processes; 0 works in this one.
-
-    Raises:
-        DataError: some records cannot be read. All others are written first.
-        RunError: files disappeared in the meantime.
+    Raises DataError if records cannot be read, after all others are written, and RunError if files have disappeared.
     """
-    from util.parallel import parallel_map
-
     # Sort the images by class. The images of a class then are one slice of `order`.
     order = images.labels.argsort(kind="stable")
     starts = images.labels[order].searchsorted(range(len(images.classes) + 1))
     digits = max(8, len(str(images.record(len(images) - 1))))
     folder.mkdir(exist_ok=True)
     broken: list[str] = []
-    with tqdm(total=len(images), desc=f"unpacking {images.root.name}", unit="image", unit_scale=True) as bar:
-        work = Work(images, order, starts, folder=folder, digits=digits)
-        for label, messages in enumerate(parallel_map(write_class, work, range(len(images.classes)), processes)):
+    work = Work(images, order, starts, folder=folder, digits=digits)
+    with (
+        tqdm(total=len(images), desc=f"unpacking {images.root.name}", unit="image", unit_scale=True) as bar,
+        parallel_map(write_class, work, range(len(images.classes)), processes) as results,
+    ):
+        for label, messages in enumerate(results):
             broken += messages
             bar.update(int(starts[label + 1] - starts[label]))
     if broken:
@@ -124,9 +120,12 @@ def write_class(work: Work, label: int) -> list[str]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         for index in indices:
+            working_on(work.images.where(index))
             try:
                 content = work.images.encoded(index)
-                suffix = image_suffix(content, work.images.where(index))
+                suffix = next((suffix for start, suffix in _SUFFIXES.items() if content.startswith(start)), None)
+                if suffix is None:
+                    raise DataError(f"{work.images.where(index)}: not a JPEG, PNG, BMP or WebP. Make the set again.")
                 (partial / f"{work.images.record(index):0{work.digits}d}{suffix}").write_bytes(content)
             except DataError as error:
                 broken.append(str(error))
@@ -139,23 +138,14 @@ def write_class(work: Work, label: int) -> list[str]:
     return broken
 
 
-def image_suffix(content: bytes, source: str) -> str:
-    """Return the file name suffix for the bytes of an image. Raise DataError, naming `source`, for other bytes."""
-    for start, suffix in _SUFFIXES.items():
-        if content.startswith(start):
-            return suffix
-    raise DataError(f"{source}: not a JPEG, PNG, BMP or WebP. Make the set again.")
-
-
 def check_count(images: "RecordImages", folder: Path) -> None:
     """Raise RunError if the number of files in a folder differs from the number of images of its class."""
     counts = Counter(images.labels.tolist())
     for label, name in enumerate(images.classes):
-        expected = counts[label]
         found = len(os.listdir(folder / name))
-        if found != expected:
+        if found != counts[label]:
             raise RunError(
-                f"{folder / name}: {found} images, but the index has {expected}. Run the same command again."
+                f"{folder / name}: {found} images, but the index has {counts[label]}. Run the same command again."
             )
 
 

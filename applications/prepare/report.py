@@ -1,7 +1,11 @@
 """Findings of a check about one set, for the console and for a report in JSON."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+
+from applications.prepare.channel_order import describe_channel_order
 
 SHOWN = 10  # names on the console
 KEPT = 100_000  # names in the report: a set may be damaged completely
@@ -29,13 +33,16 @@ class Findings:
             shown = [*shown, f"and {len(names) - SHOWN} more"]
         return "".join(f"\n      {name}" for name in shown)
 
+    def describe_colors(self, orders: np.ndarray, swapped: list[str]) -> None:
+        """Add the channel orders (N,) of the images, and the names of those that look swapped."""
+        fact, warning = describe_channel_order(orders)
+        self.facts.append(fact)
+        names = self.list_names("red and blue swapped", swapped)
+        if warning:
+            self.warnings.append(f"{warning}:{names}")
+
     def lines(self) -> list[str]:
         """Return the lines for the console."""
-        lines = [f"{self.path} ({self.kind})"]
-        lines += [f"  {text}" for text in self.facts]
-        lines += [f"  warning: {text}" for text in self.warnings]
-        lines += [f"  ERROR: {text}" for text in self.errors]
-        return lines
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        warnings = [f"warning: {text}" for text in self.warnings]
+        errors = [f"ERROR: {text}" for text in self.errors]
+        return [f"{self.path} ({self.kind})", *(f"  {text}" for text in [*self.facts, *warnings, *errors])]

@@ -4,6 +4,7 @@ A set is the carray OUT with OUT_list.npy. OUT_pairs.txt lists the pairs in the 
 names, and OUT.json records what the set was made from.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,26 +14,25 @@ from tqdm import tqdm
 
 from applications.prepare.align_pairs import AlignedFaces
 from util.errors import DataError, UsageError
-from util.files import Provenance, atomic_write, require_writable_dir
+from util.files import Provenance, atomic_write, path_inside, require_writable_dir
 from util.pairs import PairSet, PairSubset, interleaved_order, iter_images, load_pairs
 from util.pairs.bcolz import write_carray
+from util.pairs.text_list import find_images, read_pair_list
 from util.verification import FOLDS
 
 ListedPair = tuple[str, str, bool]  # two images, and whether they are of one person
 
 
 def is_made(out: Path, made_from: dict[str, Any], force: bool) -> bool:
-    """Return whether `out` is a set made from exactly `made_from`, and print it.
-
-    Args:
-        out: the carray of the set.
-        made_from: what OUT.json records: the program, its images and checksums of its lists.
-        force: make the set again in any case.
+    """Return whether `out` is a set made from exactly `made_from`, which OUT.json records, and print it.
 
     Raises:
         UsageError: `out` is another set and `force` is not given, or `out` cannot be written.
+        DataError: `out` or a file next to it is a link out of its folder.
     """
     require_writable_dir("--out", out.parent)
+    for path in (out, out.with_name(f"{out.name}_list.npy"), list_file(out), _note(out)):
+        path_inside(out.parent, path.name)
     if force or not out.exists():
         return False
     if Provenance(_note(out), {"made from": made_from}).matches():
@@ -41,20 +41,21 @@ def is_made(out: Path, made_from: dict[str, Any], force: bool) -> bool:
     raise UsageError(f"{out}: exists, and was made from something else. Name another place, or add --force.")
 
 
-def new_order(source: Path, issame: np.ndarray, balanced: bool = False) -> np.ndarray:
+def read_rows(listed: Path, images: Path) -> list[ListedPair]:
+    """Read a list of pairs, with its images relative to the folder `images`. Raise DataError if one is missing."""
+    pairs = read_pair_list(listed)
+    names = [os.path.relpath(file, images) for file in find_images(listed, images, pairs)]
+    return [(first, second, pair.same) for first, second, pair in zip(names[::2], names[1::2], pairs, strict=True)]
+
+
+def new_order(source: Path, pairs: Sequence[ListedPair] | np.ndarray, balanced: bool = False) -> np.ndarray:
     """Return (P,) the order in which the pairs of a list become a set.
 
-    The order of the list is kept if each of the ten folds has both kinds of pairs. Otherwise same and different pairs
-    are interleaved, see util.pairs.interleaved_order().
-
-    Args:
-        source: the list, for the message.
-        issame: (P,) bool.
-        balanced: keep the order only if the folds have equal numbers of same pairs, to within one.
-
-    Raises:
-        DataError: there are fewer than ten pairs of a kind.
+    The order of the list is kept if each of the ten folds has both kinds of pairs; with `balanced`, only if the folds
+    have equal numbers of same pairs, to within one. Otherwise same and different pairs are interleaved, see
+    util.pairs.interleaved_order(). Raises DataError if there are fewer than ten pairs of a kind.
     """
+    issame = pairs if isinstance(pairs, np.ndarray) else np.array([same for *_, same in pairs])
     same_counts = [int(fold.sum()) for fold in np.array_split(issame, FOLDS)]
     try:
         if balanced and max(same_counts) - min(same_counts) > 1:
@@ -69,14 +70,9 @@ def new_order(source: Path, issame: np.ndarray, balanced: bool = False) -> np.nd
 def write_aligned(
     out: Path, aligned: AlignedFaces, pairs: Sequence[ListedPair], order: np.ndarray, made_from: dict[str, Any]
 ) -> None:
-    """Write pairs of photographs with their aligned faces as a set, and the list of its pairs.
+    """Write the aligned faces of P pairs of photographs as a set, list its pairs, and print what was done.
 
-    Args:
-        out: the carray to write.
-        aligned: the faces of all photographs of the pairs.
-        pairs: (P) pairs of photographs.
-        order: (P,) indices into `pairs`.
-        made_from: recorded in OUT.json.
+    `order` has (P,) indices into `pairs`, and `made_from` is recorded in OUT.json.
     """
     lines = []
     for index in order.tolist():
@@ -87,18 +83,15 @@ def write_aligned(
         listed.write_text("".join(lines))
         pair_set = load_pairs(listed, aligned.root)
         write_set(out, pair_set, np.arange(len(lines)), made_from=made_from, notes=notes)
+    print(f"{out}: {len(lines)} pairs of images in {aligned.source}, listed in {list_file(out)}")
+    for line in aligned.lines():
+        print(line)
+    if is_reordered(order):
+        print("same and different pairs are interleaved, because the ten folds of the list would be unequal")
 
 
 def write_set(out: Path, pairs: PairSet, order: np.ndarray, made_from: dict[str, Any], notes: dict[str, Any]) -> None:
-    """Write pairs as the carray `out`, and then OUT.json.
-
-    Args:
-        out: the carray to write.
-        pairs: the P pairs.
-        order: (P,) indices into `pairs`.
-        made_from: recorded in OUT.json, and compared by is_made().
-        notes: further entries of OUT.json.
-    """
+    """Write P pairs, in `order` (P,), as the carray `out`, and then OUT.json with `made_from` and `notes`."""
     if is_reordered(order):
         pairs = PairSubset(pairs, order)
     _note(out).unlink(missing_ok=True)  # a set with a note is complete, also after a kill

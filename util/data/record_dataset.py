@@ -49,6 +49,10 @@ class RecordImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def record(self, index: int) -> int:
+        """Return the number of the record that holds image `index`."""
+        return int(self._file.keys[index + self._first])
+
     def where(self, index: int) -> str:
         """Return the file and the record of image `index`, for messages."""
         return self._file.where(index + self._first)

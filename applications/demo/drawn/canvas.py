@@ -14,6 +14,8 @@ _NOISE_SIZE = (ROWS * DOWN, 480)
 _SHIFT = 4  # bits of sub-pixel precision in OpenCV's polygons
 
 Shapes = np.ndarray | list[np.ndarray]
+Color = np.ndarray | tuple[int, int, int]
+NOTHING: list[np.ndarray] = []  # no clip
 
 
 class Canvas:
@@ -25,23 +27,9 @@ class Canvas:
         self._rows = image.reshape(len(image), -1)
         self.skin = palette(SKIN_TONES, head.person.skin)
 
-    def area(
-        self, shapes: Shapes, color: np.ndarray, alpha: float = 1, blur: float = 0, clip: Shapes | None = None
-    ) -> None:
-        """Fill polygons.
-
-        Args:
-            shapes: one or more polygons.
-            color: (3,) RGB.
-            alpha: opacity from 0 to 1.
-            blur: standard deviation in pixels of the face.
-            clip: polygons outside which nothing is painted.
-        """
-        self._brush(shapes, width=None, color=color, alpha=alpha, blur=blur, clip=clip)
-
-    def line(self, shapes: Shapes, width: float, color: np.ndarray, alpha: float = 1, blur: float = 0) -> None:
+    def line(self, shapes: Shapes, width: float, color: Color, alpha: float = 1, blur: float = 0) -> None:
         """Draw open lines; `width` and `blur` are in pixels of the face."""
-        self._brush(shapes, width=width, color=color, alpha=alpha, blur=blur, clip=None)
+        self.area(shapes, color, alpha, blur=blur, width=width)
 
     def _place(self, shapes: Shapes) -> tuple[np.ndarray, list[int]]:
         """Return the texture pixels (n, 2) of the points of all shapes, and the index at which each shape ends."""
@@ -53,14 +41,15 @@ class Canvas:
         placed[:, 1] = (points[:, 1] - TOP) * DOWN + (DOWN - 1) / 2
         return placed, list(itertools.accumulate(len(shape) for shape in shapes))
 
-    def _brush(
-        self, shapes: Shapes, width: float | None, color: np.ndarray, alpha: float, blur: float, clip: Shapes | None
+    def area(
+        self, shapes: Shapes, color: Color, alpha: float = 1, blur: float = 0, clip: Shapes = NOTHING, width: float = 0
     ) -> None:
+        """Fill polygons inside the polygons `clip`, or draw open lines. `alpha` is the opacity from 0 to 1."""
         if alpha < 0.02:
             return
         placed, ends = self._place(shapes)
         # Only the box around the shapes is computed.
-        margin = int(6 * blur + (width or 0) + 3)
+        margin = int(6 * blur + width + 3)
         low = np.maximum(placed.min(axis=0).astype(int) - margin, 0)
         high = np.minimum(placed.max(axis=0).astype(int) + margin + 2, self.image.shape[1::-1])
         if (high <= low).any():
@@ -68,8 +57,8 @@ class Canvas:
         mask = _mask(placed, ends, low=low, high=high, width=width)
         if blur:
             mask = cv2.GaussianBlur(mask, (0, 0), blur * DOWN)
-        if clip is not None:
-            mask = cv2.multiply(mask, _mask(*self._place(clip), low=low, high=high, width=None), scale=1 / 255)
+        if clip is not NOTHING:
+            mask = cv2.multiply(mask, _mask(*self._place(clip), low=low, high=high), scale=1 / 255)
         # Rows of interleaved channels, because broadcasting over a last axis of three is many times slower.
         patch = self._rows[low[1] : high[1], 3 * low[0] : 3 * high[0]]
         weight = cv2.merge([mask] * 3).reshape(patch.shape) * np.float32(alpha / 255)
@@ -84,12 +73,12 @@ def both(shape: np.ndarray) -> list[np.ndarray]:
     return [shape, shape * (-1, 1)]
 
 
-def _mask(placed: np.ndarray, ends: list[int], low: np.ndarray, high: np.ndarray, width: float | None) -> np.ndarray:
+def _mask(placed: np.ndarray, ends: list[int], low: np.ndarray, high: np.ndarray, width: float = 0) -> np.ndarray:
     """Draw shapes with anti-aliasing into the box from `low` to `high`: (h, w) uint8."""
     mask = np.zeros((high[1] - low[1], high[0] - low[0]), np.uint8)
     fixed = np.rint((placed - low) * 2**_SHIFT).astype(np.int32)
     shapes = [fixed[start:end] for start, end in itertools.pairwise([0, *ends])]
-    if width is None:
+    if not width:
         cv2.fillPoly(mask, shapes, 255, lineType=cv2.LINE_AA, shift=_SHIFT)
     else:
         thickness = max(1, round(width * DOWN))

@@ -8,12 +8,6 @@ from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
-# Nuisance factors, which make the demo hard: 1 is the default strength, 0 switches one off.
-LIGHT_STRENGTH = 1.0  # direction, contrast, color and exposure of the light
-POSE_STRENGTH = 1.0  # yaw and pitch
-EXPRESSION_STRENGTH = 1.0  # smile, open mouth, eyelids, brows, gaze
-BLUR_STRENGTH = 1.0  # blur and sensor noise
-JITTER_STRENGTH = 1.0  # error of the alignment
 PROFILE_YAW = (0.62, 0.95)  # radians, for the profile images of a set like CFP-FP
 AGE_GAP = (26.0, 36.0)  # years between the two images of a pair in a set like AgeDB
 GLASSES_OFF = 0.2  # probability that a wearer of glasses is rendered without them
@@ -157,11 +151,6 @@ class Person:
             volume=person.volume + 1.2 * side,
         )
 
-    @property
-    def wears_glasses(self) -> bool:
-        """Return whether most images of this person show glasses."""
-        return self.glasses > 0
-
 
 @dataclass(frozen=True)
 class Condition:
@@ -194,10 +183,10 @@ class Condition:
         def normal(scale: float) -> float:
             return float(np.clip(rng.standard_normal(), -2, 2) * scale)
 
-        warm = normal(0.06 * LIGHT_STRENGTH)
-        yaw = normal(0.24 * POSE_STRENGTH)
+        warm = normal(0.06)
+        yaw = normal(0.24)
         if kind == "mixed" and rng.random() < 0.12:
-            yaw = float(rng.choice((-1, 1)) * rng.uniform(0.45, 0.8) * POSE_STRENGTH)
+            yaw = float(rng.choice((-1, 1)) * rng.uniform(0.45, 0.8))
         elif kind == "frontal":
             yaw *= 0.35
         elif kind == "profile":
@@ -205,24 +194,24 @@ class Condition:
         gap = rng.uniform(*AGE_GAP)
         # All ages are sampled for every kind, so that the random numbers below do not depend on the kind.
         age = {"young": 20 + abs(normal(3)), "old": 20 + abs(normal(3)) + gap}.get(kind, person.age + normal(6))
-        smile = float(np.clip(0.5 + normal(0.32 * EXPRESSION_STRENGTH), -0.2, 1))
+        smile = float(np.clip(0.5 + normal(0.32), -0.2, 1))
         return Condition(
             age=age,
             yaw=yaw,
-            pitch=normal(0.1 * POSE_STRENGTH) * (0.6 if kind == "frontal" else 1),
+            pitch=normal(0.1) * (0.6 if kind == "frontal" else 1),
             smile=smile,
-            mouth_open=float(np.clip(normal(0.35) + 0.35 * smile, 0, 1)) * EXPRESSION_STRENGTH,
-            eyelid=1 - 0.12 * max(smile, 0) + normal(0.08 * EXPRESSION_STRENGTH),
-            brow_raise=normal(0.8 * EXPRESSION_STRENGTH),
-            gaze=(normal(0.8 * EXPRESSION_STRENGTH), normal(0.3 * EXPRESSION_STRENGTH)),
-            light=(normal(0.65 * LIGHT_STRENGTH), 0.55 + normal(0.25 * LIGHT_STRENGTH)),
-            ambient=float(np.clip(0.64 + normal(0.09 * LIGHT_STRENGTH), 0.3, 0.8)),
+            mouth_open=float(np.clip(normal(0.35) + 0.35 * smile, 0, 1)),
+            eyelid=1 - 0.12 * max(smile, 0) + normal(0.08),
+            brow_raise=normal(0.8),
+            gaze=(normal(0.8), normal(0.3)),
+            light=(normal(0.65), 0.55 + normal(0.25)),
+            ambient=float(np.clip(0.64 + normal(0.09), 0.3, 0.8)),
             tint=(1 + warm, 1 + 0.2 * warm, 1 - warm),
-            exposure=float(np.exp(normal(0.12 * LIGHT_STRENGTH))),
-            blur=float(rng.uniform(0, 0.9) ** 2) * BLUR_STRENGTH,
-            noise=float(rng.uniform(0.3, 2.5)) * BLUR_STRENGTH,
-            jitter=tuple(normal(scale * JITTER_STRENGTH) for scale in (0.9, 0.9, 0.02, 0.02)),
-            glasses=person.wears_glasses and rng.random() >= GLASSES_OFF,
+            exposure=float(np.exp(normal(0.12))),
+            blur=float(rng.uniform(0, 0.9) ** 2),
+            noise=float(rng.uniform(0.3, 2.5)),
+            jitter=(normal(0.9), normal(0.9), normal(0.02), normal(0.02)),
+            glasses=person.glasses > 0 and rng.random() >= GLASSES_OFF,
             stubble=float(rng.uniform(0, 1)),
             hair_shift=normal(1.5),
             scene=int(rng.integers(2**31)),

@@ -12,7 +12,9 @@ _CUT = 3  # pixels cut from each side of a face: its outermost pixels are repeti
 
 def photograph(faces: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     """Return prints of the faces, (112, 112, 3) each, on a table: (300, 400, 3) RGB uint8. The first is the largest."""
-    picture = _table(rng)
+    # A smooth surface of one color with light and shade on it.
+    shade = cv2.resize(rng.uniform(0.7, 1.1, (3, 4)).astype(np.float32), SIZE[::-1], interpolation=cv2.INTER_CUBIC)
+    picture = shade[:, :, None] * rng.uniform(60, 190, 3).astype(np.float32)
     for number, face in enumerate(faces):
         scale = rng.uniform(1.2, 1.9) if number == 0 else rng.uniform(0.6, 0.9)
         # One face lies in the middle; of two, the first lies on the left and the second on the right.
@@ -22,16 +24,12 @@ def photograph(faces: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     return np.clip(np.rint(picture + rng.normal(0, 2, picture.shape)), 0, 255).astype(np.uint8)
 
 
-def _table(rng: np.random.Generator) -> np.ndarray:
-    """Return a smooth surface of one color with light and shade on it, (300, 400, 3) float32."""
-    shade = cv2.resize(rng.uniform(0.7, 1.1, (3, 4)).astype(np.float32), SIZE[::-1], interpolation=cv2.INTER_CUBIC)
-    return shade[:, :, None] * rng.uniform(60, 190, 3).astype(np.float32)
-
-
 def _add_print(picture: np.ndarray, face: np.ndarray, scale: float, angle: float, center: np.ndarray) -> None:
     """Add a print of a face at `center` (x, y), turned by `angle` in radians, with its shadow."""
     inner = face[_CUT:-_CUT, _CUT:-_CUT].astype(np.float32)
-    sheet = cv2.copyMakeBorder(inner, *([_FRAME] * 4), cv2.BORDER_CONSTANT, value=(245, 245, 240))
+    sheet = cv2.copyMakeBorder(
+        inner, _FRAME, _FRAME, left=_FRAME, right=_FRAME, borderType=cv2.BORDER_CONSTANT, value=(245, 245, 240)
+    )
     # Scale and turn about the middle of the sheet, and move its middle to `center`.
     turn = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     middle = np.array([sheet.shape[1] - 1, sheet.shape[0] - 1]) / 2

@@ -7,10 +7,9 @@ import cv2
 import numpy as np
 
 from applications.demo.drawn.canvas import ACROSS, DOWN, noise
-from applications.demo.drawn.hair import add_hair
-from applications.demo.drawn.paint import paint
+from applications.demo.drawn.paint import hair_color, paint
 from applications.demo.drawn.person import Condition, Person
-from applications.demo.drawn.shape import HEIGHTS, STEP, TOP, Head
+from applications.demo.drawn.shape import HEIGHTS, STEP, TOP, Head, smoothstep
 from util.face import ARCFACE_TEMPLATE, FACE_SIZE
 
 SIZE = FACE_SIZE
@@ -49,7 +48,7 @@ def render_face(person: Person, condition: Condition) -> tuple[np.ndarray, np.nd
     seen = cv2.remap(mesh, view.column, view.row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     factor, shine, hair, beard = cv2.split(seen)
     skin = texture.astype(np.float32)
-    shine *= add_hair(skin, head, column=view.column, row=view.row, hair=hair, beard=beard)
+    shine *= _add_hair(skin, head, view, hair=hair, beard=beard)
     lit = skin * cv2.merge([factor] * 3) + cv2.merge([shine] * 3)
 
     image = background(condition, scale, shift)
@@ -57,7 +56,8 @@ def render_face(person: Person, condition: Condition) -> tuple[np.ndarray, np.nd
     if condition.glasses:
         draw_glasses(image, head, view, scale=scale, shift=shift)
     matrix = _to_image(roll)
-    return expose(image, matrix, condition), _apply(matrix, _to_view(points, scale, shift)) / SCALE
+    seen_points = _to_view(points, scale, shift) @ matrix[:, :2].T + matrix[:, 2]
+    return expose(image, matrix, condition), seen_points / SCALE
 
 
 def landmarks(head: Head) -> np.ndarray:
@@ -101,18 +101,10 @@ def alignment(points: np.ndarray, condition: Condition) -> tuple[float, float, n
 def project_surface(head: Head, condition: Condition, scale: float, shift: np.ndarray) -> RenderBuffers:
     """Find the point of the surface behind each pixel of the turned head (orthographic projection).
 
-    Nodding moves points along the columns of the mesh, and turning moves them along the rows. From the point nearest
-    to the viewer to each side, a point is hidden where its x is below the greatest x so far. With the running maximum
-    each row is a monotone function, which is inverted by interpolation.
-
-    Args:
-        head: the head to render.
-        condition: yaw and pitch of the head.
-        scale: size of the head in the image, 1 for its natural size.
-        shift: (2,) x and y in pixels, added after scaling.
-
-    Returns:
-        The buffers, in float32, for VIEW x VIEW pixels.
+    `scale` is 1 for the natural size of the head; `shift` (x, y) in pixels is added after scaling. Nodding moves points
+    along the columns of the mesh, and turning moves them along the rows. From the point nearest to the viewer to each
+    side, a point is hidden where its x is below the greatest x so far. With the running maximum each row is a monotone
+    function, which is inverted by interpolation.
     """
     radius = head.radius
     angle = head.angles + np.float32(condition.yaw)
@@ -138,9 +130,8 @@ def project_surface(head: Head, condition: Condition, scale: float, shift: np.nd
     depth = cv2.remap(seen * np.cos(angle), column, lines, cv2.INTER_LINEAR)
     # Distance to the outline in pixels, which makes the edge of the head smooth.
     inside = np.minimum(xs[None] - across[:, :1], across[:, -1:] - xs[None]) * (scale * SCALE) + 0.5
-    row = cv2.remap(row, column, lines, cv2.INTER_LINEAR)
     cover = np.clip(inside, 0, 1).astype(np.float32)
-    return RenderBuffers(column=column, row=row, depth=depth, cover=cover)
+    return RenderBuffers(column, cv2.remap(row, column, lines, cv2.INTER_LINEAR), depth, cover=cover)
 
 
 def _invert(curves: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -179,6 +170,46 @@ def shade(head: Head) -> tuple[np.ndarray, np.ndarray]:
     return factor.astype(np.float32), shine.astype(np.float32)
 
 
+def _add_hair(image: np.ndarray, head: Head, view: RenderBuffers, hair: np.ndarray, beard: np.ndarray) -> np.ndarray:
+    """Blend beard and hair into the image without light, and return the fraction of the shine that is left.
+
+    They are finer than the texture of the skin. `hair` and `beard` are the fields of the head at each pixel.
+    """
+    p = head.person
+    bare = np.ones_like(hair)
+    strength = max(p.beard, 0) + (0.3 if p.moustache > 0.25 else 0)
+    if p.feminine < 0 and strength > 0.3:
+        grain = 0.6 * _pattern("grain", view.column, view.row) + 0.5 * _pattern("strands", view.column, view.row)
+        weight = np.clip(beard * (0.95 + 0.3 * grain) * min(strength * 1.5, 1), 0, 0.93)
+        _blend(image, hair_color(head, grey_shift=-3) * 0.85, weight, 1 + 0.12 * grain)
+        bare -= weight
+    curl = min(max(p.curl, 0), 1)
+    column = view.column + np.float32(head.first + 16 * p.parting + 9 * p.widow)  # different strands for each person
+    strands = (1 - 0.8 * curl) * _pattern("strands", column, view.row)
+    if curl > 0:
+        strands += curl * _pattern("curls", column, view.row)
+    # Cover from the distance to the hairline, with strands at the edge; bald heads show skin through the hair.
+    thin = 1 - 0.25 * max(p.balding, 0) * max(head.ageing, 0)
+    weight = np.clip((hair + strands * (0.6 + 0.5 * curl)) * 0.6 + 0.5, 0, 1) * thin
+    # A band of gloss follows the hairline; the hair is darker at the roots.
+    gloss = 0.22 * np.exp(-(((hair - 7.5) / 3.5) ** 2)) * (1 - 0.6 * curl)
+    tone = (0.72 + 0.28 * smoothstep((hair + 3) / 9) + gloss) * (1 + 0.13 * strands)
+    _blend(image, hair_color(head), weight, tone)
+    return bare * (1 - 0.8 * weight)
+
+
+def _pattern(kind: str, column: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Return the noise at each pixel. The noise is mirrored at its edges."""
+    return cv2.remap(noise(kind), column * ACROSS, row * DOWN, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+
+
+def _blend(image: np.ndarray, color: np.ndarray, weight: np.ndarray, tone: np.ndarray) -> None:
+    """Set image to image + weight * (tone * color - image), channel by channel."""
+    for channel in range(3):
+        below = image[:, :, channel]
+        below += weight * (tone * np.float32(color[channel]) - below)
+
+
 def background(condition: Condition, scale: float, shift: np.ndarray) -> np.ndarray:
     """Return a blurred scene with the shoulders, (VIEW, VIEW, 3) float32."""
     rng = np.random.default_rng(condition.scene)
@@ -188,18 +219,9 @@ def background(condition: Condition, scale: float, shift: np.ndarray) -> np.ndar
     scene = cv2.resize(smooth, (VIEW, VIEW), interpolation=cv2.INTER_LINEAR)
     cloth = rng.uniform(20, 220, 3)
     center = _to_view(np.array([(60 * np.sin(condition.yaw) * 0.2, 172.0)]), scale, shift)[0]
-    axes = (int(82 * scale * SCALE), int(52 * scale * SCALE))
-    cv2.ellipse(
-        scene,
-        (int(center[0]), int(center[1])),
-        axes,
-        angle=0,
-        startAngle=0,
-        endAngle=360,
-        color=cloth.tolist(),
-        thickness=-1,
-        lineType=cv2.LINE_AA,
-    )
+    size = (2 * int(82 * scale * SCALE), 2 * int(52 * scale * SCALE))
+    box = ((int(center[0]), int(center[1])), size, 0)
+    cv2.ellipse(scene, box, cloth.tolist(), thickness=-1, lineType=cv2.LINE_AA)
     return scene
 
 
@@ -243,15 +265,15 @@ def expose(image: np.ndarray, matrix: np.ndarray, condition: Condition) -> np.nd
     """Turn the view, shrink it to the image, and add the color, blur and noise of a camera."""
     large = cv2.warpAffine(image, matrix, (SIZE * SCALE, SIZE * SCALE), borderMode=cv2.BORDER_REPLICATE)
     picture = cv2.resize(large, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
-    picture = cv2.multiply(picture, (*(channel * condition.exposure for channel in condition.tint), 1.0))
+    picture = cv2.multiply(picture, np.array(condition.tint) * condition.exposure)
     if condition.blur > 0.2:
         picture = cv2.GaussianBlur(picture, (0, 0), condition.blur)
     rng = np.random.default_rng(condition.scene + 1)
     grain = noise("grain")
     top = rng.integers(grain.shape[0] - SIZE)
     left = rng.integers(grain.shape[1] - SIZE)
-    picture += cv2.merge([condition.noise * grain[top : top + SIZE, left : left + SIZE]] * 3)
-    return picture.clip(0, 255).astype(np.uint8)
+    noisy = picture + cv2.merge([condition.noise * grain[top : top + SIZE, left : left + SIZE]] * 3)
+    return noisy.clip(0, 255).astype(np.uint8)
 
 
 def _to_view(points: np.ndarray, scale: float, shift: np.ndarray) -> np.ndarray:
@@ -265,7 +287,3 @@ def _to_image(roll: float) -> np.ndarray:
     margin = (VIEW - SIZE * SCALE) / 2
     turn = np.array([[cos, -sin], [sin, cos]])
     return np.concatenate([turn, (middle - margin - turn @ (middle, middle))[:, None]], axis=1)
-
-
-def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    return points @ matrix[:, :2].T + matrix[:, 2]

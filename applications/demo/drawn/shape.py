@@ -1,5 +1,6 @@
 """Model the head as a surface around the vertical axis: the radius r(y, angle), with hair, ears and neck."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,13 +17,13 @@ HEIGHTS = (TOP + np.arange(ROWS, dtype=np.float32))[:, None]
 HAIR_REACH = 14.0  # pixels at which the field hair_field is clipped
 
 
-def smoothstep(x: np.ndarray) -> np.ndarray:
+def smoothstep(x: np.ndarray | float) -> np.ndarray:
     """Return 0 below 0, 1 above 1, and a smooth rise between."""
     x = np.clip(x, 0, 1)
     return x * x * (3 - 2 * x)
 
 
-def through(points: list[tuple[float, float]], at: np.ndarray, smooth: float) -> np.ndarray:
+def through(points: Sequence[tuple[float, float]], at: np.ndarray, smooth: float) -> np.ndarray:
     """Return a curve (n,) through (x, value) points at the evenly spaced `at` (n,), smoothed over `smooth` samples."""
     curve = np.interp(at, *np.array(points).T).astype(np.float32)
     return cv2.GaussianBlur(curve[None], (0, 0), smooth, borderType=cv2.BORDER_REPLICATE)[0]
