@@ -109,7 +109,7 @@ def test_two_processes_go_on_bit_for_bit_and_other_numbers_go_on(train, tiny_dat
             file.unlink()
 
 
-def test_two_processes_have_the_losses_of_one_where_batch_norm_is_frozen(tiny_data) -> None:
+def test_two_processes_have_the_losses_of_one_with_frozen_norm(tiny_data) -> None:
     options = Namespace(data=tiny_data / "imgs", batch=6, steps=3, backbone="MobileFaceNet_025", double=True, lr=0.001)
     one, two = (losses(ranks, True, options) for ranks in (1, 2))
     assert len(set(one.tolist())) == 3
