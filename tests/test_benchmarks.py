@@ -2,10 +2,7 @@
 
 import json
 import math
-import subprocess
-import sys
 from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,19 +18,17 @@ from util.errors import DataError, UsageError
 from util.transform import eval_crop, normalize
 from util.verification import verify
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.mark.parametrize("name", ["loader", "evaluation", "verification", "head", "network"])
-def test_benchmark_prints_and_writes_the_same_figures(name, tmp_path):
+def test_benchmark_prints_and_writes_the_same_figures(name, tmp_path, capsys):
     file = tmp_path / "figures.json"
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--repeats=1", "--threads=1", f"--json={file}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    import_module(f"benchmarks.{name}").main(["--quick", "--repeats=1", "--threads=1", f"--json={file}"])
+    printed = capsys.readouterr().out
     found = timing.read_report(file)
     assert found.subject.startswith(name) and "threads: 1" in str(found)
     assert json.loads(file.read_text())["machine"] == timing.machine()
     for row, line in zip(found.rows, timing.markdown_table(found.rows)[2:], strict=True):
-        assert line in done.stdout
+        assert line in printed
         assert all(math.isfinite(value) and value > 0 for value in (row.ours, row.baseline, row.ratio))
 
 
