@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.timing import machine, markdown_table, read_report
+from benchmarks.timing import machine, markdown_table, read_report, to_names
 from util.cli.parser import Settings, flag, option, parse
 from util.cli.types import to_file
 from util.errors import DataError, RunError, run_script
@@ -38,19 +38,12 @@ SECTION = "## Ours compared with the baseline"
 END = "<!-- end -->"
 
 
-def _to_subjects(value: object) -> tuple[str, ...]:
-    items = value.split() if isinstance(value, str) else value
-    if not isinstance(items, list | tuple) or not set(items) <= set(COMMANDS):
-        raise ValueError(f"a list of {', '.join(COMMANDS)}")
-    return tuple(items)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Flags(Settings):
     """The settings of this benchmark."""
 
     only: tuple[str, ...] = option(
-        default=(), type=_to_subjects, metavar="SUBJECT ...", help=", ".join(COMMANDS), default_help="all of them"
+        default=(), type=to_names(COMMANDS), metavar="SUBJECT ...", help=", ".join(COMMANDS), default_help="all of them"
     )
     results: Path = option(default=TABLES, type=to_file, metavar="FILE", help="file with the tables")
     quick: bool = flag(help="use small sizes, to see that it runs; the figures mean nothing")

@@ -5,7 +5,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from util.cli.parser import Settings, flag, option, parse
-from util.cli.types import integer, to_file
+from util.cli.types import Convert, integer, to_file
 from util.device import num_cpus
 from util.files import atomic_write, require_writable_file
 
@@ -119,6 +119,19 @@ class TimingFlags(JsonFlag):
     def describe(self) -> str:
         """Return threads and repeats in words."""
         return f"threads: {self.threads}, median of {self.repeats} turns"
+
+
+def to_names(known: Iterable[str]) -> Convert:
+    """Return a type of tuples of the known names."""
+    known = tuple(known)
+
+    def convert(value: object) -> tuple[str, ...]:
+        items = value.split() if isinstance(value, str) else value
+        if not isinstance(items, list | tuple) or not set(items) <= set(known):
+            raise ValueError(f"a list of {', '.join(known)}")
+        return tuple(items)
+
+    return convert
 
 
 def benchmark_main(
