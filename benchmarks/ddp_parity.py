@@ -80,7 +80,8 @@ def losses(world_size: int, frozen: bool, options: Flags, seed: int = 0, accumul
     With `frozen`, batch norm uses its running statistics. `accumulate` is the number of micro-batches of each process.
     """
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_train, (world_size, frozen, options, seed, accumulate, folder), nprocs=world_size)
+        arguments = (world_size, frozen, options, seed, accumulate, folder)
+        mp.start_processes(_train, arguments, nprocs=world_size, start_method="forkserver")
         return torch.load(Path(folder) / "losses.pt", weights_only=True)
 
 
