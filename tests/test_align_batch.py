@@ -20,6 +20,7 @@ from applications.align.manifest import ALIGNED, COLUMNS, NO_FACE, NOT_AN_IMAGE,
 from util.errors import DataError, RunError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
+PHOTOGRAPHS = 400  # so many that a signal comes before the last one
 FACE = Face(np.array([10.0, 20, 69, 89]), 0.9, np.array([[25.0, 45], [50, 44], [38, 60], [28, 72], [49, 73]]))
 
 
@@ -320,7 +321,7 @@ def start(raw: Path, dest: Path) -> subprocess.Popen:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_align_tree_continues_after_a_signal(tmp_path, make_drawn, number):
     raw, dest = tmp_path / "raw", tmp_path / "out"
-    for index in range(700):
+    for index in range(PHOTOGRAPHS):
         (raw / f"p{index // 50:02d}").mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(raw / f"p{index // 50:02d}" / f"{index}.jpg"), make_drawn())
     process = start(raw, dest)
@@ -338,13 +339,13 @@ def test_align_tree_continues_after_a_signal(tmp_path, make_drawn, number):
         time.sleep(0.2)
     assert not alive(children)
     done = len(list(read_manifest(dest)))
-    assert done < 700
+    assert done < PHOTOGRAPHS
     assert all(cv2.imread(str(file)) is not None for file in dest.glob("p*/[0-9]*.jpg"))
     again = start(raw, dest)
     printed = again.communicate(timeout=120)[0].decode()
     assert again.returncode == 0
-    assert f"{700 - done} files in" in printed and "700 aligned" in printed
-    assert len(statuses(dest)) == len(list(read_manifest(dest))) == len(list(dest.glob("p*/*.jpg"))) == 700
+    assert f"{PHOTOGRAPHS - done} files in" in printed and f"{PHOTOGRAPHS} aligned" in printed
+    assert len(statuses(dest)) == len(list(read_manifest(dest))) == len(list(dest.glob("p*/*.jpg"))) == PHOTOGRAPHS
 
 
 def children_of(process: subprocess.Popen) -> list[str]:
