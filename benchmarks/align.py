@@ -58,7 +58,7 @@ class Flags(JsonFlag):
     """The settings of this benchmark."""
 
     images: Path = option(type=to_file, metavar="DIR", help="folder of photographs", required=True)
-    count: int = option(default=3000, type=integer(0), metavar="N", help="random photographs; 0: all of them")
+    count: int = option(default=3000, type=integer(0), help="random photographs; 0: all of them")
     landmarks: Path | None = option(type=to_file, metavar="FILE", help="landmarks of a reference detector")
     aligned: Path | None = option(type=to_file, metavar="DIR", help="central faces, as another program aligned them")
     device: str = choice(("cpu", "cuda"), default="cpu", help="device of our detector: cpu or cuda")

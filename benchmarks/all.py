@@ -43,7 +43,7 @@ class Flags(Settings):
     """The settings of this benchmark."""
 
     only: tuple[str, ...] = option(
-        default=(), type=to_names(COMMANDS), metavar="SUBJECT ...", help=", ".join(COMMANDS), default_help="all of them"
+        default=(), type=to_names(COMMANDS), help=", ".join(COMMANDS), default_help="all of them"
     )
     results: Path = option(default=TABLES, type=to_file, metavar="FILE", help="file with the tables")
     quick: bool = flag(help="use small sizes, to see that it runs; the figures mean nothing")

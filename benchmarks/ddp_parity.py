@@ -35,12 +35,12 @@ class Flags(Settings):
     """The settings of this benchmark."""
 
     data: str = option(type=to_path, metavar="PATH", help="one folder per identity, or a train.rec", required=True)
-    processes: int = option(default=2, type=integer(2), metavar="N", help="processes that split each batch")
-    batch: int = option(default=16, type=integer(1), metavar="N", help="images per batch, over all processes")
-    steps: int = option(default=20, type=integer(2), metavar="N", help="training steps")
-    seeds: int = option(default=3, type=integer(2), metavar="N", help="seeds, with batch norm trained")
+    processes: int = option(default=2, type=integer(2), help="processes that split each batch")
+    batch: int = option(default=16, type=integer(1), help="images per batch, over all processes")
+    steps: int = option(default=20, type=integer(2), help="training steps")
+    seeds: int = option(default=3, type=integer(2), help="seeds, with batch norm trained")
     double: bool = flag(help="compute in float64, which shows what is rounding")
-    lr: float = option(default=0.001, type=number("a number", lambda value: True), metavar="X", help="learning rate")
+    lr: float = option(default=0.001, type=number("a number", lambda value: True), help="learning rate")
     backbone: str = choice(BACKBONE_NAMES, default="MobileFaceNet_025")
 
 

@@ -31,7 +31,7 @@ from util.transform import eval_crop
 class Flags(ImageFlags):
     """The settings of this benchmark."""
 
-    images: int = option(default=512, type=integer(1), metavar="N", help="images per turn")
+    images: int = option(default=512, type=integer(1), help="images per turn")
     backbone: str = choice(BACKBONE_NAMES, default="IR_SE_50", help="backbone whose time is compared")
 
 

@@ -35,8 +35,8 @@ class Flags(timing.TimingFlags):
     """The settings of this benchmark."""
 
     threads: int = option(default=min(2, num_cpus()), **timing.THREADS)
-    classes: int = option(default=85742, type=integer(2), metavar="N", help="classes; MS1MV2 has 85742")
-    batch_size: int = option(default=64, type=integer(1), metavar="N", help="images per batch")
+    classes: int = option(default=85742, type=integer(2), help="classes; MS1MV2 has 85742")
+    batch_size: int = option(default=64, type=integer(1), help="images per batch")
 
 
 def measure(options: Flags) -> timing.Benchmark:

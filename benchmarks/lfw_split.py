@@ -36,8 +36,8 @@ class Flags(Settings):
 
     source: Path = option(type=to_file, metavar="DIR", help="folder with aligned_112/ and pairs.txt", required=True)
     out: Path = option(type=to_file, metavar="DIR", help="folder to write", required=True)
-    people: int | None = option(type=integer(1), metavar="N", help="take the first N people only", default_help="all")
-    pairs: int | None = option(type=integer(1), metavar="N", help="take the first N pairs only", default_help="all")
+    people: int | None = option(type=integer(1), help="take the first N people only", default_help="all")
+    pairs: int | None = option(type=integer(1), help="take the first N pairs only", default_help="all")
 
 
 def main(arguments: list[str]) -> None:

@@ -28,8 +28,8 @@ SCALE = 4  # low resolution is 112 // SCALE pixels
 class Flags(ImageFlags):
     """The settings of this benchmark."""
 
-    images: int = option(default=1024, type=integer(1), metavar="N", help="images per turn")
-    batch_size: int = option(default=64, type=integer(1), metavar="N", help="images per batch")
+    images: int = option(default=1024, type=integer(1), help="images per turn")
+    batch_size: int = option(default=64, type=integer(1), help="images per batch")
 
 
 def measure(options: Flags) -> Benchmark:

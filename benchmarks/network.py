@@ -47,12 +47,10 @@ class Flags(timing.TimingFlags):
     device: str = choice(("cpu", "cuda"), default="cpu")
     backbone: str = choice(BACKBONE_NAMES, default="IR_SE_50")
     batch_size: int | None = option(
-        type=integer(1), metavar="N", help="images per batch", default_help="16 on the CPU, 128 on a GPU"
+        type=integer(1), help="images per batch", default_help="16 on the CPU, 128 on a GPU"
     )
-    classes: int = option(default=1000, type=integer(1), metavar="N", help="classes of the head")
-    steps: int | None = option(
-        type=integer(1), metavar="N", help="batches per turn", default_help="1 on the CPU, 20 on a GPU"
-    )
+    classes: int = option(default=1000, type=integer(1), help="classes of the head")
+    steps: int | None = option(type=integer(1), help="batches per turn", default_help="1 on the CPU, 20 on a GPU")
     precision: str = choice(PRECISIONS, default="auto", help="number format of our backbone")
     compile: bool = flag(help="train our backbone with torch.compile, as train.py --compile")
 

@@ -28,7 +28,7 @@ import torch
 from applications.demo.data_set import make_faces
 from benchmarks.timing import to_names
 from util.cli.parser import Settings, option, parse
-from util.cli.types import integer, number
+from util.cli.types import POSITIVE, integer
 from util.errors import RunError, run_script
 
 SCRIPT = Path(__file__).parents[1] / "train.py"
@@ -40,7 +40,6 @@ TRAINING = (
     "--gpu_num=cpu --num_workers=2 --backbone=MobileFaceNet_025 --embedding_size=64 --head=CosFace --s=16 --m=0.2 "
     "--batch_size=16 --warmup_epochs=1 --save_every=5 --keep_last=3 --max_bad=0.05 --resume_dir=auto"
 )
-_POSITIVE = number("a number above 0", lambda value: value > 0)
 
 
 @dataclass
@@ -185,12 +184,10 @@ FAULTS: dict[str, Callable[[Run], int | None]] = {
 class Flags(Settings):
     """The settings of this benchmark."""
 
-    minutes: float = option(default=60.0, type=_POSITIVE, metavar="X", help="minutes of the run with faults, about")
-    fault_every: float = option(default=60.0, type=_POSITIVE, metavar="X", help="mean seconds from a start to a fault")
-    seed: int = option(default=1, type=integer(0), metavar="N", help="seed of the faults")
-    faults: tuple[str, ...] = option(
-        default=tuple(FAULTS), type=to_names(FAULTS), metavar="NAME ...", help="faults to choose from"
-    )
+    minutes: float = option(default=60.0, type=POSITIVE, help="minutes of the run with faults, about")
+    fault_every: float = option(default=60.0, type=POSITIVE, help="mean seconds from a start to a fault")
+    seed: int = option(default=1, type=integer(0), help="seed of the faults")
+    faults: tuple[str, ...] = option(default=tuple(FAULTS), type=to_names(FAULTS), help="faults to choose from")
 
 
 def main(arguments: list[str]) -> None:

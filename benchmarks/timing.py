@@ -15,13 +15,13 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from util.cli.parser import Settings, flag, option, parse
-from util.cli.types import Convert, integer, to_file
+from util.cli.types import Convert, ValueType, integer, to_file
 from util.device import num_cpus
 from util.files import atomic_write, require_writable_file
 
 # Of a benchmark that replaces the default: option(default=9, **REPEATS).
-THREADS: dict[str, Any] = {"type": integer(1, num_cpus()), "metavar": "N", "help": "threads of each operation"}
-REPEATS: dict[str, Any] = {"type": integer(1), "metavar": "N", "help": "measured turns, after one of warming up"}
+THREADS: dict[str, Any] = {"type": integer(1, num_cpus()), "help": "threads of each operation"}
+REPEATS: dict[str, Any] = {"type": integer(1), "help": "measured turns, after one of warming up"}
 Times = tuple[list[float], list[float]]  # seconds of each call of ours, and of the baseline
 
 
@@ -131,7 +131,7 @@ def to_names(known: Iterable[str]) -> Convert:
             raise ValueError(f"a list of {', '.join(known)}")
         return tuple(items)
 
-    return convert
+    return ValueType("NAME ...", convert)
 
 
 def benchmark_main(

@@ -24,7 +24,7 @@ class Flags(timing.TimingFlags):
 
     threads: int = option(default=min(2, num_cpus()), **timing.THREADS)
     repeats: int = option(default=9, **timing.REPEATS)
-    pairs: int = option(default=6000, type=integer(1), metavar="N", help="pairs; LFW has 6000")
+    pairs: int = option(default=6000, type=integer(1), help="pairs; LFW has 6000")
 
 
 def measure(options: Flags) -> timing.Benchmark:
