@@ -221,7 +221,7 @@ def main(arguments: list[str]) -> None:
     quarter = len(plain.samples) // 4
     for name, values in zip(("memory (MB)", "open files", "threads"), zip(*plain.samples, strict=True), strict=True):
         early, late = max(values[quarter : 2 * quarter]), max(values[-quarter:])
-        is_flat = late <= 1.1 * early
+        is_flat = late <= max(1.1 * early, early + 1)
         print(f"| {name} | {early} | {late} | {'flat' if is_flat else 'grows'} |")
         plain.broken += [] if is_flat else [f"{name}: grows from {early} to {late} in the run without faults"]
     broken = plain.broken + faulty.broken

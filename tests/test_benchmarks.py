@@ -214,16 +214,7 @@ def soak_run(stub, tmp_path):
 
 def test_soak_ends_with_the_weights_of_a_run_without_faults(stub, monkeypatch, capsys):
     monkeypatch.setattr(soak, "make_data", Path.mkdir)
-    flags = [
-        "--minutes=0.02",
-        "--fault_every=0.3",
-        "--faults",
-        "sigterm",
-        "sigint",
-        "sigusr1",
-        "sigkill_all",
-        "cut_file",
-    ]
+    flags = ["--minutes=0.02", "--fault_every=0.3", "--faults", "sigterm", "sigint", "sigusr1", "sigkill_all"]
     soak.main(flags)
     printed = capsys.readouterr().out
     assert "faults are those without faults" in printed and "| threads | 1 | 1 | flat |" in printed
