@@ -113,7 +113,7 @@ def _train(rank: int, world_size: int, frozen: bool, options: Flags, seed: int, 
     loader = TrainLoader(
         images, batch_size, Augmentation(), seed=seed, steps=options.steps, rank=rank, world_size=world_size
     )
-    found = torch.tensor([step(*batch)[0].item() for batch in loader.epoch(0)])
+    found = torch.tensor([step(*batch)[0][0].item() for batch in loader.epoch(0)])
     if rank == 0:
         torch.save(found, Path(folder) / "losses.pt")
     if world_size > 1:
