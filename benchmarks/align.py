@@ -17,7 +17,6 @@ import random
 import statistics
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,10 +31,11 @@ from applications.align import batch, detector, networks, pyramid
 from applications.align.batch import AlignSettings, align_tree
 from applications.align.manifest import ALIGNED, read_manifest
 from benchmarks.plain_mtcnn import PlainDetector, align_image
-from util.cli.parser import Settings, choice, flag, option, parse
+from benchmarks.timing import JsonFlag, write_json
+from util.cli.parser import choice, flag, option, parse
 from util.cli.types import integer, to_file
 from util.errors import DataError, run_script
-from util.files import atomic_write, require_writable_file
+from util.image_io import read_photo
 
 # (module or class, function, name) of the steps that --parts measures. No step contains another one.
 STEPS = (
@@ -54,22 +54,19 @@ PLAIN_STRIDE = 10  # the plain MTCNN gets every tenth photograph of a round, bec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(Settings):
+class Flags(JsonFlag):
     """The settings of this benchmark."""
 
     images: Path = option(type=to_file, metavar="DIR", help="folder of photographs", required=True)
-    count: int = option(default=3000, type=integer(0), metavar="N", help="random photographs; 0: all of them")
+    count: int = option(default=3000, type=integer(0), help="random photographs; 0: all of them")
     landmarks: Path | None = option(type=to_file, metavar="FILE", help="landmarks of a reference detector")
     aligned: Path | None = option(type=to_file, metavar="DIR", help="central faces, as another program aligned them")
     device: str = choice(("cpu", "cuda"), default="cpu", help="device of our detector: cpu or cuda")
     parts: bool = flag(help="measure the time of each part")
-    json: Path | None = option(type=to_file, metavar="FILE", help="write the figures there")
 
 
 def main(arguments: list[str]) -> None:
-    options = parse(Flags, "-m benchmarks.align", arguments, description=__doc__)
-    if options.json:
-        require_writable_file("--json", options.json)
+    options = parse(Flags, "-m benchmarks.align", arguments, description=__doc__, check=JsonFlag.check)
     files = sorted(str(path.relative_to(options.images)) for path in options.images.rglob("*.jpg"))
     if len(files) < 100:
         raise DataError(f"{options.images}: {len(files)} JPEG files, but 100 are needed. Name another folder.")
@@ -86,15 +83,14 @@ def main(arguments: list[str]) -> None:
     for name, value in figures.items():
         print(f"{name:<46}{value:.4g}")
     if options.json:
-        with atomic_write(options.json) as partial:
-            partial.write_text(json.dumps(figures, indent=2) + "\n")
+        write_json(options.json, figures)
 
 
 def step_times(images: Path, files: list[str]) -> dict[str, float]:
     """Measure milliseconds per image of the steps on one core, over the second half of the files, after warming up."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    times: Counter[str] = Counter()
+    times: dict[str, float] = {name: 0.0 for _, _, name in STEPS}
 
     def timed(name: str, function: Callable) -> Callable:
         def call(*arguments: object, **named: object) -> object:
@@ -111,10 +107,11 @@ def step_times(images: Path, files: list[str]) -> dict[str, float]:
             stack.enter_context(patch.object(owner, function, timed(name, getattr(owner, function))))
         half = len(files) // 2
         for turn, part in enumerate((files[:half], files[half:])):
-            times.clear()
+            times.update(dict.fromkeys(times, 0.0))
             summary = align_tree(images, Path(folder) / str(turn), AlignSettings(), processes=0, files=part)
-    per_image = {f"{name}, ms an image": seconds / len(part) * 1e3 for name, seconds in times.most_common()}
-    return per_image | {"all, ms an image": summary.seconds / len(part) * 1e3}
+    slowest_first = sorted(times, key=times.__getitem__, reverse=True)
+    times["all"] = summary.seconds
+    return {f"{name}, ms an image": times[name] / len(part) * 1e3 for name in [*slowest_first, "all"]}
 
 
 def speed(images: Path, files: list[str], device: torch.device) -> dict[str, float]:
@@ -148,12 +145,12 @@ def quality(aligned: Path, landmarks: Path, others: Path | None) -> dict[str, fl
     differences = []
     for row in rows:
         reference = references.get(Path(row.path).stem)
-        if row.status == ALIGNED and reference:
+        if row.face and reference:
             points = np.reshape(reference["landmarks"][reference["central"]], (2, 5)).T
             distances.append(np.linalg.norm(row.face.landmarks - points, axis=1).mean())
             if others:
-                ours = cv2.imread(str(aligned / row.output))
-                theirs = cv2.imread(str(others / row.path))
+                ours = read_photo(aligned / row.output)
+                theirs = read_photo(others / row.path)
                 differences.append(np.abs(ours.astype(int) - theirs).mean())
     if not distances:
         raise DataError(f"{landmarks}: has none of the photographs. Name the landmarks of these images.")

@@ -9,13 +9,14 @@ without these marks is added at the end of the file, in its own section. Without
 skipped and their tables stay. If a benchmark fails, the file keeps the tables of the earlier ones.
 """
 
+import re
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.timing import Benchmark, machine, markdown_table, read_report
+from benchmarks.timing import machine, markdown_table, read_report, to_names
 from util.cli.parser import Settings, flag, option, parse
 from util.cli.types import to_file
 from util.errors import DataError, RunError, run_script
@@ -37,19 +38,12 @@ SECTION = "## Ours compared with the baseline"
 END = "<!-- end -->"
 
 
-def _to_subjects(value: object) -> tuple[str, ...]:
-    items = value.split() if isinstance(value, str) else value
-    if not isinstance(items, list | tuple) or not set(items) <= set(COMMANDS):
-        raise ValueError(f"a list of {', '.join(COMMANDS)}")
-    return tuple(items)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Flags(Settings):
     """The settings of this benchmark."""
 
     only: tuple[str, ...] = option(
-        default=(), type=_to_subjects, metavar="SUBJECT ...", help=", ".join(COMMANDS), default_help="all of them"
+        default=(), type=to_names(COMMANDS), help=", ".join(COMMANDS), default_help="all of them"
     )
     results: Path = option(default=TABLES, type=to_file, metavar="FILE", help="file with the tables")
     quick: bool = flag(help="use small sizes, to see that it runs; the figures mean nothing")
@@ -67,18 +61,22 @@ def main(arguments: list[str]) -> None:
 
 def run_benchmark(subject: str, results: Path, quick: bool) -> None:
     """Run one benchmark and write its table. Raise RunError if it fails."""
-    command = COMMANDS[subject]
-    print(f"\n{subject}: python -m {' '.join(command)}", flush=True)
+    command = " ".join(["python -m", *COMMANDS[subject]])
+    print(f"\n{subject}: {command}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figures.json"
         flags = ["--quick", "--repeats", "1"] if quick else []
-        done = subprocess.run([sys.executable, "-m", *command, *flags, "--json", file], cwd=ROOT, check=False)
+        done = subprocess.run([sys.executable, "-m", *COMMANDS[subject], *flags, "--json", file], cwd=ROOT, check=False)
         if done.returncode:
             raise RunError(f"{subject}: ended with exit code {done.returncode}. Its error is above.")
         if not file.exists():  # skipped; it has printed why
             return
         benchmark = read_report(file)
-    text = insert_table(read_tables(results), subject, format_benchmark(benchmark, command))
+    lines = ["", f"    {command}", "", *markdown_table(benchmark.rows), ""]
+    lines += [f"{benchmark.setting}.", f"Machine: {machine()}.", ""]
+    for note in benchmark.notes:
+        lines += [note, ""]
+    text = insert_table(read_tables(results), subject, "\n".join(lines))
     with atomic_write(results) as partial:
         partial.write_text(text)
 
@@ -90,11 +88,10 @@ def read_tables(file: Path) -> str:
     except UnicodeDecodeError:
         raise DataError(f"{file}: not UTF-8 text. Name another file with --results.") from None
     for subject in COMMANDS:
-        begin = _begin(subject)
-        # The end mark must come before the next table begins.
-        has_end = begin in text and END in text.split(begin, 1)[1].split("<!-- benchmark:", 1)[0]
-        if text.count(begin) > 1 or (begin in text and not has_end):
-            raise DataError(f"{file}: {begin} must occur once, with {END} after it. Correct the file by hand.")
+        if text.count(_begin(subject)) != len(_table(subject).findall(text)) or text.count(_begin(subject)) > 1:
+            raise DataError(
+                f"{file}: {_begin(subject)} must occur once, with {END} after it. Correct the file by hand."
+            )
     return text
 
 
@@ -102,23 +99,18 @@ def _begin(subject: str) -> str:
     return f"<!-- benchmark: {subject} -->"
 
 
+def _table(subject: str) -> re.Pattern[str]:
+    """Return a pattern of the marks of a subject and the text between them, in which no other table begins."""
+    return re.compile(f"{_begin(subject)}(?:(?!<!-- benchmark:).)*?{END}", re.DOTALL)
+
+
 def insert_table(text: str, subject: str, content: str) -> str:
     """Return the text with new content between the marks of the subject. Missing marks are added at the end."""
-    begin = _begin(subject)
-    if begin not in text:
-        section = "" if SECTION in text else f"{SECTION}\n\n"
-        text = f"{text.rstrip()}\n\n{section}{begin}\n{END}\n".lstrip("\n")
-    before, after = text.split(begin, 1)
-    return f"{before}{begin}\n{content}\n{END}{after.split(END, 1)[1]}"
-
-
-def format_benchmark(benchmark: Benchmark, command: list[str]) -> str:
-    """Return a benchmark in Markdown: the command, the table, the sizes and the machine."""
-    lines = ["", f"    python -m {' '.join(command)}", "", *markdown_table(benchmark.rows), ""]
-    lines += [f"{benchmark.setting}.", f"Machine: {machine()}."]
-    if benchmark.notes:
-        lines += ["", *benchmark.notes]
-    return "\n".join([*lines, ""])
+    table = f"{_begin(subject)}\n{content}\n{END}"
+    if _begin(subject) in text:
+        return _table(subject).sub(lambda match: table, text)
+    section = "" if SECTION in text else f"{SECTION}\n\n"
+    return f"{text.rstrip()}\n\n{section}{table}\n".lstrip("\n")
 
 
 if __name__ == "__main__":

@@ -25,33 +25,15 @@ from torchvision.datasets import ImageFolder
 
 from util.face import CROP_FROM, FACE_SIZE
 
+_BICUBIC = transforms.InterpolationMode.BICUBIC
 _TO_RANGE = ([0.5] * 3, [0.5] * 3)  # mean and deviation that map [0, 1] to [-1, 1]
 
 
-class LowResolution:
-    """Shrink half of the images to size x size and enlarge them again, bicubic."""
-
-    def __init__(self, size: int):
-        self._size = size
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        if torch.rand(()) >= 0.5:
-            return image
-        small = image.resize((self._size, self._size), Image.Resampling.BICUBIC)
-        return small.resize(image.size, Image.Resampling.BICUBIC)
-
-
 def training_loader(root: str, batch_size: int, low_size: int | None, images: int) -> DataLoader:
-    """Return a loader of random crops that samples every person equally often and works in this process.
+    """Return a loader of (B, 3, 112, 112) float32 in [-1, 1] and (B,) labels. It works in this process.
 
-    Args:
-        root: folder of PERSON/IMAGE files.
-        batch_size: number of images of a batch.
-        low_size: side of low resolution images, for half of the images; None: no low resolution.
-        images: number of images of an epoch.
-
-    Returns:
-        Batches of (B, 3, 112, 112) float32 in [-1, 1] and (B,) labels.
+    It samples every person of the folder ROOT/PERSON/IMAGE equally often, `images` times in total. With `low_size`,
+    half of the images are shrunk to that size and enlarged again, bicubic.
     """
     steps: list[Callable[[Any], Any]] = [
         transforms.Resize([CROP_FROM, CROP_FROM]),
@@ -59,7 +41,8 @@ def training_loader(root: str, batch_size: int, low_size: int | None, images: in
         transforms.RandomHorizontalFlip(),
     ]
     if low_size is not None:
-        steps.append(LowResolution(low_size))
+        resizes = [transforms.Resize([size, size], _BICUBIC) for size in (low_size, FACE_SIZE)]
+        steps.append(transforms.RandomApply(resizes, p=0.5))
     steps += [transforms.ToTensor(), transforms.Normalize(*_TO_RANGE)]
     folder = ImageFolder(root, transforms.Compose(steps))
     weights = 1 / np.bincount(folder.targets)[folder.targets]

@@ -35,12 +35,12 @@ class Flags(Settings):
     """The settings of this benchmark."""
 
     data: str = option(type=to_path, metavar="PATH", help="one folder per identity, or a train.rec", required=True)
-    processes: int = option(default=2, type=integer(2), metavar="N", help="processes that split each batch")
-    batch: int = option(default=16, type=integer(1), metavar="N", help="images per batch, over all processes")
-    steps: int = option(default=20, type=integer(2), metavar="N", help="training steps")
-    seeds: int = option(default=3, type=integer(2), metavar="N", help="seeds, with batch norm trained")
+    processes: int = option(default=2, type=integer(2), help="processes that split each batch")
+    batch: int = option(default=16, type=integer(1), help="images per batch, over all processes")
+    steps: int = option(default=20, type=integer(2), help="training steps")
+    seeds: int = option(default=3, type=integer(2), help="seeds, with batch norm trained")
     double: bool = flag(help="compute in float64, which shows what is rounding")
-    lr: float = option(default=0.001, type=number("a number", lambda value: True), metavar="X", help="learning rate")
+    lr: float = option(default=0.001, type=number("a number", lambda value: True), help="learning rate")
     backbone: str = choice(BACKBONE_NAMES, default="MobileFaceNet_025")
 
 
@@ -52,18 +52,7 @@ def main(arguments: list[str]) -> None:
     print_losses("batch norm frozen", losses(1, True, options), losses(options.processes, True, options))
     accumulated = losses(1, False, options, accumulate=options.processes)
     print_losses("batch norm trained, micro-batches", accumulated, losses(options.processes, False, options))
-    compare_seeds(options)
 
-
-def print_losses(title: str, single: torch.Tensor, ddp: torch.Tensor) -> None:
-    """Print the losses of one process and of DDP, which differ by rounding only."""
-    print(f"{title}: largest relative difference {((ddp - single).abs() / single.abs()).max():.1e}")
-    for step in range(0, len(single), max(1, len(single) // 5)):
-        print(f"  step {step + 1:3}  1 process {single[step]:.6f}  DDP {ddp[step]:.6f}")
-
-
-def compare_seeds(options: Flags) -> None:
-    """Print the mean loss of the second half of the steps for each seed, and the noise between seeds."""
     print("batch norm trained: mean loss of the second half of the steps")
     half = options.steps // 2
     rows = []
@@ -78,18 +67,21 @@ def compare_seeds(options: Flags) -> None:
     print(f"  difference of the same seed: {change:+.4f} +- {change_std / options.seeds**0.5:.4f} (standard error)")
 
 
+def print_losses(title: str, single: torch.Tensor, ddp: torch.Tensor) -> None:
+    """Print the losses of one process and of DDP, which differ by rounding only."""
+    print(f"{title}: largest relative difference {((ddp - single).abs() / single.abs()).max():.1e}")
+    for step in range(0, len(single), max(1, len(single) // 5)):
+        print(f"  step {step + 1:3}  1 process {single[step]:.6f}  DDP {ddp[step]:.6f}")
+
+
 def losses(world_size: int, frozen: bool, options: Flags, seed: int = 0, accumulate: int = 1) -> torch.Tensor:
     """Train from the same start and return the mean loss of all samples in each step, (steps,).
 
-    Args:
-        world_size: number of processes.
-        frozen: batch norm uses its running statistics.
-        options: sizes of the training.
-        seed: seed of weights and batches.
-        accumulate: number of micro-batches of each process.
+    With `frozen`, batch norm uses its running statistics. `accumulate` is the number of micro-batches of each process.
     """
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_train, (world_size, frozen, options, seed, accumulate, folder), nprocs=world_size)
+        arguments = (world_size, frozen, options, seed, accumulate, folder)
+        mp.start_processes(_train, arguments, nprocs=world_size, start_method="forkserver")
         return torch.load(Path(folder) / "losses.pt", weights_only=True)
 
 
@@ -117,16 +109,11 @@ def _train(rank: int, world_size: int, frozen: bool, options: Flags, seed: int, 
         module = wrap_ddp(module, device)
         loss_fn = PartialFC(head, loss)
     step = TrainingStep(module, head, loss, optimizer=optimizer, device=device, accumulate=accumulate, loss_fn=loss_fn)
+    batch_size = options.batch // world_size
     loader = TrainLoader(
-        images,
-        options.batch // world_size,
-        Augmentation(),
-        seed=seed,
-        steps=options.steps,
-        rank=rank,
-        world_size=world_size,
+        images, batch_size, Augmentation(), seed=seed, steps=options.steps, rank=rank, world_size=world_size
     )
-    found = torch.tensor([step(*batch)[0].item() for batch in loader.epoch(0)])
+    found = torch.tensor([step(*batch)[0][0].item() for batch in loader.epoch(0)])
     if rank == 0:
         torch.save(found, Path(folder) / "losses.pt")
     if world_size > 1:

@@ -7,21 +7,20 @@ A step is forward and backward; embeddings and weights get gradients. The times 
 The memory is the peak resident memory of a separate process over a few steps, in total and above its start.
 """
 
-import json
-import subprocess
+import multiprocessing
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from benchmarks import baseline
-from benchmarks.timing import Benchmark, Row, TimingFlags, report, time_alternately, time_row, use_threads
+from benchmarks import baseline, timing
 from model.head import ArcFace
 from model.loss import FocalLoss
-from util.cli.parser import choice, option, parse
+from util.cli.parser import option
 from util.cli.types import integer
 from util.device import num_cpus
 from util.errors import RunError, run_script
@@ -32,46 +31,37 @@ _STEPS = 3  # of a measurement of memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(TimingFlags):
+class Flags(timing.TimingFlags):
     """The settings of this benchmark."""
 
-    threads: int = option(
-        default=min(2, num_cpus()), type=integer(1, num_cpus()), metavar="N", help="threads of each operation"
-    )
-    classes: int = option(default=85742, type=integer(2), metavar="N", help="classes; MS1MV2 has 85742")
-    batch_size: int = option(default=64, type=integer(1), metavar="N", help="images per batch")
-    memory_of: str | None = choice((OURS, BASELINE), default=None, help="print the memory of one of the two, as JSON")
+    threads: int = option(default=min(2, num_cpus()), **timing.THREADS)
+    classes: int = option(default=85742, type=integer(2), help="classes; MS1MV2 has 85742")
+    batch_size: int = option(default=64, type=integer(1), help="images per batch")
 
 
-def main(arguments: list[str]) -> None:
-    options = parse(Flags, "-m benchmarks.head", arguments, description=__doc__, check=TimingFlags.check)
-    classes, batch_size = (1000, 8) if options.quick else (options.classes, options.batch_size)
-    use_threads(options.threads)
-    if options.memory_of:
-        print(json.dumps(memory(options.memory_of, classes, batch_size)))
-    else:
-        report(measure(classes, batch_size, options.threads, options.repeats), options.json)
-
-
-def measure(classes: int, batch_size: int, threads: int, repeats: int) -> Benchmark:
+def measure(options: Flags) -> timing.Benchmark:
     """Measure the time of a step and the memory of both."""
-    ours = _memory_in_process(OURS, classes, batch_size, threads)
-    theirs = _memory_in_process(BASELINE, classes, batch_size, threads)
-    times = time_alternately(_step(OURS, classes, batch_size), _step(BASELINE, classes, batch_size), repeats)
-    rows = (
-        time_row("forward and backward", times),
-        _memory_row("peak memory of the process", ours["peak"], theirs["peak"]),
-        _memory_row("peak memory above the start", ours["own"], theirs["own"]),
-    )
-    logits = batch_size * classes * 4 / 1e6
-    weights = DIMENSIONS * classes * 4 / 1e6
-    notes = (f"A matrix of logits is {logits:.0f} MB, one of weights {weights:.0f} MB.",)
-    setting = f"{classes} classes, batches of {batch_size}, threads: {threads}, median of {repeats} turns"
-    return Benchmark("head", setting, rows, notes)
-
-
-def _memory_row(name: str, ours: float, baseline: float) -> Row:
-    return Row(name, "MB", ours=ours, baseline=baseline, ratio=baseline / ours)
+    if options.quick:
+        options = replace(options, classes=1000, batch_size=8)
+    sizes = options.classes, options.batch_size
+    # Each in a process of its own, because a process reuses memory that was freed before.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, timing.use_threads, (options.threads,), max_tasks_per_child=1) as pool:
+        memories = [pool.submit(memory, which, *sizes) for which in (OURS, BASELINE)]
+        try:
+            ours, theirs = (future.result() for future in memories)
+        except BrokenProcessPool:
+            raise RunError("--classes: a process that measures memory was killed. Use fewer classes.") from None
+    times = timing.time_alternately(_step(OURS, *sizes), _step(BASELINE, *sizes), options.repeats)
+    rows = [timing.time_row("forward and backward", times)]
+    for name in ours:
+        ratio = theirs[name] / ours[name]
+        rows.append(timing.Row(name, "MB", ours=ours[name], baseline=theirs[name], ratio=ratio))
+    logits = options.batch_size * options.classes * 4 / 1e6
+    weights = DIMENSIONS * options.classes * 4 / 1e6
+    note = f"A matrix of logits is {logits:.0f} MB, one of weights {weights:.0f} MB."
+    setting = f"{options.classes} classes, batches of {options.batch_size}, {options.describe()}"
+    return timing.Benchmark("head", setting, tuple(rows), (note,))
 
 
 def _step(which: str, classes: int, batch_size: int) -> Callable[[], None]:
@@ -94,16 +84,6 @@ def _step(which: str, classes: int, batch_size: int) -> Callable[[], None]:
     return step
 
 
-def _memory_in_process(which: str, classes: int, batch_size: int, threads: int) -> dict[str, float]:
-    """Run memory() in a new process, because a process reuses memory that was freed before."""
-    flags = {"memory_of": which, "classes": classes, "batch_size": batch_size, "threads": threads}
-    command = [sys.executable, "-m", "benchmarks.head", *(f"--{name}={value}" for name, value in flags.items())]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
-    if done.returncode:
-        raise RunError(f"the process that measures the memory of {which} failed: {done.stderr.strip() or 'killed'}")
-    return json.loads(done.stdout)
-
-
 def memory(which: str, classes: int, batch_size: int) -> dict[str, float]:
     """Return the peak resident memory of this process after a few steps, in MB: in total, and above the start."""
     _step(which, 10, 2)()  # torch loads libraries in its first step
@@ -111,7 +91,7 @@ def memory(which: str, classes: int, batch_size: int) -> dict[str, float]:
     step = _step(which, classes, batch_size)
     for _ in range(_STEPS):
         step()
-    return {"peak": _peak(), "own": max(_peak() - before, 1e-3)}
+    return {"peak memory of the process": _peak(), "peak memory above the start": max(_peak() - before, 1e-3)}
 
 
 def _peak() -> float:
@@ -120,6 +100,8 @@ def _peak() -> float:
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
+
+main = timing.benchmark_main("head", Flags, measure, __doc__)
 
 if __name__ == "__main__":
     run_script(main)

@@ -36,8 +36,8 @@ class Flags(Settings):
 
     source: Path = option(type=to_file, metavar="DIR", help="folder with aligned_112/ and pairs.txt", required=True)
     out: Path = option(type=to_file, metavar="DIR", help="folder to write", required=True)
-    people: int | None = option(type=integer(1), metavar="N", help="take the first N people only", default_help="all")
-    pairs: int | None = option(type=integer(1), metavar="N", help="take the first N pairs only", default_help="all")
+    people: int | None = option(type=integer(1), help="take the first N people only", default_help="all")
+    pairs: int | None = option(type=integer(1), help="take the first N pairs only", default_help="all")
 
 
 def main(arguments: list[str]) -> None:
@@ -52,10 +52,7 @@ def main(arguments: list[str]) -> None:
     pairs = load_pairs(listed, aligned)
     chosen = last_fold(pairs.issame)[: options.pairs]
     lines = read_pair_list(listed)
-    test_people: set[str] = set()
-    for pair in chosen:
-        test_people.add(Path(lines[pair].first).parts[0])
-        test_people.add(Path(lines[pair].second).parts[0])
+    test_people = {Path(file).parts[0] for pair in chosen for file in (lines[pair].first, lines[pair].second)}
     shared = sorted(test_people & set(people))
     if shared:
         raise DataError(
@@ -102,7 +99,7 @@ def link_images(aligned: Path, people: list[str], out: Path) -> int:
         shutil.rmtree(out)  # an earlier call may have linked more people
     count = 0
     for person in people:
-        files = sorted((aligned / person).glob("*.jpg"))
+        files = list((aligned / person).glob("*.jpg"))
         if len(files) >= 2:
             (out / person).mkdir(parents=True)
             for file in files:

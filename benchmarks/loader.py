@@ -8,15 +8,14 @@ often. The baseline returns floats. Our loader returns uint8, and the conversion
 There is one process with one thread and no worker.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from benchmarks import baseline
-from benchmarks.sample_images import folder_of_people
-from benchmarks.timing import Benchmark, TimingFlags, rate_row, report, time_alternately, use_threads
-from util.cli.parser import option, parse
-from util.cli.types import integer, to_file
+from benchmarks.sample_images import ImageFlags
+from benchmarks.timing import Benchmark, benchmark_main, rate_row, time_alternately
+from util.cli.parser import option
+from util.cli.types import integer
 from util.data.loader import Augmentation, TrainLoader, open_training_images
 from util.errors import run_script
 from util.face import FACE_SIZE
@@ -26,39 +25,28 @@ SCALE = 4  # low resolution is 112 // SCALE pixels
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(TimingFlags):
+class Flags(ImageFlags):
     """The settings of this benchmark."""
 
-    repeats: int = option(default=7, type=integer(1), metavar="N", help="measured turns, after one of warming up")
-    data: Path | None = option(
-        type=to_file,
-        metavar="DIR",
-        help="images, one folder per identity",
-        default_help="data/demo, or faces drawn now",
-    )
-    images: int = option(default=1024, type=integer(1), metavar="N", help="images per turn")
-    batch_size: int = option(default=64, type=integer(1), metavar="N", help="images per batch")
+    images: int = option(default=1024, type=integer(1), help="images per turn")
+    batch_size: int = option(default=64, type=integer(1), help="images per batch")
 
 
-def main(arguments: list[str]) -> None:
-    options = parse(Flags, "-m benchmarks.loader", arguments, description=__doc__, check=TimingFlags.check)
-    images, batch_size = (16, 8) if options.quick else (options.images, min(options.batch_size, options.images))
-    use_threads(options.threads)
-    with folder_of_people(options.data, options.quick) as folder:
-        benchmark = measure(folder, images, batch_size, threads=options.threads, repeats=options.repeats)
-    report(benchmark, options.json)
-
-
-def measure(folder: Path, images: int, batch_size: int, threads: int, repeats: int) -> Benchmark:
+def measure(options: Flags) -> Benchmark:
     """Measure images per second at full resolution, and with half of the samples at low resolution."""
+    if options.quick:
+        options = replace(options, images=16, batch_size=8)
+    batch_size = min(options.batch_size, options.images)
+    steps = options.images // batch_size
     rows = []
-    for name, size in (("full resolution", None), (f"half of the samples at x{SCALE}", FACE_SIZE // SCALE)):
-        augmentation = Augmentation(low_res_sizes=() if size is None else (size,))
-        ours = TrainLoader(open_training_images(folder), batch_size, augmentation, steps=images // batch_size)
-        theirs = baseline.training_loader(str(folder), batch_size, size, images)
-        times = time_alternately(partial(_read_ours, ours), partial(_read_baseline, theirs), repeats)
-        rows.append(rate_row(name, len(ours) * batch_size, times))
-    setting = f"{images} images in batches of {batch_size}, one process, threads: {threads}, median of {repeats} turns"
+    with options.folder() as folder:
+        for name, size in (("full resolution", None), (f"half of the samples at x{SCALE}", FACE_SIZE // SCALE)):
+            augmentation = Augmentation(low_res_sizes=() if size is None else (size,))
+            ours = TrainLoader(open_training_images(folder), batch_size, augmentation, steps=steps)
+            theirs = baseline.training_loader(str(folder), batch_size, size, options.images)
+            times = time_alternately(partial(_read_ours, ours), partial(_read_baseline, theirs), options.repeats)
+            rows.append(rate_row(name, steps * batch_size, times))
+    setting = f"{options.images} images in batches of {batch_size}, one process, {options.describe()}"
     return Benchmark("loader", setting, tuple(rows))
 
 
@@ -71,6 +59,8 @@ def _read_baseline(loader: baseline.DataLoader) -> None:
     for _ in loader:
         pass
 
+
+main = benchmark_main("loader", Flags, measure, __doc__)
 
 if __name__ == "__main__":
     run_script(main)

@@ -26,13 +26,9 @@ class PlainDetector:
 
     def __init__(self, crops_together: bool):
         self._crops_together = crops_together
-        self._pnet = self._build(networks.ProposalNet)
-        self._rnet = self._build(networks.RefinementNet)
-        self._onet = self._build(networks.OutputNet)
-
-    @staticmethod
-    def _build(network: type[nn.Module]) -> nn.Module:
-        return networks.build(network, torch.device("cpu")).to(memory_format=torch.contiguous_format)
+        self._pnet = networks.ProposalNet().eval()
+        self._rnet = networks.RefinementNet().eval()
+        self._onet = networks.OutputNet().eval()
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> list[tuple[np.ndarray, float, np.ndarray]]:
@@ -65,7 +61,8 @@ class PlainDetector:
             kept = _suppress(boxes, scores, 0.5)
             found.append((boxes[kept], scores[kept], offsets[kept]))
             scale *= 0.707
-        return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+        boxes, scores, offsets = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return boxes, scores, offsets
 
     def _run_on_crops(
         self, network: nn.Module, image: np.ndarray, boxes: np.ndarray, size: int
@@ -84,7 +81,9 @@ class PlainDetector:
 
 def align_image(detector: PlainDetector, source: str, target: str) -> None:
     """Read a photograph and write its largest face aligned, if it has one."""
-    image = cv2.imread(source)[:, :, ::-1].copy()
+    image = cv2.imread(source)
+    assert image is not None, f"{source} cannot be read"
+    image = image[:, :, ::-1].copy()
     faces = detector(image)
     if faces:
         face = max(faces, key=lambda face: sizes(face[0][None]).prod())

@@ -3,39 +3,46 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from applications.demo.data_set import make_faces
+from benchmarks.timing import REPEATS, TimingFlags
+from util.cli.parser import option
+from util.cli.types import to_file
 from util.data.loader import open_training_images
 from util.device import num_cpus
 
 DEMO = Path("data/demo/imgs")
 
 
-@contextmanager
-def folder_of_people(given: Path | None, quick: bool) -> Iterator[Path]:
-    """Yield a folder of PERSON/IMAGE files.
+@dataclass(frozen=True, kw_only=True)
+class ImageFlags(TimingFlags):
+    """The flags of the benchmarks that read images."""
 
-    It is the given folder, else the folder of `make demo`, else a temporary folder of drawn faces. With `quick`, a few
-    faces are always drawn.
-    """
-    if given is not None:
-        yield given
-    elif DEMO.is_dir() and not quick:
-        yield DEMO
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            if quick:
-                make_faces(Path(folder), people=3, images=4)
-            else:
-                make_faces(Path(folder), people=40, images=20, processes=num_cpus())
-            yield Path(folder)
+    repeats: int = option(default=7, **REPEATS)
+    data: Path | None = option(
+        type=to_file, metavar="DIR", help="one folder per identity", default_help="data/demo, or faces drawn now"
+    )
 
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """Yield --data, else the folder of `make demo`, else drawn faces; with --quick, always a few drawn faces."""
+        if self.data is not None:
+            yield self.data
+        elif DEMO.is_dir() and not self.quick:
+            yield DEMO
+        else:
+            people, images, processes = (3, 4, 1) if self.quick else (40, 20, num_cpus())
+            with tempfile.TemporaryDirectory() as folder:
+                make_faces(Path(folder), people=people, images=images, processes=processes)
+                yield Path(folder)
 
-def some_images(folder: Path, count: int) -> np.ndarray:
-    """Return the first images of a folder of people, repeated if there are too few: (count, 112, 112, 3) RGB uint8."""
-    images = open_training_images(folder)
-    few = np.stack([images.image(index) for index in range(min(count, len(images)))])
-    return np.resize(few, (count, *few.shape[1:]))
+    def first_images(self, count: int) -> np.ndarray:
+        """Return the first images, repeated if there are too few: (count, 112, 112, 3) RGB uint8."""
+        with self.folder() as folder:
+            images = open_training_images(folder)
+            few = np.stack([images.image(index) for index in range(min(count, len(images)))])
+        return np.resize(few, (count, *few.shape[1:]))

@@ -8,9 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks import baseline
-from benchmarks.timing import Benchmark, TimingFlags, report, time_alternately, time_row, use_threads
-from util.cli.parser import option, parse
+from benchmarks import baseline, timing
+from util.cli.parser import option
 from util.cli.types import integer
 from util.device import num_cpus
 from util.errors import RunError, run_script
@@ -20,37 +19,28 @@ DIMENSIONS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(TimingFlags):
+class Flags(timing.TimingFlags):
     """The settings of this benchmark."""
 
-    threads: int = option(
-        default=min(2, num_cpus()), type=integer(1, num_cpus()), metavar="N", help="threads of each operation"
-    )
-    repeats: int = option(default=9, type=integer(1), metavar="N", help="measured turns, after one of warming up")
-    pairs: int = option(default=6000, type=integer(1), metavar="N", help="pairs; LFW has 6000")
+    threads: int = option(default=min(2, num_cpus()), **timing.THREADS)
+    repeats: int = option(default=9, **timing.REPEATS)
+    pairs: int = option(default=6000, type=integer(1), help="pairs; LFW has 6000")
 
 
-def main(arguments: list[str]) -> None:
-    options = parse(Flags, "-m benchmarks.verification", arguments, description=__doc__, check=TimingFlags.check)
-    report(measure(200 if options.quick else options.pairs, options.threads, options.repeats), options.json)
-
-
-def measure(pairs: int, threads: int, repeats: int) -> Benchmark:
-    """Measure milliseconds with one thread and with `threads`. Raise RunError if the two accuracies differ."""
+def measure(options: Flags) -> timing.Benchmark:
+    """Measure milliseconds with one thread and with --threads. Raise RunError if the two accuracies differ."""
+    pairs = 200 if options.quick else options.pairs
     embeddings, issame = random_pairs(pairs)
-    ours = verify(embeddings, issame).accuracy
-    theirs = baseline.verify(embeddings, issame)
-    if abs(ours - theirs) > 1e-9:
-        raise RunError(f"our accuracy is {ours}, the baseline's is {theirs}. One of them is wrong.")
+    ours = partial(verify, embeddings, issame)
+    theirs = partial(baseline.verify, embeddings, issame)
+    if abs(ours().accuracy - theirs()) > 1e-9:
+        raise RunError(f"our accuracy is {ours().accuracy}, the baseline's is {theirs()}. One of them is wrong.")
     rows = []
-    for count in sorted({1, threads}):
-        use_threads(count)
-        times = time_alternately(
-            partial(verify, embeddings, issame), partial(baseline.verify, embeddings, issame), repeats
-        )
-        rows.append(time_row(f"threads: {count}", times))
-    setting = f"{pairs} pairs of {DIMENSIONS} dimensions, ten folds, 400 thresholds, median of {repeats} turns"
-    return Benchmark("verification", setting, tuple(rows))
+    for count in sorted({1, options.threads}):
+        timing.use_threads(count)
+        rows.append(timing.time_row(f"threads: {count}", timing.time_alternately(ours, theirs, options.repeats)))
+    setting = f"{pairs} pairs of {DIMENSIONS} dimensions, ten folds, 400 thresholds, median of {options.repeats} turns"
+    return timing.Benchmark("verification", setting, tuple(rows))
 
 
 def random_pairs(pairs: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,6 +51,8 @@ def random_pairs(pairs: int) -> tuple[np.ndarray, np.ndarray]:
     embeddings[1::2][issame] = embeddings[0::2][issame] + 1.7 * embeddings[1::2][issame]
     return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True), issame
 
+
+main = timing.benchmark_main("verification", Flags, measure, __doc__)
 
 if __name__ == "__main__":
     run_script(main)

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -9,9 +10,27 @@ import cv2
 import numpy as np
 import pytest
 
+from util.errors import STOP_SIGNALS, run_script
 from util.pairs.bcolz import write_carray
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture
+def end_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str]]:
+    """Return a function that runs main(arguments) as a program, and returns its exit code and what is on stderr."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    monkeypatch.chdir(Path(__file__).parents[1])
+
+    def run(main: Callable[[list[str]], None], arguments: list[str]) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["program.py", *arguments])
+        with pytest.raises(SystemExit) as end:
+            run_script(main)
+        return end.value.code, capsys.readouterr().err
+
+    yield run
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
+import random
+import signal
 import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -13,27 +15,25 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import all as everything
-from benchmarks import baseline, timing
+from benchmarks import baseline, soak, timing
 from benchmarks.verification import random_pairs
 from model.head import ArcFace
 from model.loss import FocalLoss
-from util.errors import DataError, UsageError
+from util.errors import DataError, RunError, UsageError
 from util.transform import eval_crop, normalize
 from util.verification import verify
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.mark.parametrize("name", ["loader", "evaluation", "verification", "head", "network"])
-def test_benchmark_prints_and_writes_the_same_figures(name, tmp_path):
+def test_benchmark_prints_and_writes_the_same_figures(name, tmp_path, capsys):
     file = tmp_path / "figures.json"
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--repeats=1", "--threads=1", f"--json={file}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    import_module(f"benchmarks.{name}").main(["--quick", "--repeats=1", "--threads=1", f"--json={file}"])
+    printed = capsys.readouterr().out
     found = timing.read_report(file)
     assert found.subject.startswith(name) and "threads: 1" in str(found)
     assert json.loads(file.read_text())["machine"] == timing.machine()
     for row, line in zip(found.rows, timing.markdown_table(found.rows)[2:], strict=True):
-        assert line in done.stdout
+        assert line in printed
         assert all(math.isfinite(value) and value > 0 for value in (row.ours, row.baseline, row.ratio))
 
 
@@ -165,3 +165,130 @@ def test_random_pairs_have_unit_length():
     embeddings, issame = random_pairs(50)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-6)
     assert issame.sum() == 25
+
+
+# Stands in for train.py: an epoch takes 0.1 s, and the same command continues after the last one.
+STUB = """
+import os, pathlib, signal, subprocess, sys, time
+flags = dict(word[2:].split("=", 1) for word in sys.argv[1:])
+run = pathlib.Path(flags["checkpoint_dir"], "RUN")
+run.mkdir(parents=True, exist_ok=True)
+CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 138}
+for number in CODES:
+    signal.signal(number, lambda number, frame: os._exit(CODES[number]))
+print("training", flush=True)
+for epoch in range(1, int(flags["epochs"]) + 1):
+    if not (run / f"Head_{epoch}_1.pth").exists():
+        time.sleep(0.1)
+        for name in ("Backbone", "Head"):
+            partial = run / "partial"
+            partial.write_bytes(pathlib.Path(__file__).with_name(f"{name}.pth").read_bytes())
+            partial.rename(run / f"{name}_{epoch}_1.pth")
+"""
+
+
+@pytest.fixture
+def stub(tmp_path, monkeypatch) -> Path:
+    """Write the stub, with the weights that it saves, and return its file."""
+    torch.save({"0.weight": torch.zeros(3)}, tmp_path / "Backbone.pth")
+    torch.save({"weight": torch.ones(3)}, tmp_path / "Head.pth")
+    file = tmp_path / "stub.py"
+    file.write_text(STUB)
+    limits = {"SCRIPT": file, "SAMPLE_EVERY": 0.1, "RESTART_SECONDS": 0.2, "END_WITHIN": 3, "GONE_WITHIN": 0.3}
+    for name, value in limits.items():
+        monkeypatch.setattr(soak, name, value)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return file
+
+
+@pytest.fixture
+def soak_run(stub, tmp_path):
+    """Start the stub as a run with faults, and kill what is left of it at the end."""
+    run = soak.Run(tmp_path, tmp_path / "faults", epochs=1000, rng=random.Random(0))
+    run.folder.mkdir()
+    run.start()
+    yield run
+    soak.send(run, signal.SIGKILL, to_all=True)
+    run.process.wait()
+
+
+def test_soak_ends_with_the_weights_of_a_run_without_faults(stub, monkeypatch, capsys):
+    monkeypatch.setattr(soak, "make_data", Path.mkdir)
+    flags = ["--minutes=0.02", "--fault_every=0.3", "--faults", "sigterm", "sigint", "sigusr1", "sigkill_all"]
+    soak.main(flags)
+    printed = capsys.readouterr().out
+    assert "faults are those without faults" in printed and "| threads | 1 | 1 | flat |" in printed
+    assert "| sigterm |" in printed and ": ended after " in printed
+
+    stub.write_text(STUB.replace('f"{name}.pth"', "f\"{'Head' if 'faults' in str(run) else name}.pth\""))
+    with pytest.raises(RunError, match=r"^1 promises are broken; the weights after epoch \d+ differ"):
+        soak.main(flags)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("143", "1", "exit code 1 instead of 143"),
+        ("143", "1", "0 lines of errors instead of one"),
+        ("training", "Traceback (most recent", "a traceback"),
+        ("time.sleep(0.1)", "subprocess.run(['sleep', '60'])", "1 processes left after 0.3 s"),
+        ("os._exit(CODES[number])", "None", "did not end within 3 s"),
+    ],
+)
+def test_soak_notices_a_broken_promise(stub, tmp_path, old, new, problem):
+    stub.write_text(STUB.replace(old, new))
+    run = soak.Run(tmp_path, tmp_path / "faults", epochs=1000, rng=random.Random(0))
+    run.start()
+    run.wait(0.2)
+    run.check_end("sigterm", soak.FAULTS["sigterm"](run))
+    assert f"sigterm: {problem} (" in "".join(run.broken)
+    assert not soak.processes_of(run)
+
+
+@pytest.mark.parametrize("name", ["bit_flip", "cut_file"])
+def test_soak_damages_a_file_of_the_newest_checkpoint(soak_run, stub, name):
+    while (expected := soak.FAULTS[name](soak_run)) is None:  # until there are two checkpoints
+        assert soak_run.process.poll() is None
+    assert expected == soak_run.process.returncode == -signal.SIGKILL
+    damaged = []
+    for files in soak_run.files():
+        for file in files:
+            original = stub.with_name(f"{file.name.split('_')[0]}.pth").read_bytes()
+            content = file.read_bytes()
+            if content != original:
+                damaged.append(file)
+                flips = sum((a ^ b).bit_count() for a, b in zip(content, original, strict=False))
+                assert (
+                    (len(content), flips) == (len(original), 1) if name == "bit_flip" else original.startswith(content)
+                )
+    assert len(damaged) == 1 and damaged[0] in soak_run.files()[0]
+
+
+def test_soak_stops_and_kills_workers(stub, tmp_path):
+    stub.write_text(STUB.replace("time.sleep(0.1)", "subprocess.run(['sleep', '60'])"))
+    run = soak.Run(tmp_path, tmp_path / "faults", epochs=1000, rng=random.Random(0))
+    run.start()
+    try:
+        while soak.FAULTS["stop_worker"](run) is None:
+            assert run.process.poll() is None
+        (worker,) = [row[0] for row in soak.processes_of(run) if row[0] != run.process.pid]
+        assert Path(f"/proc/{worker}/stat").read_text().split()[2] == "T"
+        assert soak.FAULTS["kill_worker"](run) == 1
+    finally:
+        soak.send(run, signal.SIGKILL, to_all=True)
+        run.process.wait()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")
+def test_soak_fills_the_disk(soak_run):
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(soak_run.folder)]
+    if subprocess.run(mount, check=False).returncode:
+        pytest.skip("cannot mount a small disk here")
+    try:
+        assert soak.FAULTS["full_disk"](soak_run) is None  # nothing is saved
+        (soak_run.folder / "checkpoint_dir/RUN").mkdir(parents=True)
+        (soak_run.folder / "checkpoint_dir/RUN/Head_1_1.pth").touch()
+        assert soak.FAULTS["full_disk"](soak_run) == 1
+        assert os.statvfs(soak_run.folder).f_bavail == 0
+    finally:
+        subprocess.run(["umount", str(soak_run.folder)], check=True)

@@ -110,7 +110,7 @@ def test_stages_that_do_not_ascend_from_one_are_usage_errors(value):
         *("--backbone=ResNet", "--backbone=ir_se_50", "--head=Softmax", "--loss=l2", "--augment=none"),
     ],
 )
-def test_values_out_of_range_are_usage_errors_that_name_flag_and_remedy(argument):
+def test_values_out_of_range_name_flag_and_remedy(argument):
     message = error_of(parse_train, [argument])
     flag, _, value = argument.partition("=")
     assert message.startswith(flag) and value in message
@@ -184,7 +184,7 @@ def test_what_is_evaluated(argv, views):
 
 
 @pytest.mark.parametrize("parse", [parse_train, parse_validation])
-def test_super_resolution_has_scales_of_its_own_and_needs_to_be_asked_for(parse):
+def test_super_resolution_has_own_scales_and_must_be_asked_for(parse):
     message = error_of(parse, ["--SR_eval", "--LR_scale", "2", "3"])
     assert message.startswith("--LR_scale=3: super resolution enlarges 2, 4, 8 times only")
     assert "--sr_checkpoint_dir: is used with --SR_eval alone" in error_of(parse, ["--sr_checkpoint_dir", "x"])
@@ -361,18 +361,18 @@ def test_verification_sets_in_a_file_are_a_mapping_or_a_list(write, line, expect
         (["own:"], "'own:' has no path"),
     ],
 )
-def test_a_verification_set_that_cannot_be_named_is_a_usage_error(words, problem):
+def test_verification_set_without_usable_name_is_a_usage_error(words, problem):
     message = error_of(parse_train, ["--val_data", *words])
     assert message.startswith("--val_data: ") and problem in message
 
 
 @pytest.mark.parametrize("line", ["{lfw: 3}", "{lfw: {path: x}}", "3", "[3]", "true", "null", "{lfw: null}", "{1: ''}"])
-def test_verification_sets_of_another_form_in_a_file_are_usage_errors(write, line):
+def test_verification_sets_of_another_form_in_a_file_are_refused(write, line):
     argv = write(f"val_data: {line}")
     assert error_of(parse_train, argv).startswith(f"{argv[1]}: val_data: ")
 
 
-def test_a_resumed_run_keeps_its_verification_sets_unless_others_or_none_are_named():
+def test_resumed_run_keeps_its_sets_unless_others_are_named():
     saved = parse_train(["--val_data", "own=my pairs.txt:/sets/faces", "/sets/lfw.bin"]).as_dict()
     assert saved["val_data"] == ["own=my pairs.txt:/sets/faces", "lfw=/sets/lfw.bin"]
     resumed = parse_train(["--resume_dir=x"], inherit=lambda path: saved)

@@ -115,7 +115,7 @@ def test_nothing_after_an_equals_sign_is_a_usage_error(argv):
     assert argv[0].rstrip("=") in message and "missing" in message
 
 
-def test_a_value_may_hold_an_equals_sign_a_space_or_a_leading_dash():
+def test_value_may_hold_an_equals_sign_a_space_or_a_leading_dash():
     assert parse_train(["--data_dir=a=b"]).data_dir == "a=b"
     assert parse_train(["--data_dir", "my faces"]).data_dir == "my faces"
     assert parse_train(["--data_dir=-x"]).data_dir == "-x"
@@ -173,7 +173,7 @@ def test_a_flag_given_twice_counts_the_last_time():
     assert parse_train(["--lr", "1", "--lr=2"]).lr == 2.0
 
 
-def test_the_command_line_overrides_the_file_and_the_file_the_default(write):
+def test_command_line_overrides_file_and_file_overrides_default(write):
     parsed = parse_train([*write("lr: 0.5\nepochs: 7\n"), "--lr", "0.25"])
     assert (parsed.lr, parsed.epochs, parsed.momentum) == (0.25, 7, 0.9)
     parsed = parse_train(["--LR_train=no", "--stages", "none", *write("LR_train: yes\nstages: [1, 2]\n")])
@@ -370,7 +370,7 @@ def test_printed_configuration_gives_the_same_configuration(parse, argv, write, 
     assert "사진" in printed or "사진" not in str(argv)
 
 
-def test_print_config_prints_what_file_and_command_line_resolve_to(write, capsys):
+def test_print_config_prints_the_resolved_settings(write, capsys):
     with pytest.raises(SystemExit):
         parse_train([*write("lr: 0.5\nseed: 3"), "--seed", "4", "--print_config"])
     printed = capsys.readouterr().out.splitlines()
@@ -460,7 +460,7 @@ def test_another_program_may_have_settings_too(tmp_path):
     assert error_of(draw, ["--lr", "1"]).startswith("--lr: unknown flag")
 
 
-def test_sections_of_help_stand_in_the_order_asked_for_and_empty_ones_are_left_out(capsys):
+def test_help_sections_keep_their_order_and_omit_empty_ones(capsys):
     with pytest.raises(SystemExit):
         draw(["--help"])
     text = capsys.readouterr().out

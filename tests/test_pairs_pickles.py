@@ -333,12 +333,18 @@ def test_pickles_huge_memo_index_takes_no_memory(put):
     assert "a memo index is too high" in refusal(b"]" + put + b".")
 
 
-@pytest.mark.parametrize("inside", [b"]", b"X\x05\x00", b"X\x05\x00\x00\x00ab", b"c_co"])
-def test_pickles_an_opcode_across_the_end_of_a_frame_is_read(inside):
-    rest = {b"]": b"", b"X\x05\x00": b"\x00\x00abcde", b"c_co": b"decs\nencode\n"}.get(inside, b"cde")
+@pytest.mark.parametrize(
+    ("inside", "rest", "value"),
+    [
+        (b"]", b"", []),
+        (b"X\x05\x00", b"\x00\x00abcde", "abcde"),
+        (b"X\x05\x00\x00\x00ab", b"cde", "abcde"),
+        (b"c_co", b"decs\nencode\nX\x01\x00\x00\x00aX\x06\x00\x00\x00latin1\x86R", b"a"),
+    ],
+)
+def test_pickles_an_opcode_across_the_end_of_a_frame_is_read(inside, rest, value):
     frame = b"\x95" + len(inside).to_bytes(8, "little")
-    content = b"\x80\x04" + frame + inside + rest + b"."
-    read(content)
+    assert read(b"\x80\x04" + frame + inside + rest + b".") == value
 
 
 def test_pickles_text_encoded_again_and_again_is_refused():

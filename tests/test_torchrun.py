@@ -17,9 +17,12 @@ import pytest
 import torch
 from torch.distributed import run as torchrun
 
+import train
+import validation
 from benchmarks.ddp_parity import losses
 from config import TrainConfig
 from model.backbone import build_backbone
+from tests.multiprocess import main_as_ranks
 from util.checkpoint import io, run_dir
 
 ROOT = Path(__file__).parents[1]
@@ -30,19 +33,22 @@ Train = Callable[..., subprocess.Popen]
 pytestmark = pytest.mark.slow
 
 
+def common_flags(folder: Path, data: Path, name: str = "a") -> list[str]:
+    """Return the flags of a run of that name in `folder`."""
+    folders = [f"--checkpoint_dir={folder / name}", f"--best_checkpoint_dir={folder / name}_best"]
+    return [*folders, f"--log_dir={folder / name}_log", f"--data_dir={data}", "--gpu_num=cpu", "--num_workers=0"]
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Train:
-    """start(ranks, *flags): train.py in so many processes, in folders of tmp_path."""
+    """Return start(*flags), which starts train.py in two processes of torchrun, in folders of tmp_path."""
     started = []
 
-    def launch(ranks: int, *flags: str, data: Path, name: str = "a") -> subprocess.Popen:
-        folders = [f"--checkpoint_dir={tmp_path / name}", f"--best_checkpoint_dir={tmp_path / name}_best"]
-        common = ["--gpu_num=cpu", "--num_workers=0", f"--data_dir={data}", f"--log_dir={tmp_path / name}_log"]
-        launcher = [sys.executable] if ranks == 1 else [*LAUNCH, f"--nproc_per_node={ranks}", "--"]
+    def launch(*flags: str, data: Path) -> subprocess.Popen:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         started.append(
             subprocess.Popen(
-                [*launcher, "train.py", *common, *folders, *flags],
+                [*LAUNCH, "--nproc_per_node=2", "--", "train.py", *common_flags(tmp_path, data), *flags],
                 cwd=ROOT,
                 env=environment,
                 stdout=subprocess.PIPE,
@@ -61,13 +67,12 @@ def start(tmp_path: Path) -> Train:
 
 
 @pytest.fixture
-def train(start: Train, tmp_path: Path) -> Callable[..., tuple[Path, str]]:
-    """train(ranks, *flags): the folder of the finished run, and what was printed."""
+def train_ranks(tmp_path: Path) -> Callable[..., tuple[Path, str]]:
+    """Return a function of (ranks, *flags) that trains in so many processes and returns the run and its output."""
 
-    def run(ranks: int, *flags: str, name: str = "a", **settings: Path) -> tuple[Path, str]:
-        process = start(ranks, *flags, name=name, **settings)
-        output = process.communicate(timeout=120)[0]
-        assert process.returncode == 0, output
+    def run(ranks: int, *flags: str, data: Path, name: str = "a") -> tuple[Path, str]:
+        arguments = [*common_flags(tmp_path, data, name), *flags]
+        output = main_as_ranks(ranks, train.main, arguments, tmp_path / "output.txt")
         return run_dir.newest_run(tmp_path / name), output
 
     return run
@@ -86,12 +91,16 @@ def assert_same(first: object, second: object) -> None:
         assert torch.equal(first, second)
 
 
-def test_two_processes_go_on_bit_for_bit_and_other_numbers_go_on(train, tiny_data) -> None:
-    whole, output = train(2, "--epochs=2", *SMALL, data=tiny_data)
+def test_two_processes_go_on_bit_for_bit_and_other_numbers_go_on(start, train_ranks, tiny_data, tmp_path) -> None:
+    flags = ("--m=0.2", *SMALL)
+    process = start("--epochs=2", *flags, data=tiny_data)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    whole = run_dir.newest_run(tmp_path / "a")
     assert len(re.findall("training on", output)) == 1
     assert "2 processes with 2 images each: batches of 4" in output
-    part, _ = train(2, "--epochs=1", *SMALL, name="b", data=tiny_data)
-    resumed, _ = train(2, "--epochs=2", f"--resume_dir={part}", name="b", data=tiny_data)
+    part, _ = train_ranks(2, "--epochs=1", *flags, name="b", data=tiny_data)
+    resumed, _ = train_ranks(2, "--epochs=2", f"--resume_dir={part}", name="b", data=tiny_data)
     for one, other in zip(states(whole, "2_6"), states(resumed, "2_6"), strict=True):
         assert_same({**one, "settings": 0}, {**other, "settings": 0})
     assert (resumed / "Evaluation.txt").read_text().replace("1/1", "1/2") == (whole / "Evaluation.txt").read_text()
@@ -101,24 +110,26 @@ def test_two_processes_go_on_bit_for_bit_and_other_numbers_go_on(train, tiny_dat
     assert not any(key.startswith("module.") for key in backbone)
     momenta = [entry["momentum_buffer"].shape for entry in state["optimizer"]["state"].values()]
     assert momenta.count((3, 32)) == 1
+    assert (state["settings"]["m"], state["settings"]["s"]) == (0.2, 16.0)
+    assert "margin" not in state["settings"] and "head_scale" not in state["settings"]
     for ranks in (1, 3):
-        more, output = train(ranks, "--epochs=3", f"--resume_dir={whole}", "--batch_size=4", data=tiny_data)
+        more, output = train_ranks(ranks, "--epochs=3", f"--resume_dir={whole}", "--batch_size=4", data=tiny_data)
         assert f"resuming with {ranks} processes (was 2)" in output
         assert list(more.glob("Optimizer_3_*.pth"))
         for file in more.glob("*_3_*.pth"):
             file.unlink()
 
 
-def test_two_processes_have_the_losses_of_one_where_batch_norm_is_frozen(tiny_data) -> None:
+def test_two_processes_have_the_losses_of_one_with_frozen_norm(tiny_data) -> None:
     options = Namespace(data=tiny_data / "imgs", batch=6, steps=3, backbone="MobileFaceNet_025", double=True, lr=0.001)
     one, two = (losses(ranks, True, options) for ranks in (1, 2))
     assert len(set(one.tolist())) == 3
     torch.testing.assert_close(two, one, rtol=1e-5, atol=0)
 
 
-def test_one_process_saves_what_two_resume_and_samples_classes(train, tiny_data) -> None:
-    run, _ = train(1, "--epochs=1", "--sample_rate=0.5", *SMALL, data=tiny_data)
-    _, output = train(2, "--epochs=2", "--scale_lr", f"--resume_dir={run}", data=tiny_data)
+def test_one_process_saves_what_two_resume_and_samples_classes(train_ranks, tiny_data) -> None:
+    run, _ = train_ranks(1, "--epochs=1", "--sample_rate=0.5", *SMALL, data=tiny_data)
+    _, output = train_ranks(2, "--epochs=2", "--scale_lr", f"--resume_dir={run}", data=tiny_data)
     assert "learning rate 0.002: --lr=0.001, scaled by the number of processes" in output
     before, after = (states(run, suffix)[1]["weight"] for suffix in ("1_6", "2_9"))
     assert before.shape == after.shape and not torch.equal(before, after)
@@ -128,7 +139,7 @@ def test_torchrun_names_a_broken_image(start, make_people, tmp_path) -> None:
     images = make_people(tmp_path / "data" / "imgs", people=3, images=4)
     broken = images / "person_1" / "image_2.jpg"
     broken.write_bytes(b"no image")
-    process = start(2, "--epochs=20", *SMALL, data=tmp_path / "data")
+    process = start("--epochs=20", *SMALL, data=tmp_path / "data")
     output = process.communicate(timeout=60)[0]
     assert process.returncode != 0
     assert f"error: {broken}" in output
@@ -136,7 +147,7 @@ def test_torchrun_names_a_broken_image(start, make_people, tmp_path) -> None:
 
 
 def test_torchrun_names_a_bad_flag(start, tiny_data) -> None:
-    process = start(2, "--epochs=none", data=tiny_data)
+    process = start("--epochs=none", data=tiny_data)
     output = process.communicate(timeout=60)[0]
     assert process.returncode != 0
     assert "error: --epochs: 'none' is not" in output
@@ -147,7 +158,7 @@ def test_torchrun_names_a_bad_flag(start, tiny_data) -> None:
     [(signal.SIGKILL, "error: another process of this run ended"), (signal.SIGINT, "Interrupted.")],
 )
 def test_torchrun_ends_all_ranks_after_a_signal(start, tiny_data, tmp_path, sent, message) -> None:
-    process = start(2, "--epochs=5000", *SMALL, data=tiny_data)
+    process = start("--epochs=5000", *SMALL, data=tiny_data)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "a").glob("*/Optimizer_1_*.pth")):
         assert time.monotonic() < deadline and process.poll() is None
@@ -175,14 +186,13 @@ def test_a_validation_is_shared_and_said_once(tiny_data: Path, tmp_path: Path):
     torch.manual_seed(0)
     torch.save(build_backbone("MobileFaceNet_025", embedding_size=32).state_dict(), tmp_path / "Backbone_Best.pth")
     flags = [f"--data_dir={tiny_data}", "--gpu_num=cpu", f"--resume_dir={tmp_path}", "--LR_eval", "--batch_size=8"]
-    found = []
-    for launcher in ([sys.executable], [*LAUNCH, "--nproc_per_node=2", "--"]):
-        file = tmp_path / f"{len(launcher)}.json"
-        command = [*launcher, "validation.py", *flags, f"--json={file}"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout.count("validating ") == done.stdout.count("results: ") == 1
-        found.append(json.loads(file.read_text())["views"])
+    command = [*LAUNCH, "--nproc_per_node=2", "--", "validation.py", *flags, f"--json={tmp_path / 'two.json'}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    two = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    one = main_as_ranks(1, validation.main, [*flags, f"--json={tmp_path / 'one.json'}"], tmp_path / "output.txt")
+    for output in (one, two):
+        assert output.count("validating ") == output.count("results: ") == 1
+    found = [json.loads((tmp_path / name).read_text())["views"] for name in ("one.json", "two.json")]
     for one in found:
         for view in one.values():
             for result in view["sets"].values():
@@ -203,10 +213,8 @@ def test_every_flag_of_train_passes_through_torchrun(field):
     assert passed, "give the setting an alias that torchrun does not know"
 
 
-@pytest.mark.parametrize(
-    "form", [("train.py", "--margin=0.2", "--head_scale=8"), ("--", "train.py", "--m=0.2", "--s=8")]
-)
-def test_torchrun_trains_with_margin_and_scale(tiny_data, tmp_path, form):
+def test_torchrun_trains_with_margin_and_scale(tiny_data, tmp_path):
+    form = ("train.py", "--margin=0.2", "--head_scale=8")
     folders = [f"--{name}={tmp_path / name}" for name in ("checkpoint_dir", "best_checkpoint_dir", "log_dir")]
     small = [flag for flag in SMALL if not flag.startswith("--s=")]
     common = [f"--data_dir={tiny_data}", "--gpu_num=cpu", "--num_workers=0", "--epochs=1", "--head=CosFace"]

@@ -163,7 +163,7 @@ def test_resume_equals_an_uninterrupted_run(run_training, tmp_path):
 def test_real_networks_and_their_dropout_resume_too(run_training, make_people, tmp_path, backbone):
     data = tmp_path / "data"
     make_people(data / "imgs", people=2, images=2)
-    flags = ("--batch_size=2", "--warmup_epochs=0", "--lr=0.01")
+    flags = ("--batch_size=2", "--warmup_epochs=0", "--lr=0.01", "--embedding_size=32")
     whole = run_training("--epochs=2", *flags, data=data, backbone=backbone)
     part = run_training("--epochs=1", *flags, name="b", data=data, backbone=backbone)
     torch.rand(7)
@@ -407,11 +407,10 @@ def test_help_answers_without_importing_torch(script):
         ),
     ],
 )
-def test_a_bad_command_line_ends_in_one_line_and_its_exit_code(arguments, code, message, tiny_data):
-    command = [sys.executable, "train.py", *(argument.format(data=tiny_data) for argument in arguments)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == code
-    assert ended.stderr.count("\n") == 1 and ended.stderr.startswith("error: ") and message in ended.stderr
+def test_a_bad_command_line_ends_in_one_line_and_its_exit_code(arguments, code, message, tiny_data, end_of):
+    ended, printed = end_of(train.main, [argument.format(data=tiny_data) for argument in arguments])
+    assert ended == code
+    assert printed.count("\n") == 1 and printed.startswith("error: ") and message in printed
 
 
 def test_loss_of_a_new_head_is_what_chance_gives(run_training, tmp_path):

@@ -141,7 +141,7 @@ def test_train_crop_resizes_to_128_first():
 
 @pytest.mark.parametrize("augment", [transform.train_crop, transform.train_warp])
 @pytest.mark.parametrize("size", [112, 160])
-def test_augmentation_repeats_for_a_generator_and_leaves_its_input(augment, size):
+def test_augmentation_repeats_with_its_generator_and_keeps_input(augment, size):
     image = noise(size, size, 3)
     before = image.copy()
     outs = [augment(image, np.random.default_rng(seed)) for seed in (1, 1, 2)]

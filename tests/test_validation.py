@@ -4,8 +4,6 @@ import json
 import math
 import pickle
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -196,11 +194,10 @@ def test_a_plot_of_an_unknown_kind_is_refused_before_the_work():
         (["--LR_eval=maybe"], 2, "--LR_eval: 'maybe' is not True or False"),
     ],
 )
-def test_a_bad_command_line_ends_in_one_line_and_its_exit_code(arguments, code, message):
-    command = [sys.executable, "validation.py", "--gpu_num=cpu", *arguments]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == code
-    assert ended.stderr.count("\n") == 1 and ended.stderr.startswith("error: ") and message in ended.stderr
+def test_a_bad_command_line_ends_in_one_line_and_its_exit_code(arguments, code, message, end_of):
+    ended, printed = end_of(validation.main, ["--gpu_num=cpu", *arguments])
+    assert ended == code
+    assert printed.count("\n") == 1 and printed.startswith("error: ") and message in printed
 
 
 @pytest.fixture
