@@ -18,8 +18,8 @@ document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.rela
 
 COMMAND = re.compile(r"(?:\bpython |-- )(?:-m )?(?P<program>[\w./]+)(?P<arguments>[^\n`]*)")
 FLAG = re.compile(r"(?<![\w-])--?([a-zA-Z]\w*)")
-# Flags of other programs that the documents mention: torchrun, Docker.
-FOREIGN_FLAGS = {"max-restarts", "standalone", "shm-size"}
+# Flags of other programs that the documents mention: torchrun, Docker, SLURM.
+FOREIGN_FLAGS = {"max-restarts", "standalone", "signals-to-handle", "shutdown-timeout", "shm-size", "signal"}
 
 
 def indented_lines(text: str) -> list[str]:
@@ -97,6 +97,17 @@ def test_document_flags_exist(path):
     known = FOREIGN_FLAGS.union(*map(flags_of, programs))
     for code in re.findall(r"`(--?[a-zA-Z][^`]*)`", path.read_text()):
         assert set(re.findall(r"(?<![\w-])--?([a-zA-Z][\w-]*)", code)) <= known, code
+
+
+def test_every_promise_names_a_test_that_exists():
+    lines = (ROOT / "docs/reliability.md").read_text().splitlines()
+    promises = [line for line in lines if re.match(r"\| (?!promise|---|code|\d)", line)]
+    assert len(promises) > 40
+    for line in promises:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", line)
+        assert named and len(named) == line.count("::"), line
+        for file, test in named:
+            assert re.search(rf"^def {test}\(", (ROOT / "tests" / file).read_text(), re.M), (file, test)
 
 
 def test_every_page_is_linked_from_the_readme():
