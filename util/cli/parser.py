@@ -309,7 +309,8 @@ def _read_file(file: str, names: Mapping[str, Option]) -> dict[str, object]:
         content = yaml.load(text, _Loader)
     except OSError as error:
         raise UsageError(f"--config={file}: cannot be read ({error.strerror}). Give an existing file.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date like 2024-13-01
+    # ValueError: not UTF-8, or a date like 2024-13-01. LookupError, AttributeError: tags like !!int with another text.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
