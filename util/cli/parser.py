@@ -56,7 +56,7 @@ class Option:
     split_words: bool = False  # `type` gets the words as a list, because one of them may contain spaces
 
     @property
-    def takes_several(self) -> bool:
+    def takes_many(self) -> bool:
         return isinstance(self.default, tuple)
 
     @property
@@ -269,7 +269,7 @@ def _read_words(argv: Sequence[str], names: Mapping[str, Option]) -> dict[str, o
             values.insert(0, "True")
         if not values:
             raise UsageError(f"{typed}: a value is missing. Write {typed} {option.metavar}.")
-        if not option.takes_several:
+        if not option.takes_many:
             if values[1:] and not positional:
                 raise UsageError(
                     f"{short_repr(values[1])}: unexpected after {typed} {values[0]:.{NAME_LIMIT}}, which takes one "
@@ -281,9 +281,9 @@ def _read_words(argv: Sequence[str], names: Mapping[str, Option]) -> dict[str, o
     if words and positional is None:
         raise UsageError(f"{short_repr(words[0])}: unexpected. Every value follows its flag, as in --name value.")
     if words and positional:
-        if words[1:] and not positional.takes_several:
+        if words[1:] and not positional.takes_many:
             raise UsageError(f"{short_repr(words[1])}: unexpected after {short_repr(words[0])}. Leave it out.")
-        given[positional.name] = words if positional.takes_several else words[0]
+        given[positional.name] = words if positional.takes_many else words[0]
     return given
 
 
