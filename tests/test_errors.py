@@ -2,7 +2,9 @@
 
 import os
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -122,3 +124,27 @@ def test_run_script_keeps_the_exit_code_of_the_parser(monkeypatch):
 
 def test_errors_of_users_are_value_errors():
     assert issubclass(UsageError, ValueError) and issubclass(DataError, ValueError)
+
+
+def test_signal_during_an_import_ends_at_once(tmp_path):
+    """An exception would cut the import short, which numpy then repeats and reports as an error of its own."""
+    (tmp_path / "slow.py").write_text(
+        "import os, signal, time\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    raise ImportError('cannot load module') from None\n"
+    )
+    code = "from util.errors import run_script\nrun_script(lambda arguments: __import__('slow'))"
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "Interrupted.\n")
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_second_signal_ends_the_cleanup_of_the_first(number):
+    code = (
+        "import os, signal, time\nfrom util.errors import run_script\ndef main(arguments):\n    try:\n"
+        f"        os.kill(os.getpid(), {int(number)})\n        time.sleep(60)\n    finally:\n"
+        f"        os.kill(os.getpid(), {int(number)})\n        time.sleep(60)\nrun_script(main)"
+    )
+    root = Path(__file__).parents[1]
+    ended = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (128 + number, "")

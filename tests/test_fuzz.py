@@ -233,11 +233,11 @@ YAML = [
 ]
 
 
-@example(b"[" * 2000, parse_train).xfail(raises=RecursionError, reason="the parser of YAML has no limit of depth")
-@example(b"lr: 1" + b":0" * 3000, parse_train).xfail(raises=ValueError, reason="too long to be shown in decimals")
-@example(b'lr: !!timestamp "x"', parse_train).xfail(raises=AttributeError, reason="PyYAML's error for this tag")
-@example(b'epochs: !!int ""', parse_train).xfail(raises=IndexError, reason="PyYAML's error for this tag")
-@example(b'scale_lr: !!bool "x"', parse_train).xfail(raises=KeyError, reason="PyYAML's error for this tag")
+@example(b"[" * 2000, parse_train)
+@example(b"lr: 1" + b":0" * 3000, parse_train)
+@example(b'lr: !!timestamp "x"', parse_train)
+@example(b'epochs: !!int ""', parse_train)
+@example(b'scale_lr: !!bool "x"', parse_train)
 @fuzz(100, st.sampled_from(YAML).flatmap(mutated), st.sampled_from((parse_train, parse_validation)))
 def test_fuzz_yaml(folder, refuses, content, parse):
     write_files(folder, {"run.yaml": content})
@@ -307,7 +307,6 @@ METRICS = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="a damaged line of a log ends in an error without the file's name")
 @fuzz(
     60,
     st.sampled_from(sorted(METRICS)).flatmap(lambda name: mutated(METRICS[name]).map(lambda content: {name: content})),
@@ -334,10 +333,8 @@ MANIFEST = files_of(make_manifest)
 LONG_NAME = {"manifest.csv": MANIFEST["manifest.csv"].replace(b"Ann/1.png", b"9" * 400)}
 
 
-@example(MANIFEST | {"align.json": b"[" * 2000}, False).xfail(
-    raises=RecursionError, reason="JSON has no limit of depth"
-)
-@example(MANIFEST | LONG_NAME, True).xfail(raises=OSError, reason="--force removes a face with a name that is too long")
+@example(MANIFEST | {"align.json": b"[" * 2000}, False)
+@example(MANIFEST | LONG_NAME, True)
 @fuzz(150, mutated_files(make_manifest), st.booleans())
 def test_fuzz_manifest(folder, refuses, contents, force):
     write_files(folder / "aligned", contents)

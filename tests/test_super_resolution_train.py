@@ -62,6 +62,12 @@ def test_a_run_leaves_its_files(run_training, tmp_path, capsys):
     assert len(lines) == 2
 
 
+def test_a_network_that_is_worse_than_bicubic_is_reported(run_training, capsys):
+    run_training("--epochs=2", "--steps=1", "--lr=0.05")
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"after the last epoch the network is [\d.]+ dB worse than bicubic", printed)) == 1
+
+
 @pytest.mark.parametrize("flags", [(), ("--patch=9", "--crop_share=0.7", "--scale=2")])
 def test_resume_equals_an_uninterrupted_run(run_training, flags):
     whole = run_training("--epochs=3", "--steps=3", *flags)

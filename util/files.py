@@ -172,7 +172,7 @@ class Provenance:
         """Return what the file holds, or None if it is missing or damaged."""
         try:
             content = json.loads(self.path.read_text("utf-8", "surrogateescape"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return content if isinstance(content, dict) else None
 

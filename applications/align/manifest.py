@@ -169,7 +169,6 @@ def _remove_faces(dest: Path) -> None:
     with suppress(DataError):  # a manifest that is missing or damaged lists nothing
         for row in read_manifest(dest):
             with suppress(ValueError):  # a name that leads out of the folder, or that no file can have
-                face = path_inside(dest, row.output)
-                if face.is_file():
+                if os.path.isfile(face := path_inside(dest, row.output)):
                     face.unlink()
     (dest / FILE).unlink(missing_ok=True)

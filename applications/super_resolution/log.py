@@ -20,6 +20,12 @@ class SuperResolutionLog(BaseLog):
             results: the evaluation after the epoch.
         """
         logger.info(f"Epoch {record['epoch']}/{epochs}, {quality_line(results.network, results.bicubic)}")
+        gain = results.network.psnr_luma - results.bicubic.psnr_luma
+        if record["epoch"] == epochs and gain < 0:
+            logger.info(
+                f"warning: after the last epoch the network is {-gain:.2f} dB worse than bicubic interpolation. "
+                f"Train longer before you use it with --SR_eval."
+            )
         step = record["step"]
         for name in record.keys() - {"epoch", "step"}:
             self._writer.add_scalar(f"train/{name}", record[name], step)

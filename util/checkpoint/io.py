@@ -71,6 +71,9 @@ class TrainState:
                 f"{file}: lacks {', '.join(sorted(missing))}, so it is not a run of this toolkit. Start a new run "
                 f"without --resume_dir."
             )
+        numbers = (values["epoch"], values["step"], values["best_epoch"], values.get("epoch_step", 0))
+        if not isinstance(values["settings"], dict) or not all(isinstance(number, int) for number in numbers):
+            raise DataError(f"{file}: its settings or counters are damaged. Take another epoch.")
         return cls(**values)
 
 

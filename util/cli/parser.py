@@ -56,7 +56,7 @@ class Option:
     split_words: bool = False  # `type` gets the words as a list, because one of them may contain spaces
 
     @property
-    def takes_several(self) -> bool:
+    def takes_many(self) -> bool:
         return isinstance(self.default, tuple)
 
     @property
@@ -269,7 +269,7 @@ def _read_words(argv: Sequence[str], names: Mapping[str, Option]) -> dict[str, o
             values.insert(0, "True")
         if not values:
             raise UsageError(f"{typed}: a value is missing. Write {typed} {option.metavar}.")
-        if not option.takes_several:
+        if not option.takes_many:
             if values[1:] and not positional:
                 raise UsageError(
                     f"{short_repr(values[1])}: unexpected after {typed} {values[0]:.{NAME_LIMIT}}, which takes one "
@@ -281,9 +281,9 @@ def _read_words(argv: Sequence[str], names: Mapping[str, Option]) -> dict[str, o
     if words and positional is None:
         raise UsageError(f"{short_repr(words[0])}: unexpected. Every value follows its flag, as in --name value.")
     if words and positional:
-        if words[1:] and not positional.takes_several:
+        if words[1:] and not positional.takes_many:
             raise UsageError(f"{short_repr(words[1])}: unexpected after {short_repr(words[0])}. Leave it out.")
-        given[positional.name] = words if positional.takes_several else words[0]
+        given[positional.name] = words if positional.takes_many else words[0]
     return given
 
 
@@ -309,7 +309,8 @@ def _read_file(file: str, names: Mapping[str, Option]) -> dict[str, object]:
         content = yaml.load(text, _Loader)
     except OSError as error:
         raise UsageError(f"--config={file}: cannot be read ({error.strerror}). Give an existing file.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date like 2024-13-01
+    # ValueError: not UTF-8, or a date like 2024-13-01. LookupError, AttributeError: tags like !!int with another text.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
