@@ -26,8 +26,7 @@ class RecordImages:
     """The aligned faces in PATH, a .rec file with its .idx next to it.
 
     A class is named after its number: `0000017`. Classes without images are left out. Labels come from the identity
-    records, without reading the images, or else from the images' own headers. All that grows with the set is in numpy
-    arrays, which worker processes do not copy.
+    records, without reading the images, or else from the images' own headers.
     """
 
     def __init__(self, path: Path):
@@ -44,10 +43,8 @@ class RecordImages:
         self._classes, self.labels = np.unique(class_numbers, return_inverse=True)  # (C,) and (N,) int64
         self.classes = [f"{number:0{_CLASS_DIGITS}d}" for number in self._classes]
         if len(self.classes) < 2:
-            raise DataError(
-                f"{path}: has images of {len(self.classes)} people, and training needs two people or more. Name "
-                f"another set."
-            )
+            found = f"has images of {len(self.classes)} people"
+            raise DataError(f"{path}: {found}, and training needs two people or more. Name another set.")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,9 +63,8 @@ class RecordImages:
         record = self._file.read(position)
         number = int(self._classes[self.labels[index]])
         if record.labels[0] != number:
-            raise self._file.error(
-                position, f"label {record.labels[0]:g}, and by the rest of the set it is {number}. {_FIX}"
-            )
+            text = f"label {record.labels[0]:g}, and by the rest of the set it is {number}"
+            raise self._file.error(position, f"{text}. {_FIX}")
         if not record.content:
             raise self._file.error(position, f"holds no image. {_FIX}")
         return record.content
@@ -83,22 +79,17 @@ def _first_identity(file: RecordFile, header: Record) -> int:
     count = len(file)
     rule = f"The header record must have two labels, the numbers of the first identity record and {count}. {_FIX}"
     if len(header.labels) != 2 or file.keys[0] != 0 or file.keys[-1] != count - 1:
-        raise file.error(
-            0,
-            f"{len(header.labels)} labels, and the index has {count} records from {file.keys[0]} to {file.keys[-1]}. "
-            f"{rule}",
-        )
+        index = f"the index has {count} records from {file.keys[0]} to {file.keys[-1]}"
+        raise file.error(0, f"{len(header.labels)} labels, and {index}. {rule}")
     first, end = header.labels
     if end != np.float32(count) or not 1 <= first <= end or first != np.floor(first):
         raise file.error(0, f"labels {first:.9g} and {end:.9g}. {rule}")
     # The numbers that float32 may have rounded to this label lie between its two neighbors.
-    nearby = range(int(first), int(first) + 1)
+    below = above = first
     if first >= EXACT:
-        below, above = np.nextafter(first, np.float32(0)), np.nextafter(first, np.float32(np.inf))
-        nearby = range(int(below), int(above) + 1)
-    for position in nearby:
-        if position > count:
-            break
+        below = np.nextafter(first, np.float32(0))
+        above = np.nextafter(first, np.float32(np.inf))
+    for position in range(int(below), min(int(above), count) + 1):
         follows_image = position == 1 or file.read(position - 1).content
         if follows_image and (position == count or not file.read(position).content):
             return position
@@ -142,11 +133,8 @@ def _identity_ranges(file: RecordFile, first: int) -> np.ndarray:
     wrong = np.flatnonzero(~(are_integers & (begins >= 1) & (begins <= ends) & (ends <= limit)))
     if len(wrong):
         begin, end = ranges[wrong[0]]
-        raise file.error(
-            first + wrong[0],
-            f"an identity record for images {begin:.9g} to {end:.9g} (not included), and images are records 1 to "
-            f"{first - 1}. {_FIX}",
-        )
+        text = f"an identity record for images {begin:.9g} to {end:.9g} (not included)"
+        raise file.error(first + wrong[0], f"{text}, and images are records 1 to {first - 1}. {_FIX}")
     ranges = np.minimum(ranges, EXACT).astype(np.int64)
     # Ordered by their beginnings, no range may begin before the one before it ends.
     filled = np.flatnonzero(ranges[:, 0] < ranges[:, 1])
@@ -167,8 +155,6 @@ def _image_labels(file: RecordFile, positions: np.ndarray) -> np.ndarray:
         values[place] = file.labels(int(positions[place]))[0]
     wrong = np.flatnonzero(~((values >= 0) & (values < 10**_CLASS_DIGITS) & (np.floor(values) == values)))
     if len(wrong):
-        raise file.error(
-            int(positions[wrong[0]]),
-            f"label {values[wrong[0]]:g}, and a label must be an integer from 0 to {10**_CLASS_DIGITS - 1}. {_FIX}",
-        )
+        text = f"label {values[wrong[0]]:g}, and a label must be an integer from 0 to {10**_CLASS_DIGITS - 1}"
+        raise file.error(int(positions[wrong[0]]), f"{text}. {_FIX}")
     return values.astype(np.int64)

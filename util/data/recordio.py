@@ -57,7 +57,7 @@ class RecordFile:
         try:
             self.size = path.stat().st_size
         except OSError as error:
-            raise self._unreadable(error) from None
+            raise DataError(f"{path}: cannot be read ({error.strerror}). {_FIX}") from None
         if self.size == 0:
             raise DataError(f"{path}: empty. {_FIX}")
         self.keys, self.offsets = _read_index(path.with_suffix(".idx"), path, self.size)  # (N,) int64 each
@@ -118,11 +118,9 @@ class RecordFile:
             raise self.error(position, f"truncated: the file ends at byte {offset + len(start)}. {_FIX}")
         magic, kind_and_length = _FRAME.unpack_from(start)
         if magic != _MAGIC:
-            raise self.error(
-                position,
-                f"no record begins at byte {offset} (magic number {magic:#010x}, not {_MAGIC:#010x}). The file is "
-                f"damaged, or {self.path.with_suffix('.idx').name} belongs to another one. {_FIX}",
-            )
+            index = self.path.with_suffix(".idx").name
+            text = f"no record begins at byte {offset} (magic number {magic:#010x}, not {_MAGIC:#010x}). The file is "
+            raise self.error(position, f"{text}damaged, or {index} belongs to another one. {_FIX}")
         kind = kind_and_length >> _LENGTH_BITS
         length = kind_and_length & ((1 << _LENGTH_BITS) - 1)
         content = start[_FRAME.size : _FRAME.size + length]
@@ -130,9 +128,8 @@ class RecordFile:
         if len(content) < length <= self.size - offset - _FRAME.size:
             content += self._pread(length - len(content), offset + len(start))
         if len(content) < length:
-            raise self.error(
-                position, f"truncated: it has {length} bytes from byte {offset} on, and the file {self.size}. {_FIX}"
-            )
+            text = f"it has {length} bytes from byte {offset} on, and the file {self.size}"
+            raise self.error(position, f"truncated: {text}. {_FIX}")
         return kind, content
 
     def _pread(self, length: int, offset: int) -> bytes:
@@ -141,10 +138,7 @@ class RecordFile:
                 self._descriptor = os.open(self.path, os.O_RDONLY)
             return os.pread(self._descriptor, length, offset)
         except OSError as error:
-            raise self._unreadable(error) from None
-
-    def _unreadable(self, error: OSError) -> DataError:
-        return DataError(f"{self.path}: cannot be read ({error.strerror}). {_FIX}")
+            raise DataError(f"{self.path}: cannot be read ({error.strerror}). {_FIX}") from None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_descriptor": None}
@@ -161,10 +155,8 @@ def _read_index(path: Path, records: Path, size: int) -> tuple[np.ndarray, np.nd
     The lines may come in any order, because MXNet's im2rec shuffles them. Every number and offset must be unique.
     """
     if not path.exists():
-        raise DataError(
-            f"{path}: missing; {records.name} cannot be read without its index. Copy it too, or make it with MXNet's "
-            f"rec2idx.py."
-        )
+        fix = "Copy it too, or make it with MXNet's rec2idx.py."
+        raise DataError(f"{path}: missing; {records.name} cannot be read without its index. {fix}")
     text = read_bytes(path, _FIX).rstrip()
     lines = text.count(b"\n") + 1
     if not text or text.translate(None, b"0123456789\t\r\n") or text.count(b"\t") != lines:
@@ -182,8 +174,7 @@ def _read_index(path: Path, records: Path, size: int) -> tuple[np.ndarray, np.nd
             raise DataError(f"{path}: two records have the {what} {values[repeated[0]]}. {_FIX}")
     outside = np.flatnonzero((offsets > size - _FRAME.size) | (offsets % 4 != 0))
     if len(outside):
-        raise DataError(
-            f"{path}: record {keys[outside[0]]} begins at byte {offsets[outside[0]]}, which no record of "
-            f"{records.name} ({size} bytes) can. One of the two is truncated or belongs to another set. {_FIX}"
-        )
+        found = f"record {keys[outside[0]]} begins at byte {offsets[outside[0]]}, which no record of {records.name}"
+        reason = "One of the two is truncated or belongs to another set."
+        raise DataError(f"{path}: {found} ({size} bytes) can. {reason} {_FIX}")
     return keys, offsets
