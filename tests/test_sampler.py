@@ -27,6 +27,17 @@ def test_sampler_follows_the_order_and_drops_the_partial_batch():
     np.testing.assert_array_equal(np.concatenate([batch.indices for batch in batches]), sampler.order(2)[:9])
 
 
+@pytest.mark.parametrize("start_step", [0, 1, 3])
+def test_sampler_starts_within_an_epoch(start_step):
+    full, rest = (BalancedSampler(np.arange(12) % 3, 2, seed=1, rank=1, world_size=2) for _ in range(2))
+    rest.start_step = start_step
+    batches = list(rest)
+    assert len(rest) == 3 and len(batches) == 3 - start_step
+    for batch, expected in zip(batches, list(full)[start_step:], strict=True):
+        assert batch.start == expected.start
+        np.testing.assert_array_equal(batch.indices, expected.indices)
+
+
 def test_order_depends_on_seed_and_epoch_only():
     labels = np.repeat([0, 1], [40, 60])
     one, same, other = (BalancedSampler(labels, 8, seed) for seed in (1, 1, 2))

@@ -34,22 +34,11 @@ class BalancedSampler(Sampler[BatchIndices]):
         rank: int = 0,
         world_size: int = 1,
     ):
-        """Set up the sampler.
-
-        Args:
-            labels: (N,) integer class of each image.
-            batch_size: images in a batch of one rank.
-            seed: seed of the order of every epoch.
-            steps: steps in an epoch; None for as many as N images fill.
-            rank: number of this process, from 0 to world_size - 1.
-            world_size: number of processes that train together.
-
-        Raises:
-            ValueError: the rank is not in that range.
-        """
+        """Set up the sampler for images with the classes `labels`, (N,) integers. The rest is as in TrainLoader."""
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size}: ranks count from 0 to {world_size - 1}")
         self.epoch = 0
+        self.start_step = 0  # of the next iteration; the steps before it are left out
         self._batch_size = batch_size
         self._seed = seed
         self._rank = rank
@@ -73,7 +62,7 @@ class BalancedSampler(Sampler[BatchIndices]):
 
     def __iter__(self) -> Iterator[BatchIndices]:
         order = self.order(self.epoch)
-        for step in range(len(self)):
+        for step in range(self.start_step, len(self)):
             start = step * self._global_batch_size + self._rank * self._batch_size
             yield BatchIndices(self.epoch, start, order[start : start + self._batch_size])
 
