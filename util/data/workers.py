@@ -1,0 +1,152 @@
+"""Worker processes of a DataLoader that leave signals to the main process, and end a run when they die or hang."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
+from types import TracebackType
+from typing import Any
+
+import cv2
+from threadpoolctl import threadpool_limits
+from torch.utils.data import DataLoader
+
+from util.errors import RunError
+from util.files import format_names
+
+_POLL = 2.0  # seconds between looks at the workers
+_GRACE = 3.0  # seconds for the workers to end by themselves
+# Ctrl-C and a cluster's signals reach the workers too. The main process needs their batches to finish its step.
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class WatchedLoader:
+    """Iterates over a DataLoader with persistent workers, and raises RunError when a worker dies or all hang.
+
+    The workers hang if a batch is missing and none of them begins another image for `timeout` seconds, or six times as
+    long before the first batch. The time of a batch does not matter, so a slow disk ends no run. `reading` has the
+    image that each worker reads now, -1 for none, in shared memory; where(image) returns its place, for messages.
+    """
+
+    def __init__(self, loader: DataLoader, reading: Sequence[int], where: Callable[[int], str], timeout: float):
+        self._loader = loader
+        self._reading = reading
+        self._where = where
+        self._timeout = timeout
+        self._limit = timeout * 6  # workers start slowly on a busy machine
+        self._batches: Any = None  # torch's iterator
+        self._workers: list[BaseProcess] = []
+        self._is_blocked = False
+        self._error: RunError | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches of an epoch."""
+        is_new = not self._workers
+        if is_new:
+            self._start()
+        done = threading.Event()
+        threading.Thread(target=self._watch, args=[done], daemon=True).start()
+        try:
+            if not is_new:
+                self._wait_for(lambda: iter(self._loader))
+            while (batch := self._wait_for(lambda: next(self._batches, None))) is not None:
+                self._limit = self._timeout
+                yield batch
+        finally:
+            done.set()
+
+    def close(self) -> None:
+        """End the workers, and kill those that do not end within seconds."""
+        if self._workers:
+            killer = threading.Timer(_GRACE, _kill, [self._workers])
+            killer.start()
+            self._batches._shutdown_workers()
+            killer.cancel()
+
+    def _start(self) -> None:
+        # Signals wait until the workers, which inherit the mask, ignore them in init_worker.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        on_child_exit = signal.getsignal(signal.SIGCHLD)
+        try:
+            self._batches = iter(self._loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        # When a worker dies, torch's handler would raise an error wherever the main thread is.
+        if signal.getsignal(signal.SIGCHLD) != on_child_exit:
+            signal.signal(signal.SIGCHLD, on_child_exit)
+        self._workers = self._batches._workers
+        # At exit multiprocessing sends SIGTERM, which the workers ignore, and waits for them. This comes before.
+        Finalize(self, _kill, [self._workers], exitpriority=0)
+
+    def _wait_for(self, step: Callable[[], Any]) -> Any:
+        """Return what torch's iterator returns. Raise RunError if a worker died, or was killed because it hung."""
+        self._is_blocked = True
+        try:
+            return step()
+        except (RuntimeError, OSError, EOFError):
+            # A connection that a dying worker lost is noticed before the end of the worker.
+            lost = wait([worker.sentinel for worker in self._workers], timeout=1)
+            if not lost:
+                raise
+            for worker in self._workers:
+                if worker.sentinel in lost:
+                    worker.join(timeout=1)
+        finally:
+            self._is_blocked = False
+        raise self._error or self._end_workers()
+
+    def _watch(self, done: threading.Event) -> None:
+        """End the workers if they hang. torch's own timeout does not cover the transfer of a batch from a worker."""
+        before: Sequence[int] = []
+        quiet = 0.0  # seconds; not by the clock, because a scheduler may suspend the whole job
+        while not done.wait(_POLL) and quiet < self._limit:
+            reading = self._reading[:]
+            quiet = quiet + _POLL if reading == before and self._is_blocked else 0.0
+            before = reading
+        if quiet >= self._limit:
+            self._end_workers()
+
+    def _end_workers(self) -> RunError:
+        """Kill the workers, and return the error about the one that died, or about all if they hang."""
+        names = []
+        dead = ""
+        for worker, index in zip(self._workers, self._reading[:], strict=True):
+            names.append(f"process {worker.pid}" + (f" at {self._where(index)}" if index >= 0 else ""))
+            if worker.exitcode is not None:
+                code = worker.exitcode
+                dead = f"{names[-1]}) " + (f"was killed (signal {-code})" if code < 0 else f"ended (exit code {code})")
+        text = f"loader workers hang ({format_names(names, 3)}): no image was read for {self._limit:g} s. "
+        text += "Check the disk or the network file system."
+        if dead:
+            text = f"loader worker ({dead}. Often the machine ran out of memory: lower --num_workers."
+        self._error = RunError(text)
+        _kill(self._workers)
+        return self._error
+
+
+def _kill(workers: list[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
+
+
+def init_worker(worker: int) -> None:
+    """Set up a worker process: one thread, and no reaction to the signals of the main process.
+
+    The workers are the parallelism: threads of OpenCV and BLAS in each would compete for the cores.
+    """
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+    cv2.setNumThreads(0)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the error of a bad image names the file
+    threadpool_limits(limits=1)
+    sys.excepthook = report_unless_disconnected
+
+
+def report_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Report an uncaught error, unless the main process has closed the connection, because it ends."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
