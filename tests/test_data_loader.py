@@ -14,12 +14,12 @@ from util.data.loader import (
     INSIGHTFACE_FOLDERS,
     Augmentation,
     TrainLoader,
-    _init_worker,
     find_train_data,
     open_training_images,
 )
 from util.data.record_dataset import RecordImages
 from util.data.sampler import BalancedSampler, SampleRng
+from util.data.workers import init_worker
 from util.errors import DataError
 
 
@@ -139,6 +139,25 @@ def test_epoch_is_the_same_with_any_number_of_workers(people_folder):
     assert not torch.equal(batches_of(TrainLoader(images, 3, augmentation, seed=4), 1)[0], pixels)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_epoch_continues_from_any_step(people_folder, workers, monkeypatch):
+    read = []
+    image = ImageFolder.image
+    images = ImageFolder(people_folder)
+    loader = TrainLoader(images, 2, Augmentation(low_res_sizes=(28,)), seed=3, num_workers=workers, steps=6)
+    full = list(loader.epoch(1))
+    monkeypatch.setattr(ImageFolder, "image", lambda self, index: read.append(index) or image(self, index))
+    for start_step in (4, 0, 6, 5):
+        read.clear()
+        rest = list(loader.epoch(1, start_step))
+        assert len(rest) == 6 - start_step
+        for (pixels, labels), (expected, expected_labels) in zip(rest, full[start_step:], strict=True):
+            assert torch.equal(pixels, expected) and torch.equal(labels, expected_labels)
+        if not workers:
+            assert read == BalancedSampler(images.labels, 2, seed=3, steps=6).order(1)[2 * start_step :].tolist()
+    assert len(list(loader.epoch(1))) == 6
+
+
 def test_any_sample_can_be_reproduced(people_folder):
     images = ImageFolder(people_folder)
     pixels, labels = batches_of(TrainLoader(images, 2, Augmentation(), seed=3), 4)
@@ -229,6 +248,6 @@ class ThreadCounts(torch.utils.data.Dataset):
 
 
 def test_loader_workers_compute_on_one_thread():
-    loader = torch.utils.data.DataLoader(ThreadCounts(), batch_size=None, num_workers=1, worker_init_fn=_init_worker)
+    loader = torch.utils.data.DataLoader(ThreadCounts(), batch_size=None, num_workers=1, worker_init_fn=init_worker)
     (counts,) = loader
     assert counts and set(counts) == {1}

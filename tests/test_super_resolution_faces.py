@@ -16,7 +16,7 @@ from util.transform import degrade, shrink
 
 
 def pairs(images, view: PairTransform, batch: BatchIndices, seed: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    low, high = PairDataset(images, view, seed)[batch]
+    low, high, _ = PairDataset(images, view, seed)[batch]
     return low.numpy(), high.numpy()
 
 

@@ -10,7 +10,7 @@ import torch
 
 from util.data.decode import decode_face
 from util.data.folder_index import IMAGE_SUFFIXES
-from util.data.loader import RECORDS, BatchDataset, Sample, TrainingImages, open_training_images
+from util.data.loader import RECORDS, Batch, BatchDataset, Sample, TrainingImages, open_training_images
 from util.data.sampler import BatchIndices
 from util.errors import DataError
 from util.face import FACE_SIZE
@@ -56,7 +56,7 @@ class PairTransform:
 class PairDataset(BatchDataset):
     """Makes batches of pairs in the worker. util.transform shrinks the large images to the small ones."""
 
-    def __getitem__(self, batch: BatchIndices) -> tuple[torch.Tensor, torch.Tensor] | DataError:
+    def __getitem__(self, batch: BatchIndices) -> Batch | DataError:
         """Make a batch: (B, n, n, 3) and (B, scale * n, scale * n, 3) RGB uint8, or the error."""
         made = super().__getitem__(batch)
         if isinstance(made, DataError):
@@ -68,7 +68,7 @@ class PairDataset(BatchDataset):
         if transform.patch is not None:
             rng = np.random.default_rng([self._seed, batch.epoch, batch.start, _PATCH])
             low, high = _cut_patches(low, high, transform, rng)
-        return torch.from_numpy(low), torch.from_numpy(high)
+        return torch.from_numpy(low), torch.from_numpy(high), made[2]
 
 
 def _cut_patches(
