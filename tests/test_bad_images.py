@@ -295,6 +295,17 @@ def test_declared_size_of_any_jpeg(tmp_path, options):
     assert declared_size(content) == (70, 40)
 
 
+@pytest.mark.parametrize("marker", [b"\xff\x01", b"\xff\xd0", b"\xff\xff", b"\xff\xd8"])
+def test_declared_size_is_not_led_to_another_frame(marker):
+    """The marker has no length. Who takes the next two bytes for one lands at a frame of 112 x 112."""
+    bomb = jpeg_bomb()
+    bomb = bomb[:2] + marker + bomb[2:]
+    target = 4 + int.from_bytes(bomb[4:6])
+    assert len(bomb) < target
+    forged = bomb + bytes(target - len(bomb)) + b"\xff\xc0\0\x11\x08" + struct.pack(">HH", 112, 112) + bytes(9)
+    assert declared_size(forged) in (None, (30000, 30000))
+
+
 def test_declared_size_finds_a_frame_after_fill_bytes():
     content = cv2.imencode(".jpg", np.zeros((40, 70, 3), np.uint8))[1].tobytes()
     frame = content.index(b"\xff\xc0")

@@ -27,6 +27,7 @@ _PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # width and height follow
 # A segment of a JPEG: marker, length; and where the marker begins a frame, bits per sample, height and width.
 _SEGMENT = struct.Struct(">HHBHH")
 _FRAMES = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}  # tables and extensions are between them
+_WITH_LENGTH = frozenset(range(0xFFC0, 0xFFFF)) - frozenset(range(0xFFD0, 0xFFDA))
 
 
 class NotAnImage(ValueError):
@@ -76,6 +77,8 @@ def declared_size(encoded: bytes) -> tuple[int, int] | None:
             marker, length, _, height, width = _SEGMENT.unpack_from(encoded, start)
             if marker in _FRAMES:
                 return width, height
+            if marker not in _WITH_LENGTH:  # decoders do not take what follows for a length
+                break
             start += 2 + length
     try:
         with _open_header(io.BytesIO(encoded)) as image:
