@@ -99,7 +99,7 @@ def test_an_interrupted_run_equals_a_whole_one(
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_with_loader_processes_equals_a_whole_one(run_training, uninterrupted, data, tmp_path):  # noqa: F811
+def test_interrupted_run_with_loader_processes_equals_a_full_one(run_training, uninterrupted, data, tmp_path):  # noqa: F811
     with signal_in(engine.TrainingStep, "backward", STEPS + 2, signal.SIGUSR1), pytest.raises(Interrupted) as stopped:
         run_training(*FLAGS, "--num_workers=2", data=data)
     assert stopped.value.number == signal.SIGUSR1
@@ -174,7 +174,7 @@ def test_resume_dir_auto_starts_continues_and_starts_again(run_training, data, t
     assert len(list((tmp_path / "a").iterdir())) == 2
 
 
-def test_a_run_that_is_stopped_before_its_first_save_leaves_nothing(run_training, data, tmp_path):  # noqa: F811
+def test_run_stopped_before_its_first_save_leaves_nothing(run_training, data, tmp_path):  # noqa: F811
     with signal_in(trainer.Trainer, "open_log"), pytest.raises(Interrupted) as stopped:
         run_training(*FLAGS, data=data)
     assert stopped.value.message == ("Stopped by SIGTERM: there is no checkpoint yet. Start the same command again.")
@@ -235,7 +235,7 @@ def test_two_runs_of_a_seed_are_the_same(run_training, uninterrupted, data, tmp_
     assert_same_run(run_training(*FLAGS, "--deterministic", data=data), uninterrupted(), tmp_path)
 
 
-def test_ranks_stop_and_save_together_without_a_signal_of_their_own():
+def test_ranks_stop_and_save_together_after_one_signal():
     class Signals:
         received = 0
 

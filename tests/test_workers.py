@@ -173,7 +173,7 @@ def test_worker_reports_errors_but_no_lost_connection(error, capsys):
 def test_worker_is_silent_when_a_transfer_is_cut(people_folder):
     """The thread that hands over batches reports to sys.excepthook when the main process is interrupted just then."""
     process = start(CUT_TRANSFERS, people_folder)
-    errors = process.communicate(timeout=60)[1]
+    _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
 
 

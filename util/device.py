@@ -188,6 +188,15 @@ def average_buffers(module: nn.Module) -> None:
         buffer.copy_(average.view_as(buffer))
 
 
+def sum_over_ranks(count: int, device: torch.device) -> int:
+    """Return the sum of a number over the ranks, or the number itself in a single process."""
+    if not dist.is_initialized():
+        return count
+    total = torch.tensor(count, device=device)
+    dist.all_reduce(total)
+    return int(total)
+
+
 @torch.no_grad()
 def gather_rows_to_main(shard: torch.Tensor) -> torch.Tensor | None:
     """Gather row shards from all ranks into one CPU tensor on rank 0, in the order of the ranks.

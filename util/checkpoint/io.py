@@ -87,7 +87,7 @@ class RecognitionState(TrainState):
     classes: list[str]
     scaler: dict[str, Any] = field(default_factory=dict)  # empty except for fp16
     world_size: int = 1
-    rank_states: list[dict[str, Any]] = field(default_factory=list)  # within an epoch: rng_state of each rank
+    rank_states: list[dict[str, Any]] = field(default_factory=list)  # what differs between several ranks
 
 
 @dataclass(frozen=True, kw_only=True)

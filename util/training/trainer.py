@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
@@ -57,6 +57,7 @@ from util.device import (
     num_cpus,
     prepare_module,
     resolve_dtype,
+    sum_over_ranks,
     use_deterministic_algorithms,
     wrap_ddp,
 )
@@ -119,7 +120,7 @@ class TrainingLoop(ABC):
 
     def train(self) -> None:
         """Train the epochs that are left. Evaluate, log and save after each."""
-        with self.signals, self.run_files() as log:
+        with self.signals, self.run_files() as log, closing(self.loader):
             self.control.saved()
             while self.epoch < self.config.epochs:
                 self.stop_if_asked()
@@ -174,8 +175,8 @@ class TrainingLoop(ABC):
             self.end_of_steps()
             self.progress.is_complete = True
         skipped = {"skipped_steps": self.progress.skipped} if self.progress.skipped else {}
-        bad = {"bad_images": self.loader.bad.bad} if self.loader.bad.bad else {}
-        return averages | skipped | bad
+        bad = sum_over_ranks(self.loader.bad.bad, self.device)
+        return averages | skipped | ({"bad_images": bad} if bad else {})
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the batches that are left of the epoch. Save a checkpoint if they cannot be read."""
@@ -317,7 +318,7 @@ class TrainingLoop(ABC):
         self.step = state.step
         self.best = state.best
         self.best_epoch = state.best_epoch
-        if "bad_images" in state.progress:
+        if "bad_images" in state.progress and self.env.is_main_process:
             self.loader.bad.load_state_dict(state.progress["bad_images"])
         if not state.epoch_step:
             return
@@ -539,23 +540,23 @@ class Trainer(TrainingLoop):
             self.scaler.load_state_dict(state.scaler)
         self.restore_counters(state, state.world_size)
         set_rng_state(state.rng_state)
-        if self.env.is_distributed and self.progress.step:
-            self.load_rank_state(state)
-
-    def load_rank_state(self, state: RecognitionState) -> None:
-        """Restore what differs between ranks within an epoch: random generators, and running statistics."""
-        if len(state.rank_states) != self.env.world_size:
+        if len(state.rank_states) == self.env.world_size:
+            self.load_rank_state(state.rank_states[self.env.rank])
+        elif self.env.is_distributed:
             seed_epoch(self.config.seed, self.epoch, self.env.rank)
-            return
-        rank_state = state.rank_states[self.env.rank]
+
+    def load_rank_state(self, rank_state: dict[str, Any]) -> None:
+        """Restore what differs between ranks: random generators, running statistics, counts of bad images."""
         set_rng_state(rank_state["rng_state"])
         self.backbone.load_state_dict(rank_state["buffers"], strict=False)
+        self.loader.bad.load_state_dict(rank_state["bad_images"])
 
     def rank_states(self) -> list[dict[str, Any]]:
         """Return the states of all ranks for load_rank_state(), on rank 0. Collective: all ranks call it."""
         buffers = {name: buffer.cpu() for name, buffer in self.backbone.named_buffers()}
         states: list[dict[str, Any]] = [{}] * self.env.world_size
-        torch.distributed.all_gather_object(states, {"rng_state": get_rng_state(), "buffers": buffers})
+        state = {"rng_state": get_rng_state(), "buffers": buffers, "bad_images": self.loader.bad.state_dict()}
+        torch.distributed.all_gather_object(states, state)
         return states
 
     def state_dict(self) -> RecognitionState:
@@ -623,9 +624,7 @@ class Trainer(TrainingLoop):
     def save_checkpoint(self, rolling: bool) -> Path:
         if not self.env.is_distributed:
             return super().save_checkpoint(rolling)
-        state = self.state_dict()
-        if rolling:
-            state = replace(state, rank_states=self.rank_states())
+        state = replace(self.state_dict(), rank_states=self.rank_states())
         return save_sharded_checkpoint(
             self.run.checkpoints, self.backbone, self.head, optimizer=self.optimizer, state=state, rolling=rolling
         )
