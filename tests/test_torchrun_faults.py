@@ -1,7 +1,6 @@
 """Training under torchrun with faults: signals, and a rank or torchrun that hangs or dies."""
 
 import os
-import re
 import signal
 import subprocess
 import time
@@ -60,21 +59,14 @@ def test_two_ranks_stopped_in_an_epoch_continue_bit_for_bit(start, train, data, 
     assert stopped_in == {} or 0 < stopped_in["epoch_step"] <= 6
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_rank_that_dies_or_hangs_ends_the_run(start, train, data, tmp_path, sent) -> None:  # noqa: F811
+def test_a_dead_rank_ends_the_run_which_continues(start, train, data, tmp_path) -> None:  # noqa: F811
     process = start(2, *SLOW, data=data)
     wait_for(process, tmp_path / "a", "Optimizer_1_*.pth")
-    rank = children(process.pid)[1]
-    os.kill(rank, sent)
-    began = time.monotonic()
-    output = ended_output(process, 100)
-    assert time.monotonic() - began < 70
-    if sent == signal.SIGSTOP:
-        assert re.search(rf"error: rank 1 \(process {rank} on .*\) has not answered for 30 s", output), output
-    else:
-        assert "error: another process of this run ended" in output
+    os.kill(children(process.pid)[1], signal.SIGKILL)
+    output = ended_output(process, 60)
+    assert "error: another process of this run ended" in output, output
     run = run_dir.newest_run(tmp_path / "a")
-    epoch = io.load(run / "Optimizer_1_6.pth")["epoch"]
+    epoch = run_dir.load_state(run).epoch
     _, output = train(2, f"--resume_dir={run}", f"--epochs={epoch + 1}", data=data)
     assert "resuming" in output
 
