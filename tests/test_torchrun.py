@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.distributed import run as torchrun
 
-import train
+import train as train_script
 import validation
 from benchmarks.ddp_parity import losses
 from config import TrainConfig
@@ -41,14 +41,14 @@ def common_flags(folder: Path, data: Path, name: str = "a") -> list[str]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Train:
-    """Return start(*flags), which starts train.py in two processes of torchrun, in folders of tmp_path."""
+    """Return start(ranks, *flags), which starts train.py under torchrun, in folders of tmp_path."""
     started = []
 
-    def launch(*flags: str, data: Path) -> subprocess.Popen:
+    def launch(ranks: int, *flags: str, data: Path) -> subprocess.Popen:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         started.append(
             subprocess.Popen(
-                [*LAUNCH, "--nproc_per_node=2", "--", "train.py", *common_flags(tmp_path, data), *flags],
+                [*LAUNCH, f"--nproc_per_node={ranks}", "--", "train.py", *common_flags(tmp_path, data), *flags],
                 cwd=ROOT,
                 env=environment,
                 stdout=subprocess.PIPE,
@@ -67,12 +67,12 @@ def start(tmp_path: Path) -> Train:
 
 
 @pytest.fixture
-def train_ranks(tmp_path: Path) -> Callable[..., tuple[Path, str]]:
+def train(tmp_path: Path) -> Callable[..., tuple[Path, str]]:
     """Return a function of (ranks, *flags) that trains in so many processes and returns the run and its output."""
 
     def run(ranks: int, *flags: str, data: Path, name: str = "a") -> tuple[Path, str]:
         arguments = [*common_flags(tmp_path, data, name), *flags]
-        output = main_as_ranks(ranks, train.main, arguments, tmp_path / "output.txt")
+        output = main_as_ranks(ranks, train_script.main, arguments, tmp_path / "output.txt")
         return run_dir.newest_run(tmp_path / name), output
 
     return run
@@ -91,16 +91,16 @@ def assert_same(first: object, second: object) -> None:
         assert torch.equal(first, second)
 
 
-def test_two_processes_go_on_bit_for_bit_and_other_numbers_go_on(start, train_ranks, tiny_data, tmp_path) -> None:
+def test_two_processes_go_on_bit_for_bit_and_other_numbers_go_on(start, train, tiny_data, tmp_path) -> None:
     flags = ("--m=0.2", *SMALL)
-    process = start("--epochs=2", *flags, data=tiny_data)
+    process = start(2, "--epochs=2", *flags, data=tiny_data)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
     whole = run_dir.newest_run(tmp_path / "a")
     assert len(re.findall("training on", output)) == 1
     assert "2 processes with 2 images each: batches of 4" in output
-    part, _ = train_ranks(2, "--epochs=1", *flags, name="b", data=tiny_data)
-    resumed, _ = train_ranks(2, "--epochs=2", f"--resume_dir={part}", name="b", data=tiny_data)
+    part, _ = train(2, "--epochs=1", *flags, name="b", data=tiny_data)
+    resumed, _ = train(2, "--epochs=2", f"--resume_dir={part}", name="b", data=tiny_data)
     for one, other in zip(states(whole, "2_6"), states(resumed, "2_6"), strict=True):
         assert_same({**one, "settings": 0}, {**other, "settings": 0})
     assert (resumed / "Evaluation.txt").read_text().replace("1/1", "1/2") == (whole / "Evaluation.txt").read_text()
@@ -113,7 +113,7 @@ def test_two_processes_go_on_bit_for_bit_and_other_numbers_go_on(start, train_ra
     assert (state["settings"]["m"], state["settings"]["s"]) == (0.2, 16.0)
     assert "margin" not in state["settings"] and "head_scale" not in state["settings"]
     for ranks in (1, 3):
-        more, output = train_ranks(ranks, "--epochs=3", f"--resume_dir={whole}", "--batch_size=4", data=tiny_data)
+        more, output = train(ranks, "--epochs=3", f"--resume_dir={whole}", "--batch_size=4", data=tiny_data)
         assert f"resuming with {ranks} processes (was 2)" in output
         assert list(more.glob("Optimizer_3_*.pth"))
         for file in more.glob("*_3_*.pth"):
@@ -127,9 +127,9 @@ def test_two_processes_have_the_losses_of_one_with_frozen_norm(tiny_data) -> Non
     torch.testing.assert_close(two, one, rtol=1e-5, atol=0)
 
 
-def test_one_process_saves_what_two_resume_and_samples_classes(train_ranks, tiny_data) -> None:
-    run, _ = train_ranks(1, "--epochs=1", "--sample_rate=0.5", *SMALL, data=tiny_data)
-    _, output = train_ranks(2, "--epochs=2", "--scale_lr", f"--resume_dir={run}", data=tiny_data)
+def test_one_process_saves_what_two_resume_and_samples_classes(train, tiny_data) -> None:
+    run, _ = train(1, "--epochs=1", "--sample_rate=0.5", *SMALL, data=tiny_data)
+    _, output = train(2, "--epochs=2", "--scale_lr", f"--resume_dir={run}", data=tiny_data)
     assert "learning rate 0.002: --lr=0.001, scaled by the number of processes" in output
     before, after = (states(run, suffix)[1]["weight"] for suffix in ("1_6", "2_9"))
     assert before.shape == after.shape and not torch.equal(before, after)
@@ -139,7 +139,7 @@ def test_torchrun_names_a_broken_image(start, make_people, tmp_path) -> None:
     images = make_people(tmp_path / "data" / "imgs", people=3, images=4)
     broken = images / "person_1" / "image_2.jpg"
     broken.write_bytes(b"no image")
-    process = start("--epochs=20", *SMALL, data=tmp_path / "data")
+    process = start(2, "--epochs=20", "--max_bad=0", *SMALL, data=tmp_path / "data")
     output = process.communicate(timeout=60)[0]
     assert process.returncode != 0
     assert f"error: {broken}" in output
@@ -147,7 +147,7 @@ def test_torchrun_names_a_broken_image(start, make_people, tmp_path) -> None:
 
 
 def test_torchrun_names_a_bad_flag(start, tiny_data) -> None:
-    process = start("--epochs=none", data=tiny_data)
+    process = start(2, "--epochs=none", data=tiny_data)
     output = process.communicate(timeout=60)[0]
     assert process.returncode != 0
     assert "error: --epochs: 'none' is not" in output
@@ -155,10 +155,10 @@ def test_torchrun_names_a_bad_flag(start, tiny_data) -> None:
 
 @pytest.mark.parametrize(
     ("sent", "message"),
-    [(signal.SIGKILL, "error: another process of this run ended"), (signal.SIGINT, "Interrupted.")],
+    [(signal.SIGKILL, "error: another process of this run ended"), (signal.SIGINT, "Stopped by SIGINT: saved ")],
 )
 def test_torchrun_ends_all_ranks_after_a_signal(start, tiny_data, tmp_path, sent, message) -> None:
-    process = start("--epochs=5000", *SMALL, data=tiny_data)
+    process = start(2, "--epochs=5000", *SMALL, data=tiny_data)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "a").glob("*/Optimizer_1_*.pth")):
         assert time.monotonic() < deadline and process.poll() is None
