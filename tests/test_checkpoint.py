@@ -261,7 +261,7 @@ def test_resumed_run_keeps_its_folder_and_moves_later_epochs(run, tmp_path):
     resumed = run_dir.resumed_run(run_dir.load_resumable(run.checkpoints / "Backbone_2_20.pth"), *folders(tmp_path))
     assert resumed == run
     kept = [f"{part}_{epoch}_{epoch}0.pth" for part in CHECKPOINT_FILES for epoch in (1, 2)]
-    assert names(run.checkpoints) == sorted([*kept, "Evaluation.txt", "run.lock", "superseded"])
+    assert names(run.checkpoints) == sorted([*kept, "Evaluation.txt", "superseded"])
     assert names(run.checkpoints / "superseded") == [f"{part}_10_100.pth" for part in CHECKPOINT_FILES]
 
 
