@@ -150,9 +150,10 @@ def damage(run: Run, cut: bool) -> int | None:
     run.process.wait()
     file = run.rng.choice(run.files()[0])
     content = bytearray(file.read_bytes())
-    position = run.rng.randrange(len(content))
-    content[position] ^= 1 << run.rng.randrange(8)
-    file.write_bytes(content[:position] if cut else content)
+    if content:  # else it was cut before, and no run has continued since
+        position = run.rng.randrange(len(content))
+        content[position] ^= 1 << run.rng.randrange(8)
+        file.write_bytes(content[:position] if cut else content)
     return expected
 
 
