@@ -29,6 +29,8 @@ from util.distributed import DistEnv, local_gpu_ids
 from util.errors import UsageError
 
 AUGMENTATIONS = ("standard", "strong")
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("step", "poly", "cosine")
 FILTERING = "interclass_filtering_threshold"  # a parameter of every head
 
 _FRACTION = number("a number above 0, and 1 at most", lambda value: 0 < value <= 1)
@@ -147,14 +149,35 @@ class TrainConfig(RunSettings, Config):
     )
     lr: float = option("Optimization", default=0.025, type=POSITIVE, help="learning rate after the warm-up")
     scale_lr: bool = flag("Optimization", help="under torchrun, multiply lr by the number of processes")
+    schedule: str = choice(
+        SCHEDULES,
+        default="step",
+        group="Optimization",
+        help="how lr falls after the warm-up: step: at the stages; poly: (1 - progress)^2; cosine: half a cosine",
+    )
     stages: tuple[int, ...] = option(
-        "Optimization", default=(15, 23, 30), type=_STAGES, help="epochs at which lr is divided by 10, or none"
+        "Optimization",
+        default=(15, 23, 30),
+        type=_STAGES,
+        help="epochs at which the step schedule divides lr by 10, or none",
     )
     warmup_epochs: float = option(
         "Optimization", default=5.0, type=NOT_NEGATIVE, help="epochs of linear warm-up of the learning rate"
     )
+    optimizer: str = choice(
+        OPTIMIZERS,
+        default="sgd",
+        group="Optimization",
+        help="sgd; or adamw, which needs other values of lr and weight_decay, such as 0.001 and 0.1",
+    )
     weight_decay: float = option(
-        "Optimization", default=5e-4, type=NOT_NEGATIVE, help="weight decay, not applied to batch norm parameters"
+        "Optimization",
+        default=5e-4,
+        type=NOT_NEGATIVE,
+        help="weight decay, not of batch norm parameters; adamw: not of biases, slopes and layer norm either",
+    )
+    clip_grad_norm: float = option(
+        "Optimization", default=0.0, type=NOT_NEGATIVE, help="largest norm of the gradients, such as 5; 0: any norm"
     )
     momentum: float = option("Optimization", default=0.9, type=_BELOW_1, help="momentum of SGD")
     LR_train: bool = flag("Resolution", help="train on a fraction LR_prob of the samples in low resolution")

@@ -46,7 +46,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.randint(CLASSES, (BATCH,), generator=generator)
 
 
-def weights(rank: int, world_size: int, accumulate: int, overflow: str = "") -> dict:
+def weights(rank: int, world_size: int, accumulate: int, overflow: str = "", clip_grad_norm: float = 0.0) -> dict:
     """Return the weights after two steps, the first with an `overflow` on the last rank, and what was reduced."""
     backbone, loss = Backbone(), build_loss("focal")
     torch.manual_seed(4)
@@ -59,7 +59,17 @@ def weights(rank: int, world_size: int, accumulate: int, overflow: str = "") -> 
     if world_size > 1:
         runner.register_comm_hook(all_reduces, counted_mean)
     loss_fn = PartialFC(head, loss)
-    step = TrainingStep(runner, head, loss, optimizer, CPU, accumulate=accumulate, scaler=scaler, loss_fn=loss_fn)
+    step = TrainingStep(
+        runner,
+        head,
+        loss,
+        optimizer,
+        CPU,
+        accumulate=accumulate,
+        scaler=scaler,
+        loss_fn=loss_fn,
+        clip_grad_norm=clip_grad_norm,
+    )
     before = [p.detach().clone() for p in (*backbone.parameters(), head.weight)]
     backbone.overflow = overflow if rank == world_size - 1 else ""
     step(images, labels)
@@ -93,6 +103,18 @@ def test_micro_batches_on_two_ranks_give_the_same_weights(tmp_path: Path) -> Non
         torch.testing.assert_close(head, expected["head"], rtol=1e-5, atol=1e-6)
     assert split[0]["forwards"] == 3 * full[0]["forwards"] == 6
     assert split[0]["all_reduces"] == full[0]["all_reduces"] == 2
+
+
+def test_clipping_on_two_ranks_gives_the_weights_of_one(tmp_path: Path) -> None:
+    free = weights(0, 1, accumulate=1)
+    expected = weights(0, 1, accumulate=1, clip_grad_norm=0.5)
+    found = in_processes(2, tmp_path, partial(weights, accumulate=1, clip_grad_norm=0.5))
+    assert (free["head"] - expected["head"]).abs().max() > 1e-3
+    for one in found:
+        for key, value in expected["backbone"].items():
+            torch.testing.assert_close(one["backbone"][key], value, rtol=1e-5, atol=1e-6)
+    head = torch.cat([one["head"] for one in found])
+    torch.testing.assert_close(head, expected["head"], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("overflow", ["output", "gradient"])

@@ -160,6 +160,47 @@ def test_train_one_epoch_equals_a_slow_epoch():
     torch.testing.assert_close(setup.head.weight, slow.head.weight, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("limit", [0.5, 100.0])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_clipped_step_equals_a_slow_step(limit, accumulate):
+    setup, slow = Setup(steps=1), Setup(steps=1)
+    for each in (setup, slow):
+        each.backbone.body[1].train = lambda mode=True: None
+        each.backbone.body[1].training = False
+    images, labels = slow.batches[0]
+    slow.step().backward(images, labels, 0.3, 0)
+    parameters = [*slow.backbone.parameters(), slow.head.weight]
+    norm = math.sqrt(sum(value**2 for each in parameters for value in each.grad.flatten().tolist()))
+    assert 0.5 < norm < 100
+    with torch.no_grad():
+        for each in parameters:
+            each -= 0.1 * each.grad * min(1.0, limit / norm)
+    for group in setup.optimizer.param_groups:
+        group["lr"] = 0.1
+    step = setup.step(accumulate)
+    step.clip_grad_norm = limit
+    step(images, labels, margin=0.3)
+    for ours, theirs in zip([*setup.backbone.parameters(), setup.head.weight], parameters, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_are_clipped_after_the_loss_is_unscaled():
+    plain, scaled = Setup(steps=1), Setup(steps=1)
+    for setup, scaler in ((plain, None), (scaled, torch.amp.GradScaler("cpu", init_scale=2.0**10))):
+        step = TrainingStep(
+            setup.backbone,
+            setup.head,
+            setup.criterion,
+            setup.optimizer,
+            CPU,
+            scaler=scaler,
+            clip_grad_norm=0.5,
+        )
+        step(*setup.batches[0], margin=0.3)
+    torch.testing.assert_close(scaled.head.weight, plain.head.weight)
+    torch.testing.assert_close(scaled.backbone.out.weight, plain.backbone.out.weight)
+
+
 @pytest.mark.parametrize(("every", "expected"), [(3, [3, 6, 7]), (1, [1, 2, 3, 4, 5, 6, 7]), (7, [7]), (100, [7])])
 def test_reports_come_at_the_interval_and_at_the_end(every, expected):
     setup = Setup()

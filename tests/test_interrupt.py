@@ -58,10 +58,11 @@ def restored_determinism():
 
 
 def optimizer(run: Path, name: str = "2_12") -> dict:
-    """Return the tensors of an Optimizer file: momentum, and the state of the random generator."""
+    """Return the tensors of an Optimizer file: its buffers, and the state of the random generator."""
     state = io.load(run / f"Optimizer_{name}.pth")
-    momentum = {str(key): entry["momentum_buffer"] for key, entry in state["optimizer"]["state"].items()}
-    return momentum | {"rng": state["random_states"]["cpu"]}
+    entries = state["optimizer"]["state"]
+    buffers = {f"{index}.{key}": value for index, entry in entries.items() for key, value in entry.items()}
+    return buffers | {"rng": state["random_states"]["cpu"]}
 
 
 @pytest.fixture
@@ -79,7 +80,15 @@ def assert_same_run(run: Path, whole: Path, tmp_path: Path, name: str = "a") -> 
 
 
 @pytest.mark.parametrize("step", [1, 4, STEPS, STEPS + 3])
-@pytest.mark.parametrize("flags", [(), ("--accumulate=2",), ("--sample_rate=0.5", "--LR_train")])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--accumulate=2", "--clip_grad_norm=0.5", "--schedule=cosine"),
+        ("--sample_rate=0.5", "--LR_train"),
+        ("--optimizer=adamw", "--schedule=poly", "--clip_grad_norm=0.5", "--precision=bf16"),
+    ],
+)
 def test_an_interrupted_run_equals_a_whole_one(
     run_training,  # noqa: F811
     uninterrupted,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from util.training.optim import Schedule, build_sgd, parameter_groups, ramp_at
+from util.training.optim import Schedule, build_adamw, build_sgd, parameter_groups, ramp_at
 
 
 def networks() -> tuple[nn.Module, nn.Module]:
@@ -46,19 +46,51 @@ def test_weight_decay_shrinks_all_but_batch_norm():
         torch.testing.assert_close(parameter.detach(), before[name] * factor)
 
 
+def test_adamw_decays_neither_vectors_nor_norms():
+    backbone = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.PReLU(6), nn.BatchNorm1d(6))
+    optimizer = build_adamw([backbone], lr=0.1, weight_decay=0.5)
+    before = {name: p.detach().clone() for name, p in backbone.named_parameters()}
+    for parameter in backbone.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in backbone.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name] * (0.95 if name == "0.weight" else 1.0))
+
+
+def test_adamw_equals_the_formula_of_its_paper():
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 3, bias=False)
+    optimizer = build_adamw([layer], lr=0.01, weight_decay=0.1)
+    weight = layer.weight.detach().double()
+    first = torch.zeros_like(weight)
+    second = torch.zeros_like(weight)
+    for step in range(1, 6):
+        gradient = torch.randn(3, 5)
+        layer.weight.grad = gradient.clone()
+        optimizer.step()
+        weight -= 0.01 * 0.1 * weight
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        weight -= 0.01 * (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+    torch.testing.assert_close(layer.weight.detach(), weight.float())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_sgd_is_fused_except_for_fp16(dtype):
     optimizer = build_sgd(networks(), 0.1, 0.9, 5e-4, dtype)
     assert {group["fused"] for group in optimizer.param_groups} == {dtype != torch.float16}
 
 
-def test_sgd_overflow_in_the_first_step_leaves_no_momentum():
+@pytest.mark.parametrize(
+    "build", [lambda each: build_sgd([each], 0.1, 0.9, 0.0, torch.float16), lambda each: build_adamw([each], 0.1, 0.0)]
+)
+def test_overflow_in_the_first_step_leaves_no_momentum(build):
     torch.manual_seed(0)
     layer = nn.Linear(4, 2)
     spared = copy.deepcopy(layer)
     scaler, losses = torch.amp.GradScaler("cpu"), (math.inf, 1.0)
     for module, factors in ((layer, losses), (spared, losses[1:])):
-        optimizer = build_sgd([module], 0.1, 0.9, 0.0, torch.float16)
+        optimizer = build(module)
         for factor in factors:
             optimizer.zero_grad()
             scaler.scale(module(torch.ones(1, 4)).sum() * factor).backward()
@@ -84,6 +116,39 @@ def test_learning_rate_equals_a_slow_count():
     schedule = Schedule(steps_per_epoch, lr=0.4, warmup_epochs=warmup, stages=stages, margin=0, margin_warmup_epochs=0)
     ours = [schedule.lr_at(step) for step in range(steps_per_epoch * epochs)]
     assert ours == pytest.approx(expected, rel=1e-12)
+
+
+def test_poly_equals_the_scheduler_of_arcface_torch():
+    base_lr, steps_per_epoch, epochs, warmup_epochs = 0.2, 5, 8, 2
+    max_steps = epochs * steps_per_epoch
+    warmup_steps = warmup_epochs * steps_per_epoch
+    schedule = Schedule(steps_per_epoch, base_lr, warmup_epochs, (), 0, 0, decay="poly", epochs=epochs)
+    for last_epoch in range(max_steps):  # their name of the step
+        if last_epoch < warmup_steps:
+            expected = base_lr * (last_epoch + 1) / warmup_steps  # theirs starts at 0
+        else:
+            alpha = pow(1 - float(last_epoch - warmup_steps) / float(max_steps - warmup_steps), 2)
+            expected = base_lr * alpha
+        assert schedule.lr_at(last_epoch) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 1.5])
+def test_cosine_falls_symmetrically_to_zero(warmup):
+    schedule = Schedule(10, 0.4, warmup, (), 0, 0, decay="cosine", epochs=5)
+    start = round(10 * warmup)
+    rates = [schedule.lr_at(step) for step in range(start, 51)]
+    assert rates[0] == pytest.approx(0.4) and rates[-1] == pytest.approx(0)
+    assert [rate + other for rate, other in zip(rates, reversed(rates), strict=True)] == pytest.approx(
+        [0.4] * len(rates)
+    )
+    angles = torch.linspace(0, math.pi, len(rates), dtype=torch.float64)
+    assert rates == pytest.approx((0.2 + 0.2 * angles.cos()).tolist())
+
+
+@pytest.mark.parametrize("decay", ["poly", "cosine"])
+def test_decay_begins_after_a_warm_up_of_all_epochs(decay):
+    schedule = Schedule(4, 0.4, 3, (1,), 0, 0, decay=decay, epochs=2)
+    assert [schedule.lr_at(step) for step in range(8)] == pytest.approx([0.4 * (step + 1) / 12 for step in range(8)])
 
 
 @pytest.mark.parametrize(

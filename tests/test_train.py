@@ -279,10 +279,12 @@ def test_other_people_cannot_be_resumed_with(run_training, make_people, tmp_path
         run_training("--epochs=2", f"--resume_dir={run}", data=tmp_path / "more", backbone="")
 
 
-def test_another_backbone_cannot_be_resumed_with(run_training):
+def test_another_network_or_optimizer_cannot_be_resumed_with(run_training):
     run = run_training("--epochs=1", *SMALL)
     with pytest.raises(UsageError, match=r"--backbone=iresnet18: the run to resume has MobileFaceNet\. Leave"):
         run_training("--epochs=2", f"--resume_dir={run}", backbone="iresnet18")
+    with pytest.raises(UsageError, match=r"--optimizer=adamw: the run to resume has sgd\. Leave"):
+        run_training("--epochs=2", "--optimizer=adamw", f"--resume_dir={run}", backbone="")
 
 
 def test_a_run_without_its_optimizer_file_cannot_be_resumed(run_training):

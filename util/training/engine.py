@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.head import MarginHead
@@ -32,11 +33,13 @@ class Step(ABC):
     scale is small enough: the scaler skips these steps, and they count as trained.
 
     Args:
-        networks: what is trained: the network that sees the batch, wrapped as it is called, and others.
+        networks: what is trained: the network that sees the batch, wrapped as it is called, and others, which may be
+            shards of a network that is split over the ranks.
         optimizer: has their parameters.
         device: where the batches are.
         scaler: scales the loss for fp16, see util.device.
         agree: returns whether a boolean tensor is true on this rank, and on all others.
+        clip_grad_norm: largest norm of the gradients of all networks and shards together. 0: any norm.
     """
 
     names: tuple[str, ...]  # of the values of a step; the loss is the first
@@ -49,12 +52,14 @@ class Step(ABC):
         device: torch.device,
         scaler: torch.amp.GradScaler | None = None,
         agree: Callable[[Tensor], bool] = bool,
+        clip_grad_norm: float = 0.0,
     ):
         self.networks = networks
         self.optimizer = optimizer
         self.device = device
         self.scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
         self.agree = agree
+        self.clip_grad_norm = clip_grad_norm
         self._parameters = [each for group in optimizer.param_groups for each in group["params"]]
         self._buffers = [buffer for network in networks for buffer in network.buffers()]
 
@@ -77,6 +82,8 @@ class Step(ABC):
         values = self.backward(images, target, margin, step)
         is_finite = self.agree(self._is_finite(values[0]))
         if is_finite or self.scaler.is_enabled():  # the scaler skips by itself, and lowers the scale
+            if self.clip_grad_norm:
+                self.clip_gradients()
             self.scaler.step(self.optimizer)
             self.scaler.update()
         if not is_finite:
@@ -90,6 +97,19 @@ class Step(ABC):
         gradients = [each.grad for each in self._parameters if each.grad is not None]
         # The norm is the largest absolute value, which cannot overflow.
         return torch.isfinite(loss) & torch.isfinite(nn.utils.get_total_norm(gradients, math.inf))
+
+    def clip_gradients(self) -> None:
+        """Scale all gradients down to a norm of clip_grad_norm, if it is larger. Collective."""
+        self.scaler.unscale_(self.optimizer)
+        first, *others = (
+            nn.utils.get_total_norm([each.grad for each in network.parameters() if each.grad is not None]).square()
+            for network in self.networks
+        )
+        for square in others:
+            if dist.is_initialized():
+                dist.all_reduce(square)
+            first = first + square
+        nn.utils.clip_grads_with_norm_(self._parameters, self.clip_grad_norm, first.sqrt())
 
     @abstractmethod
     def backward(self, images: Tensor, target: Tensor, margin: float | None, step: int) -> Tensor:
@@ -129,6 +149,7 @@ class TrainingStep(Step):
         scaler: scales the loss for fp16, see util.device.
         loss_fn: replaces head and criterion if the head is sampled or split over ranks; usually a PartialFC.
         agree: see Step.
+        clip_grad_norm: see Step.
     """
 
     names = ("loss", "prec1", "prec5")
@@ -145,8 +166,9 @@ class TrainingStep(Step):
         scaler: torch.amp.GradScaler | None = None,
         loss_fn: LossFn | None = None,
         agree: Callable[[Tensor], bool] = bool,
+        clip_grad_norm: float = 0.0,
     ):
-        super().__init__((backbone, head), optimizer, device, scaler=scaler, agree=agree)
+        super().__init__((backbone, head), optimizer, device, scaler=scaler, agree=agree, clip_grad_norm=clip_grad_norm)
         self.backbone = backbone
         self.head = head
         self.criterion = criterion

@@ -1,5 +1,6 @@
-"""Parameter groups of the optimizer, and schedules as pure functions of the step."""
+"""Parameter groups, optimizers, and schedules as pure functions of the step."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,8 +10,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict]:
-    """Return two groups of the trainable parameters: with weight decay, and batch norm without weight decay."""
+def parameter_groups(modules: Iterable[nn.Module], weight_decay: float, vectors: bool = True) -> list[dict]:
+    """Return two groups of the trainable parameters: with weight decay, and without.
+
+    Args:
+        modules: backbone and head.
+        weight_decay: of all parameters but batch norm.
+        vectors: False: no weight decay of parameters with one dimension either, as in timm: biases, slopes, layer norm.
+    """
     modules = list(modules)
     norm_ids: set[int] = set()
     for module in modules:
@@ -18,13 +25,14 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[
             if isinstance(layer, _BatchNorm):
                 norm_ids.update(id(parameter) for parameter in layer.parameters())
     decayed: list[nn.Parameter] = []
-    norms: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for module in modules:
         for parameter in module.parameters():
             if parameter.requires_grad:
-                group = norms if id(parameter) in norm_ids else decayed
+                is_spared = id(parameter) in norm_ids or (parameter.ndim == 1 and not vectors)
+                group = spared if is_spared else decayed
                 group.append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": norms, "weight_decay": 0.0}]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
 
 
 def build_sgd(
@@ -46,6 +54,11 @@ def build_sgd(
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=dtype != torch.float16)
 
 
+def build_adamw(modules: Iterable[nn.Module], lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """Return fused AdamW with betas 0.9 and 0.999. Only matrices, convolutions and positions have weight decay."""
+    return torch.optim.AdamW(parameter_groups(modules, weight_decay, vectors=False), lr=lr, fused=True)
+
+
 class StepSchedule(Protocol):
     """Learning rate and margin of each step 0, 1, ... of a run."""
 
@@ -59,7 +72,11 @@ class StepSchedule(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Warm-up, then the learning rate falls by stages; the margin has a warm-up of its own."""
+    """Warm-up, then the learning rate falls by one of three decays; the margin has a warm-up of its own.
+
+    step: the rate is divided by 10 at each of the stages. poly: the square of the fraction of the steps that are left
+    after the warm-up, as PolyScheduler of arcface_torch. cosine: half a cosine over these steps. The last two end at 0.
+    """
 
     steps_per_epoch: int
     lr: float  # after the warm-up
@@ -67,10 +84,19 @@ class Schedule:
     stages: tuple[int, ...]  # epochs after which the learning rate is divided by 10
     margin: float  # after the warm-up
     margin_warmup_epochs: float
+    decay: str = "step"  # or poly, cosine
+    epochs: int = 0  # of the complete run, for poly and cosine
 
     def lr_at(self, step: int) -> float:
         rate = self.lr * ramp_at(step, self.steps_per_epoch, self.warmup_epochs)
-        return rate * 0.1 ** sum(step >= stage * self.steps_per_epoch for stage in self.stages)
+        if self.decay == "step":
+            return rate * 0.1 ** sum(step >= stage * self.steps_per_epoch for stage in self.stages)
+        warmup_steps = self.warmup_epochs * self.steps_per_epoch
+        steps = self.epochs * self.steps_per_epoch
+        if step <= warmup_steps:
+            return rate
+        left = (steps - step) / (steps - warmup_steps)
+        return rate * left**2 if self.decay == "poly" else rate * (1 - math.cos(math.pi * left)) / 2
 
     def margin_at(self, step: int) -> float:
         return self.margin * ramp_at(step, self.steps_per_epoch, self.margin_warmup_epochs)

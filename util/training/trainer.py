@@ -70,7 +70,7 @@ from util.super_resolution import load_networks
 from util.training.control import StepControl, StopSignals
 from util.training.engine import EpochProgress, Step, TrainingStep, train_one_epoch
 from util.training.log import BaseLog, Progress, RunLog
-from util.training.optim import Schedule, StepSchedule, build_sgd
+from util.training.optim import Schedule, StepSchedule, build_adamw, build_sgd
 from util.training.report import Results
 from util.training.run_record import RunRecord, describe_data
 from util.verification import VerificationResult
@@ -458,9 +458,13 @@ class Trainer(TrainingLoop):
 
         # Optimizer.
         self.networks = {"Backbone": self.backbone, "Head": self.head}
-        self.optimizer = build_sgd(
-            (self.backbone, self.head), config.lr, config.momentum, weight_decay=config.weight_decay, dtype=self.dtype
-        )
+        trained = (self.backbone, self.head)
+        if config.optimizer == "adamw":
+            self.optimizer = build_adamw(trained, config.lr, config.weight_decay)
+        else:
+            self.optimizer = build_sgd(
+                trained, config.lr, config.momentum, weight_decay=config.weight_decay, dtype=self.dtype
+            )
         self.scaler = grad_scaler(self.dtype, self.device)
         self.training_step = TrainingStep(
             runner,
@@ -472,6 +476,7 @@ class Trainer(TrainingLoop):
             scaler=self.scaler,
             loss_fn=loss_fn,
             agree=self.control.agree,
+            clip_grad_norm=config.clip_grad_norm,
         )
 
         # Schedule.
@@ -486,6 +491,8 @@ class Trainer(TrainingLoop):
             stages=config.stages,
             margin=self.head.m,
             margin_warmup_epochs=config.margin_warmup_epochs,
+            decay=config.schedule,
+            epochs=config.epochs,
         )
 
         # Resume, and folders.
@@ -512,15 +519,17 @@ class Trainer(TrainingLoop):
     def check_resumed(self, resumed: Resumable) -> None:
         """Check that a checkpoint fits the settings and the data, and print what changed since it was saved."""
         state: RecognitionState = resumed.state
-        for name in ("backbone", "embedding_size", "head"):
+        defaults = type(self.config)().as_dict()
+        saved = defaults | state.settings
+        for name in ("backbone", "embedding_size", "head", "optimizer"):
             value = getattr(self.config, name)
-            if value != state.settings[name]:
+            if value != saved[name]:
                 raise UsageError(
-                    f"--{name}={value}: the run to resume has {state.settings[name]}. Leave --{name} out, or start a "
+                    f"--{name}={value}: the run to resume has {saved[name]}. Leave --{name} out, or start a "
                     f"new run without --resume_dir."
                 )
         check_classes(resumed, self.images.classes, self.images.root)
-        self.report_resume(resumed, defaults=type(self.config)().as_dict())
+        self.report_resume(resumed, defaults=defaults)
         if state.world_size != self.env.world_size:
             logger.info(
                 f"resuming with {self.env.world_size} processes (was {state.world_size}): batches and steps per epoch "
