@@ -187,6 +187,9 @@ class TrainConfig(RunSettings, Config):
         type=FROM_0_TO_1,
         help="fraction of the samples in low resolution; each sample draws one of several LR_scale",
     )
+    grad_checkpoint: bool = flag(
+        "Machine", help="compute the backbone's activations again in backward: less memory, about a third more time"
+    )
     compile: bool = flag("Machine", help="torch.compile the backbone: a slow first step, then faster ones")
     val_batch_size: int | None = eval_batch_size()
 
@@ -196,6 +199,8 @@ class TrainConfig(RunSettings, Config):
             raise UsageError(
                 f"--accumulate={self.accumulate}: does not divide --batch_size={self.batch_size}. Choose a divisor."
             )
+        if self.grad_checkpoint and self.compile:
+            raise UsageError("--grad_checkpoint: does not work with --compile. Leave one of them out.")
         known = HEAD_PARAMETERS[self.head] | {FILTERING: 0.0}
         for name in self.head_settings:
             if name not in known:

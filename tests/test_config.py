@@ -64,6 +64,7 @@ def test_defaults_of_training_are_the_documented_ones():
         "precision": "auto",
         "val_batch_size": None,
         "num_workers": None,
+        "grad_checkpoint": False,
         "compile": False,
         "seed": 1337,
         "save_every": "15m",
@@ -302,6 +303,11 @@ def test_scale_lr_without_torchrun_is_reported(flags, processes, warns, monkeypa
 
 def test_a_new_run_inherits_nothing():
     assert config.parse_train([], inherit=lambda path: {"lr": 9.0}).lr == 0.025
+
+
+def test_recomputing_and_compiling_exclude_each_other():
+    with pytest.raises(UsageError, match=r"^--grad_checkpoint: does not work with --compile\. Leave"):
+        parse_train(["--grad_checkpoint", "--compile"])
 
 
 def test_compiling_for_several_gpus_is_refused():

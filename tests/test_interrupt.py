@@ -86,7 +86,7 @@ def assert_same_run(run: Path, whole: Path, tmp_path: Path, name: str = "a") -> 
         (),
         ("--accumulate=2", "--clip_grad_norm=0.5", "--schedule=cosine"),
         ("--sample_rate=0.5", "--LR_train"),
-        ("--optimizer=adamw", "--schedule=poly", "--clip_grad_norm=0.5", "--precision=bf16"),
+        ("--optimizer=adamw", "--schedule=poly", "--clip_grad_norm=0.5", "--grad_checkpoint"),
     ],
 )
 def test_an_interrupted_run_equals_a_whole_one(

@@ -6,6 +6,8 @@ Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face Recognition" (
 
 from torch import Tensor, nn
 
+from model.backbone.recompute import Block
+
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
 
 
@@ -41,7 +43,7 @@ class IResNet(nn.Module):
         return self.features(self.fc(self.bn2(x).flatten(1)))
 
 
-class _Block(nn.Module):
+class _Block(Block):
     """BN, conv, BN, PReLU, conv with the stride, BN; `downsample` projects the first shortcut of a stage."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, downsample: nn.Module | None):

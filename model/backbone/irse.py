@@ -7,6 +7,8 @@ strict=True.
 
 from torch import Tensor, nn
 
+from model.backbone.recompute import Block
+
 BLOCKS_PER_STAGE = {50: (3, 4, 14, 3), 101: (3, 13, 30, 3), 152: (3, 8, 36, 3)}
 STAGE_CHANNELS = (64, 128, 256, 512)
 
@@ -44,7 +46,7 @@ class ImprovedResNet(nn.Module):
         return self.output_layer(self.body(self.input_layer(images)))
 
 
-class _Block(nn.Module):
+class _Block(Block):
     """BN, conv, PReLU, conv with the stride, BN; the shortcut only subsamples if the number of channels stays."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, squeeze: bool):

@@ -6,6 +6,8 @@ variant and with the module names of InsightFace's `mbf`, so that its public che
 
 from torch import Tensor, nn
 
+from model.backbone.recompute import Block
+
 
 class MobileFaceNet(nn.Module):
     """(N, 3, 112, 112) RGB in [-1, 1] -> (N, embedding_size), not normalized.
@@ -27,11 +29,11 @@ class MobileFaceNet(nn.Module):
         self.layers = nn.Sequential(
             _conv_bn_prelu(3, first, kernel=3, stride=2),  # (N, 64, 56, 56) with scale 1 and width 1
             _conv_bn_prelu(first, first, kernel=3, groups=base),
-            _bottleneck(_Layers, first, hidden=narrow, out_channels=first, stride=2),  # (N, 64, 28, 28)
+            _bottleneck(_Bottleneck, first, hidden=narrow, out_channels=first, stride=2),  # (N, 64, 28, 28)
             _residual_stage(4, first, hidden=narrow),
-            _bottleneck(_Layers, first, hidden=middle, out_channels=second, stride=2),  # (N, 128, 14, 14)
+            _bottleneck(_Bottleneck, first, hidden=middle, out_channels=second, stride=2),  # (N, 128, 14, 14)
             _residual_stage(6, second, hidden=middle),
-            _bottleneck(_Layers, second, hidden=wide, out_channels=second, stride=2),  # (N, 128, 7, 7)
+            _bottleneck(_Bottleneck, second, hidden=wide, out_channels=second, stride=2),  # (N, 128, 7, 7)
             _residual_stage(2, second, hidden=middle),
         )
         self.conv_sep = _conv_bn_prelu(second, wide, kernel=1)
@@ -58,7 +60,11 @@ class _Layers(nn.Module):
         return self.layers(x)
 
 
-class _Residual(_Layers):
+class _Bottleneck(Block, _Layers):
+    pass
+
+
+class _Residual(_Bottleneck):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
 
@@ -77,7 +83,9 @@ def _conv_bn_prelu(in_channels: int, out_channels: int, kernel: int, stride: int
     return _Layers(*_conv_bn(in_channels, out_channels, kernel, stride, groups=groups), nn.PReLU(out_channels))
 
 
-def _bottleneck(block: type[_Layers], in_channels: int, hidden: int, out_channels: int, stride: int = 1) -> _Layers:
+def _bottleneck(
+    block: type[_Bottleneck], in_channels: int, hidden: int, out_channels: int, stride: int = 1
+) -> _Bottleneck:
     """Build a block: widen to `hidden` channels, filter each one (depthwise), project without an activation."""
     return block(
         _conv_bn_prelu(in_channels, hidden, kernel=1),

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.backbone.recompute import Block
+
 DROP_PATH = 0.1  # of the last block; stochastic depth grows linearly from 0 at the first block
 MASKED = 0.1  # of the patches, in training
 
@@ -85,7 +87,7 @@ class VisionTransformer(nn.Module):
         return self.norm(x)
 
 
-class _Block(nn.Module):
+class _Block(Block):
     """Attention and a perceptron, each after a layer norm and beside a shortcut."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: int, drop_path: float):

@@ -17,6 +17,7 @@ from torch import nn
 
 from model.backbone import build_backbone
 from model.backbone.fold import fold_batch_norm
+from model.backbone.recompute import recompute_blocks
 from model.head import PartialFC, build_head, shard_range
 from model.loss import build_loss
 from util.checkpoint.io import (
@@ -433,6 +434,8 @@ class Trainer(TrainingLoop):
         torch.manual_seed(config.seed)
         self.dtype = resolve_dtype(config.precision, self.device)
         self.backbone = build_backbone(config.backbone, embedding_size=config.embedding_size)
+        if config.grad_checkpoint:
+            recompute_blocks(self.backbone)
         runner = prepare_module(self.backbone, devices, compiled=config.compile, dtype=self.dtype)
         if env.is_distributed:
             runner = wrap_ddp(runner, self.device)
