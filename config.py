@@ -179,6 +179,13 @@ class TrainConfig(RunSettings, Config):
     clip_grad_norm: float = option(
         "Optimization", default=0.0, type=NOT_NEGATIVE, help="largest norm of the gradients, such as 5; 0: any norm"
     )
+    ema: float = option(
+        "Optimization",
+        default=0.0,
+        type=_BELOW_1,
+        help="decay of a moving average of the backbone's weights, such as 0.9999: the average is evaluated, and "
+        "saved as EMA_...pth; 0: none",
+    )
     momentum: float = option("Optimization", default=0.9, type=_BELOW_1, help="momentum of SGD")
     LR_train: bool = flag("Resolution", help="train on a fraction LR_prob of the samples in low resolution")
     LR_prob: float = option(

@@ -53,6 +53,7 @@ def test_defaults_of_training_are_the_documented_ones():
         "optimizer": "sgd",
         "weight_decay": 5e-4,
         "clip_grad_norm": 0.0,
+        "ema": 0.0,
         "momentum": 0.9,
         "LR_train": False,
         "LR_prob": 0.5,

@@ -73,6 +73,8 @@ def uninterrupted(run_training, data):  # noqa: F811
 def assert_same_run(run: Path, whole: Path, tmp_path: Path, name: str = "a") -> None:
     assert_equal_states(states(run, "2_12"), states(whole, "2_12"))
     assert_equal_states([optimizer(run)], [optimizer(whole)])
+    for file in run.glob("EMA_*.pth"):
+        assert_equal_states([io.load(file)], [io.load(whole / file.name)])
     assert (run / "Evaluation.txt").read_text() == (whole / "Evaluation.txt").read_text()
     logs = [tmp_path / f"{each}_log" / folder.name for each, folder in ((name, run), ("whole", whole))]
     assert (logs[0] / "metrics.jsonl").read_text() == (logs[1] / "metrics.jsonl").read_text()
@@ -84,7 +86,7 @@ def assert_same_run(run: Path, whole: Path, tmp_path: Path, name: str = "a") -> 
     "flags",
     [
         (),
-        ("--accumulate=2", "--clip_grad_norm=0.5", "--schedule=cosine"),
+        ("--accumulate=2", "--clip_grad_norm=0.5", "--schedule=cosine", "--ema=0.9"),
         ("--sample_rate=0.5", "--LR_train"),
         ("--optimizer=adamw", "--schedule=poly", "--clip_grad_norm=0.5", "--grad_checkpoint"),
     ],

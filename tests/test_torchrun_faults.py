@@ -41,7 +41,10 @@ def ended_output(process: subprocess.Popen, seconds: float) -> str:
     return output
 
 
-@pytest.mark.parametrize("flags", [(), ("--batch_size=4", "--accumulate=2", "--sample_rate=0.5")])
+ADAMW = ("--optimizer=adamw", "--schedule=cosine", "--clip_grad_norm=0.5", "--ema=0.9", "--grad_checkpoint")
+
+
+@pytest.mark.parametrize("flags", [(), ("--batch_size=4", "--accumulate=2", "--sample_rate=0.5"), ADAMW])
 def test_two_ranks_stopped_in_an_epoch_continue_bit_for_bit(start, train, data, tmp_path, flags) -> None:  # noqa: F811
     whole, _ = train(2, "--epochs=3", *SMALL, *flags, data=data, name="whole")
     process = start(2, "--epochs=3", *SMALL, *flags, data=data)
@@ -53,7 +56,9 @@ def test_two_ranks_stopped_in_an_epoch_continue_bit_for_bit(start, train, data, 
     stopped_in = io.load(run / "Optimizer_Last.pth") if (run / "Optimizer_Last.pth").exists() else {}
     resumed, _ = train(2, f"--resume_dir={run}", data=data)
     assert resumed == run
-    suffix = "3_9" if flags else "3_18"
+    suffix = "3_9" if "--batch_size=4" in flags else "3_18"
+    for average in run.glob("EMA_*.pth"):
+        assert_same(io.load(whole / average.name), io.load(average))
     for one, other in zip(states(whole, suffix), states(run, suffix), strict=True):
         assert_same({**one, "settings": 0}, {**other, "settings": 0})
     assert stopped_in == {} or 0 < stopped_in["epoch_step"] <= 6

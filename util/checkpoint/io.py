@@ -1,6 +1,6 @@
 """Save and load the files of a checkpoint: atomic writes, no code execution on load, exact resume.
 
-Backbone, Head and SR files are plain state dicts. Everything else that an exact resume needs is in the Optimizer file.
+Backbone, Head, EMA and SR files are plain state dicts. All else that an exact resume needs is in the Optimizer file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ SR_CHECKPOINT_FILES = ("SR", "Optimizer")  # of an epoch of super-resolution tra
 _END = re.compile(rb"PK\x05\x06.{16}\x0e\0crc32:(?P<crc>[0-9a-f]{8})", re.DOTALL)
 _END_SIZE = 36
 _SAVE_WEIGHTS = "Where it was made, save the weights alone: torch.save(model.state_dict(), FILE)"
-_SIBLINGS = "siblings"  # key of an Optimizer file: the CRC-32 of each file that was saved with it
+AVERAGE_FILE = "EMA"  # of an epoch whose run averages the weights of the backbone
+SIBLINGS = "siblings"  # key of an Optimizer file: the CRC-32 of each file that was saved with it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +242,7 @@ def save_checkpoint(folder: Path, networks: Mapping[str, nn.Module], state: Trai
 
     Args:
         folder: the run's checkpoint folder.
-        networks: {"Backbone": …, "Head": …} or {"SR": …}.
+        networks: {"Backbone": …, "Head": …}, with "EMA": … for an average of the weights, or {"SR": …}.
         state: the content of the Optimizer file.
         rolling: replace the rolling checkpoint (KIND_Last.pth) instead of writing an epoch's (KIND_{epoch}_{step}.pth).
 
@@ -278,7 +279,7 @@ def checkpoint_writer(paths: Mapping[str, Path]) -> Iterator[Callable[[str, dict
 
         def write(kind: str, content: dict[str, Any]) -> None:
             if kind == "Optimizer":
-                content = content | {_SIBLINGS: dict(crcs)}
+                content = content | {SIBLINGS: dict(crcs)}
             crcs[kind] = _save_file(partial_of[kind], _to_cpu(content))
 
         yield write
@@ -313,7 +314,7 @@ def check_siblings(files: Mapping[str, Path], optimizer_content: Mapping[str, An
 
     Files of earlier versions, and files that a user changed and saved with torch.save, are not compared.
     """
-    for kind, crc in optimizer_content.get(_SIBLINGS, {}).items():
+    for kind, crc in optimizer_content.get(SIBLINGS, {}).items():
         if recorded_crc(files[kind]) not in (crc, None):
             raise DataError(
                 f"{files[kind]}: was not saved together with {files['Optimizer'].name}. Take another epoch."
@@ -327,7 +328,7 @@ def checkpoint_bytes(networks: Mapping[str, nn.Module], optimizer: torch.optim.O
     total = 0
     for network in networks.values():
         size = sum(tensor.nbytes for tensor in network.state_dict().values())
-        size += buffers * sum(parameter.nbytes for parameter in network.parameters())
+        size += buffers * sum(each.nbytes for each in network.parameters() if each.requires_grad)
         if isinstance(network, MarginHead):
             size = size * network.out_features // len(network.rows)
         total += size

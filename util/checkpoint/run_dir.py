@@ -4,7 +4,7 @@ checkpoints/RUN/      Backbone_{epoch}_{batch}.pth, Head_..., Optimizer_...: eve
                       Backbone_Last.pth, Head_Last.pth, Optimizer_Last.pth: the rolling checkpoint within an epoch
 checkpoints_best/RUN/ Backbone_Best.pth, Head_Best.pth, Optimizer_Best.pth
 
-Runs of super resolution have an SR file in place of Backbone and Head.
+Runs of super resolution have an SR file in place of Backbone and Head. Runs with --ema have an EMA file too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from typing import Any
 import torch
 
 from util.checkpoint.io import (
+    AVERAGE_FILE,
     CHECKPOINT_FILES,
+    SIBLINGS,
     SR_CHECKPOINT_FILES,
     RecognitionState,
     SuperResolutionState,
@@ -40,7 +42,7 @@ from util.files import atomic_write_all, finish_writes, require_writable_dir
 # Backbone_IR_50_Epoch_1_Batch_17_Time_2019-07-28-19-15_checkpoint.pth.
 _EPOCH_FILE = re.compile(r"[A-Za-z]+(?:_.+)?_(?:Epoch_)?(?P<epoch>\d+)_(?:Batch_)?(?P<batch>\d+)(?:_Time_.*)?\.pth")
 _SUPERSEDED = "superseded"
-_KINDS = tuple(dict.fromkeys((*CHECKPOINT_FILES, *SR_CHECKPOINT_FILES)))
+_KINDS = tuple(dict.fromkeys((*CHECKPOINT_FILES, *SR_CHECKPOINT_FILES, AVERAGE_FILE)))
 # What a run writes besides checkpoints.
 _LOG_FILES = re.compile(
     rf"Evaluation\.txt|metrics\.jsonl|run\.json|(samples|curves|roc)\.png|events\.out\.tfevents\..*|{LOCK_FILE}|"
@@ -134,7 +136,8 @@ def resumed_run(resumed: Resumable, checkpoint_dir: str, best_dir: str, log_dir:
             for partial in place.glob(".*.partial*"):  # nobody else writes here
                 partial.unlink()
         _move_later_checkpoints(run.checkpoints, (resumed.state.epoch, resumed.state.epoch_step))
-        _restore_best(run, tuple(resumed.files), resumed.state.best_epoch)
+        kinds = CHECKPOINT_FILES if network == "Backbone" else SR_CHECKPOINT_FILES
+        _restore_best(run, kinds, resumed.state.best_epoch)
     return run
 
 
@@ -205,7 +208,9 @@ def save_best(run: Run, file: Path) -> None:
         file: the Backbone or SR file of the epoch.
     """
     run.best.mkdir(parents=True, exist_ok=True)
-    kinds = SR_CHECKPOINT_FILES if file.name.startswith("SR_") else CHECKPOINT_FILES
+    kinds = [kind for kind in _KINDS if sibling_file(file, kind).is_file()]
+    if AVERAGE_FILE not in kinds:
+        (run.best / f"{AVERAGE_FILE}_Best.pth").unlink(missing_ok=True)
     with atomic_write_all([run.best / f"{kind}_Best.pth" for kind in kinds]) as partials:
         for kind, partial in zip(kinds, partials, strict=True):
             source = sibling_file(file, kind)
@@ -218,7 +223,7 @@ def save_best(run: Run, file: Path) -> None:
 
 def remove_rolling(folder: Path) -> None:
     """Delete the rolling checkpoint of a run, after the checkpoint of a complete epoch was saved."""
-    for kind in ("Backbone", "SR", "Head", "Optimizer"):  # without its network, it is not found any more
+    for kind in ("Backbone", "SR", "Head", AVERAGE_FILE, "Optimizer"):  # without its network, it is not found any more
         (folder / f"{kind}_Last.pth").unlink(missing_ok=True)
 
 
@@ -363,6 +368,9 @@ def _load_checkpoint(file: Path, kinds: tuple[str, ...], mmap: bool) -> Resumabl
             )
     networks = {kind: load(files[kind], mmap) for kind in kinds[:-1]}
     content = load(files["Optimizer"], mmap)
+    if AVERAGE_FILE in content.get(SIBLINGS, {}):
+        files[AVERAGE_FILE] = sibling_file(file, AVERAGE_FILE)
+        networks[AVERAGE_FILE] = load(files[AVERAGE_FILE], mmap)
     check_siblings(files, content)
     state_type = RecognitionState if kinds == CHECKPOINT_FILES else SuperResolutionState
     return Resumable(files, networks, state_type.from_dict(content, files["Optimizer"]))

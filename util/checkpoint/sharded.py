@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from util.checkpoint.io import CHECKPOINT_FILES, RecognitionState, checkpoint_paths, checkpoint_writer, cpu_state_dict
+from util.checkpoint.io import (
+    AVERAGE_FILE,
+    CHECKPOINT_FILES,
+    RecognitionState,
+    checkpoint_paths,
+    checkpoint_writer,
+    cpu_state_dict,
+)
 from util.checkpoint.run_dir import Resumable
 from util.device import gather_rows_to_main
 from util.errors import DataError
@@ -30,6 +37,7 @@ def save_sharded_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: RecognitionState,
     rolling: bool = False,
+    average: nn.Module | None = None,
 ) -> Path:
     """Save a checkpoint like save_checkpoint(). Collective: all ranks call it, and rank 0 writes.
 
@@ -40,6 +48,7 @@ def save_sharded_checkpoint(
         optimizer: has the momentum of this rank's rows.
         state: `state.optimizer` is the state dict of `optimizer`.
         rolling: see save_checkpoint().
+        average: average of the weights of the backbone, the same on all ranks.
 
     Returns:
         The path of the Backbone file, on every rank.
@@ -47,11 +56,14 @@ def save_sharded_checkpoint(
     is_main = torch.distributed.get_rank() == 0
     index = _index_of(head.weight, optimizer)
     entries = dict(state.optimizer["state"])
-    paths = checkpoint_paths(folder, CHECKPOINT_FILES, state, rolling=rolling)
+    kinds = CHECKPOINT_FILES if average is None else (*CHECKPOINT_FILES, AVERAGE_FILE)
+    paths = checkpoint_paths(folder, kinds, state, rolling=rolling)
     with checkpoint_writer(paths) if is_main else nullcontext() as write:
         weight = gather_rows_to_main(head.weight)
         if write:
             write("Backbone", cpu_state_dict(backbone))
+            if average is not None:
+                write(AVERAGE_FILE, cpu_state_dict(average))
             write("Head", {"weight": weight} | dict(head.named_buffers()))
         del weight  # before the momentum, which is as large
         if index in entries:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.backbone import build_backbone
 from model.backbone.fold import fold_batch_norm
@@ -21,6 +22,7 @@ from model.backbone.recompute import recompute_blocks
 from model.head import PartialFC, build_head, shard_range
 from model.loss import build_loss
 from util.checkpoint.io import (
+    AVERAGE_FILE,
     CHECKPOINT_FILES,
     RecognitionState,
     TrainState,
@@ -469,6 +471,18 @@ class Trainer(TrainingLoop):
                 trained, config.lr, config.momentum, weight_decay=config.weight_decay, dtype=self.dtype
             )
         self.scaler = grad_scaler(self.dtype, self.device)
+
+        # Average of the weights and running statistics, which starts as the first ones.
+        self.average: AveragedModel | None = None
+        self.evaluated = self.backbone
+        if config.ema:
+            self.average = AveragedModel(self.backbone, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+            self.average.n_averaged.fill_(1)  # at 0 the first update would replace the average
+            self.evaluated = self.average.module.requires_grad_(False)
+            self.networks[AVERAGE_FILE] = self.evaluated
+            logger.info(f"the average of the weights (--ema={config.ema:g}) is evaluated and saved as {AVERAGE_FILE}")
+
+        # Step.
         self.training_step = TrainingStep(
             runner,
             self.head,
@@ -548,6 +562,9 @@ class Trainer(TrainingLoop):
         else:
             load_state_dict_strict(self.head, resumed.networks["Head"], resumed.files["Head"])
             self.optimizer.load_state_dict(state.optimizer)
+        if self.average:
+            kind = AVERAGE_FILE if AVERAGE_FILE in resumed.networks else "Backbone"  # the average starts here
+            load_state_dict_strict(self.evaluated, resumed.networks[kind], resumed.files[kind])
         if state.scaler:
             self.scaler.load_state_dict(state.scaler)
         self.restore_counters(state, state.world_size)
@@ -562,12 +579,16 @@ class Trainer(TrainingLoop):
         set_rng_state(rank_state["rng_state"])
         self.backbone.load_state_dict(rank_state["buffers"], strict=False)
         self.loader.bad.load_state_dict(rank_state["bad_images"])
+        if self.average:
+            self.evaluated.load_state_dict(rank_state.get("average", rank_state["buffers"]), strict=False)
 
     def rank_states(self) -> list[dict[str, Any]]:
         """Return the states of all ranks for load_rank_state(), on rank 0. Collective: all ranks call it."""
-        buffers = {name: buffer.cpu() for name, buffer in self.backbone.named_buffers()}
+        state = {"rng_state": get_rng_state(), "buffers": cpu_buffers(self.backbone)}
+        state["bad_images"] = self.loader.bad.state_dict()
+        if self.average:
+            state["average"] = cpu_buffers(self.evaluated)
         states: list[dict[str, Any]] = [{}] * self.env.world_size
-        state = {"rng_state": get_rng_state(), "buffers": buffers, "bad_images": self.loader.bad.state_dict()}
         torch.distributed.all_gather_object(states, state)
         return states
 
@@ -602,18 +623,25 @@ class Trainer(TrainingLoop):
         last_step = (self.epoch + 1) * len(self.loader) - 1
         return super().train_epoch() | {"margin": self.schedule.margin_at(last_step)}
 
+    def after_step(self) -> None:
+        if self.average and not self.progress.skipped_in_row:
+            self.average.update_parameters(self.backbone)
+        super().after_step()
+
     def end_of_steps(self) -> None:
         """Average the running statistics over the ranks, and check that the weights are finite."""
         if self.env.is_distributed:
             average_buffers(self.backbone)
+            if self.average:
+                average_buffers(self.evaluated)
         check_finite(self.backbone, "backbone")
         check_finite(self.head, "head")
 
     def evaluate(self) -> Results:
-        """Evaluate the backbone on the verification sets, {view: {set: result}}. Ranks share the work."""
+        """Evaluate on the verification sets, {view: {set: result}}. Ranks share the work."""
         results: dict[str, dict[str, VerificationResult]] = {}
         # Compiling would not pay.
-        runner = prepare_module(fold_batch_norm(self.backbone), self.devices, dtype=self.dtype)
+        runner = prepare_module(fold_batch_norm(self.evaluated), self.devices, dtype=self.dtype)
         for pairs in self.pair_sets:
             self.stop_if_asked()
             evaluated = evaluate(
@@ -638,5 +666,16 @@ class Trainer(TrainingLoop):
             return super().save_checkpoint(rolling)
         state = replace(self.state_dict(), rank_states=self.rank_states())
         return save_sharded_checkpoint(
-            self.run.checkpoints, self.backbone, self.head, optimizer=self.optimizer, state=state, rolling=rolling
+            self.run.checkpoints,
+            self.backbone,
+            self.head,
+            optimizer=self.optimizer,
+            state=state,
+            rolling=rolling,
+            average=self.networks.get(AVERAGE_FILE),
         )
+
+
+def cpu_buffers(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the running statistics of a network on the CPU."""
+    return {name: buffer.cpu() for name, buffer in network.named_buffers()}
