@@ -57,6 +57,7 @@ def test_two_ranks_stopped_in_an_epoch_continue_bit_for_bit(start, train, data, 
     resumed, _ = train(2, f"--resume_dir={run}", data=data)
     assert resumed == run
     suffix = "3_9" if "--batch_size=4" in flags else "3_18"
+    assert any(run.glob("EMA_*.pth")) == (flags is ADAMW)
     for average in run.glob("EMA_*.pth"):
         assert_same(io.load(whole / average.name), io.load(average))
     for one, other in zip(states(whole, suffix), states(run, suffix), strict=True):

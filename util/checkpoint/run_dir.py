@@ -208,8 +208,10 @@ def save_best(run: Run, file: Path) -> None:
         file: the Backbone or SR file of the epoch.
     """
     run.best.mkdir(parents=True, exist_ok=True)
-    kinds = [kind for kind in _KINDS if sibling_file(file, kind).is_file()]
-    if AVERAGE_FILE not in kinds:
+    kinds = SR_CHECKPOINT_FILES if file.name.startswith("SR_") else CHECKPOINT_FILES
+    if sibling_file(file, AVERAGE_FILE).is_file():
+        kinds = (*kinds, AVERAGE_FILE)
+    else:
         (run.best / f"{AVERAGE_FILE}_Best.pth").unlink(missing_ok=True)
     with atomic_write_all([run.best / f"{kind}_Best.pth" for kind in kinds]) as partials:
         for kind, partial in zip(kinds, partials, strict=True):

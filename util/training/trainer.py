@@ -480,7 +480,9 @@ class Trainer(TrainingLoop):
             self.average.n_averaged.fill_(1)  # at 0 the first update would replace the average
             self.evaluated = self.average.module.requires_grad_(False)
             self.networks[AVERAGE_FILE] = self.evaluated
-            logger.info(f"the average of the weights (--ema={config.ema:g}) is evaluated and saved as {AVERAGE_FILE}")
+            logger.info(
+                f"the average of the weights (--ema={config.ema:g}) is evaluated, and saved in {AVERAGE_FILE} files"
+            )
 
         # Step.
         self.training_step = TrainingStep(
