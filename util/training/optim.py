@@ -1,6 +1,6 @@
 """Parameter groups of the optimizer, and schedules as pure functions of the step."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,7 +28,12 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[
 
 
 def build_sgd(
-    modules: Iterable[nn.Module], lr: float, momentum: float, weight_decay: float, dtype: torch.dtype = torch.float32
+    modules: Sequence[nn.Module],
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    dtype: torch.dtype = torch.float32,
+    backbone_lr: float | None = None,
 ) -> torch.optim.SGD:
     """Return SGD over parameter_groups().
 
@@ -41,8 +46,20 @@ def build_sgd(
         momentum: of SGD.
         weight_decay: of all parameters but batch norm.
         dtype: in which the backbone computes.
+        backbone_lr: learning rate of the first module, as a multiple of `lr`. If it is given, the module has groups of
+            its own, with it as `lr_factor`, and may be frozen for some steps: fused SGD needs the momentum of all
+            parameters of a group, or of none.
     """
     groups = parameter_groups(modules, weight_decay)
+    if backbone_lr is not None:
+        backbone = {id(parameter) for parameter in modules[0].parameters()}
+        split = []
+        for group in groups:
+            ours = [parameter for parameter in group["params"] if id(parameter) in backbone]
+            others = [parameter for parameter in group["params"] if id(parameter) not in backbone]
+            split.append(group | {"params": ours, "lr": lr * backbone_lr, "lr_factor": backbone_lr})
+            split.append(group | {"params": others})
+        groups = [group for group in split if group["params"]]
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=dtype != torch.float16)
 
 
