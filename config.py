@@ -12,8 +12,17 @@ from itertools import pairwise
 from typing import Any
 
 from model.names import BACKBONE_NAMES, HEAD_NAMES, HEAD_PAPERS, HEAD_PARAMETERS, LOSS_NAMES, SR_SCALES
-from util.cli.options import GROUPS, EvaluationSettings, ReportSettings, RunSettings, eval_batch_size, inherit_from_run
-from util.cli.parser import Explicit, choice, flag, folder, option, parse
+from util.cli.options import (
+    AUTO,
+    GROUPS,
+    EvaluationSettings,
+    NetworkSettings,
+    ReportSettings,
+    RunSettings,
+    eval_batch_size,
+    inherit_from_run,
+)
+from util.cli.parser import PATHS, Explicit, choice, flag, folder, option, parse
 from util.cli.types import (
     FROM_0_TO_1,
     NOT_NEGATIVE,
@@ -23,10 +32,12 @@ from util.cli.types import (
     integers,
     number,
     to_assignments,
+    to_path,
 )
 from util.console import logger
 from util.distributed import DistEnv, local_gpu_ids
 from util.errors import UsageError
+from util.face import CROPS
 
 AUGMENTATIONS = ("standard", "strong")
 OPTIMIZERS = ("sgd", "adamw")
@@ -84,9 +95,16 @@ class Config(EvaluationSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(RunSettings, Config):
+class TrainConfig(RunSettings, NetworkSettings, Config):
     """The settings of train.py. Epochs of warm-up may be fractions; epochs in `stages` count from 1."""
 
+    init: str | None = option(
+        PATHS,
+        type=to_path,
+        help="network to start from, with a new head: a run, a Backbone file, or a file of face.evoLVe, InsightFace, "
+        "AdaFace, MagFace or CVLface; it tells backbone, embedding_size and train_crop",
+        default_help="random weights",
+    )
     train_data: str | None = folder(
         "Data",
         help="folder with one folder per identity, under data_dir or a path; or a RecordIO file train.rec",
@@ -97,6 +115,13 @@ class TrainConfig(RunSettings, Config):
         default="standard",
         group="Data",
         help="standard: crop and flip; strong: also rotation, scale, color, erasing",
+    )
+    train_crop: str = choice(
+        CROPS,
+        default="128",
+        group="Data",
+        help="128: resize to 128 pixels and cut a random window of 112 out; whole: the complete face. The evaluation "
+        "shows the center, or the complete face",
     )
     backbone: str = choice(BACKBONE_NAMES, default="IR_SE_50", group="Model")
     embedding_size: int = option("Model", default=512, type=integer(1), help="dimensions of the embedding")
@@ -126,6 +151,12 @@ class TrainConfig(RunSettings, Config):
         default_help="the head's",
         split_words=True,
     )
+    init_head: str = choice(
+        ("random", "mean"),
+        default="random",
+        group="Model",
+        help="with --init: first class centers: random, or the mean embedding of images of the class",
+    )
     margin_warmup_epochs: float = option(
         "Model", default=0.0, type=NOT_NEGATIVE, help="epochs in which the margin m grows from 0 to its value"
     )
@@ -154,6 +185,18 @@ class TrainConfig(RunSettings, Config):
         default="step",
         group="Optimization",
         help="how lr falls after the warm-up: step: at the stages; poly: (1 - progress)^2; cosine: half a cosine",
+    )
+    backbone_lr: float = option(
+        "Optimization",
+        default=1.0,
+        type=POSITIVE,
+        help="with --init: the backbone's learning rate, as a multiple of lr",
+    )
+    freeze_epochs: int = option(
+        "Optimization",
+        default=0,
+        type=integer(0),
+        help="with --init: first epochs, that train the head alone; no weight or statistic of the backbone changes",
     )
     stages: tuple[int, ...] = option(
         "Optimization",
@@ -208,6 +251,14 @@ class TrainConfig(RunSettings, Config):
             )
         if self.grad_checkpoint and self.compile:
             raise UsageError("--grad_checkpoint: does not work with --compile. Leave one of them out.")
+        if self.init is None:
+            defaults = {"freeze_epochs": 0, "backbone_lr": 1.0, "init_head": "random"}
+            defaults |= {"channel_order": None, "input_scale": None}
+            for name, default in defaults.items():
+                if getattr(self, name) != default:
+                    raise UsageError(f"--{name}: is used with --init alone. Add --init=FILE, or leave this out.")
+        if self.init_head == "mean" and self.head == "SubCenterArcFace":
+            raise UsageError("--init_head=mean: SubCenterArcFace has several centers a class. Choose random.")
         known = HEAD_PARAMETERS[self.head] | {FILTERING: 0.0}
         for name in self.head_settings:
             if name not in known:
@@ -255,11 +306,38 @@ class ValidationConfig(ReportSettings, Config):
     )
 
 
-def parse_train(argv: list[str], inherit: Callable[[str], Explicit] | None = None) -> TrainConfig:
-    """Return the settings of train.py; `inherit` returns the settings of the run that --resume_dir names.
+def parse_train(
+    argv: list[str],
+    inherit: Callable[[str], Explicit] | None = None,
+    inherit_init: Callable[[Explicit], Explicit] = lambda _: {},
+) -> TrainConfig:
+    """Return the settings of train.py.
 
-    Raises as parse() does, and UsageError for a batch that does not fit the GPUs of this process.
+    Args:
+        argv: arguments without the program's name.
+        inherit: returns the settings of the run that --resume_dir names.
+        inherit_init: gets the explicit settings, and returns the settings that the file of --init tells.
+
+    Raises:
+        UsageError: a mistake, or a batch that does not fit the GPUs of this process.
+        SystemExit: as parse() does.
     """
+    from_run = inherit_from_run(inherit)
+
+    def from_run_or_file(explicit: Explicit) -> Explicit:
+        if explicit.get("init") is None:
+            return from_run(explicit)
+        if explicit.get("resume_dir") not in (None, AUTO):
+            raise UsageError(
+                f"--init: starts a new run, and --resume_dir={explicit['resume_dir']} continues one. Give one of them."
+            )
+        told = inherit_init(explicit)
+        for name in ("backbone", "embedding_size"):
+            if name in told and explicit.get(name, told[name]) != told[name]:
+                raise UsageError(
+                    f"--{name}={explicit[name]}: --init={explicit['init']} has {told[name]}. Leave --{name} out."
+                )
+        return told
 
     def check(config: TrainConfig) -> None:
         config.check_gpus(max(len(local_gpu_ids(config.gpu_num, DistEnv.from_environ())), 1))
@@ -269,7 +347,7 @@ def parse_train(argv: list[str], inherit: Callable[[str], Explicit] | None = Non
         "train.py",
         argv,
         groups=GROUPS,
-        inherit=inherit_from_run(inherit),
+        inherit=from_run_or_file,
         check=check,
         epilog=heads_help(),
     )

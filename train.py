@@ -8,9 +8,11 @@ python train.py --LR_train=True --LR_scale=4 --LR_eval=True      # half of the i
 python train.py --backbone=MobileFaceNet --head=CosFace --m=0.35 --train_data=/sets/faces --gpu_num=cpu
 python train.py --train_data=/sets/faces_emore/train.rec         # InsightFace's records, as they are published
 python train.py --resume_dir=checkpoints/HRTRAIN_2022-07-28-19-15  # continue a run
+python train.py --init=mobilefacenet_s1_ms1m.pth --freeze_epochs=1 --backbone_lr=0.1   # start from a public network
 python train.py --config=run.yaml --print_config                 # the settings as they would be used
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from config import parse_train
@@ -19,7 +21,7 @@ from util.errors import run_script
 
 
 def main(arguments: list[str]) -> None:
-    config = parse_train(arguments, inherit=saved_settings)
+    config = parse_train(arguments, inherit=saved_settings, inherit_init=settings_of_network)
 
     # torch takes seconds to import: import it after the command line was read without an error.
     from util.training.trainer import Trainer
@@ -34,6 +36,14 @@ def saved_settings(resume_dir: str) -> dict[str, Any]:
     from util.checkpoint.run_dir import load_state
 
     return load_state(resume_dir).settings
+
+
+def settings_of_network(explicit: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the file of --init tells. The crop applies unless another is given."""
+    from util.public_networks import read_initial_network
+
+    network = read_initial_network(explicit["init"], explicit.get("channel_order"), explicit.get("input_scale"))
+    return {"backbone": network.name, "embedding_size": network.embedding_size, "train_crop": network.crop}
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from util.checkpoint.lock import lock_folder
 from util.checkpoint.run_dir import Run
 from util.checkpoint.sharded import save_sharded_checkpoint
 from util.errors import DataError, RunError, UsageError
+from util.public_networks import read_public_network
 from util.training.optim import build_sgd
 
 ROOT = Path(__file__).parents[1]
@@ -176,8 +177,9 @@ def few_backbones(monkeypatch):
 def test_the_message_says_what_another_file_holds(tmp_path, capfd):
     file = tmp_path / "Backbone.pth"
     good = build_backbone("MobileFaceNet_025", embedding_size=32).state_dict()
-    assert io.load_backbone(write(file, good))[0] == "MobileFaceNet_025"
-    assert io.load_backbone(write(file, {f"module.{key}": value for key, value in good.items()}))
+    assert read_public_network(write(file, good)).name == "MobileFaceNet_025"
+    assert read_public_network(write(file, {f"module.{key}": value for key, value in good.items()}))
+    assert read_public_network(write(file, {"args": Path("x"), "state_dict": good})).name == "MobileFaceNet_025"
     first = next(iter(good))
     for content, message in (
         (
@@ -185,12 +187,8 @@ def test_the_message_says_what_another_file_holds(tmp_path, capfd):
             r"holds Python objects, .* code of torch\.nn\.modules\.container\.Sequential is not run",
         ),
         (
-            {"args": Path("x"), "state_dict": good},
-            r"holds Python objects, and the code of pathlib\.PosixPath is not run",
-        ),
-        (
-            {"epoch": 3, "state_dict": good},
-            r"under the key 'state_dict'\. Take them out: torch\.save\(torch\.load\('.*",
+            {"epoch": 3, "model": good},
+            r"under the key 'model'\. Take them out: torch\.save\(torch\.load\('.*",
         ),
         ({"model": OrderedDict(good)}, r"under the key 'model'\. Take them out"),
         (
@@ -201,9 +199,9 @@ def test_the_message_says_what_another_file_holds(tmp_path, capfd):
             {k: v for k, v in good.items() if k != first},
             rf"MobileFaceNet_025, but {first} is absent in the file and \(",
         ),
-        (state(1).to_dict(), "not a backbone's state dict .it is the state of an optimizer"),
-        ({"state": {}, "param_groups": []}, "not a backbone's state dict .it is the state of an optimizer"),
-        ({"weight": torch.zeros(3, 4)}, "not a backbone's state dict .it is the weight of a head"),
+        (state(1).to_dict(), "not a backbone's state dict .*it is the state of an optimizer"),
+        ({"state": {}, "param_groups": []}, "not a backbone's state dict .*it is the state of an optimizer"),
+        ({"weight": torch.zeros(3, 4)}, "not a backbone's state dict .*it is the weight of a head"),
         ({"weight": 3, 4: []}, "not a backbone's state dict"),
         ([1, 2], "holds a list. A checkpoint holds a dictionary"),
     ):
@@ -222,7 +220,7 @@ def write(file: Path, content: object) -> Path:
 
 def check_message(file: Path, message: str) -> None:
     with pytest.raises(DataError, match=rf"^{re.escape(str(file))}: .*{message}") as caught:
-        io.load_backbone(file)
+        read_public_network(file)
     assert str(caught.value).isprintable() and str(caught.value)[-1] in ".)"
 
 
@@ -231,9 +229,9 @@ def test_the_code_in_a_message_takes_the_weights_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     good = build_backbone("MobileFaceNet_025", embedding_size=32).state_dict()
     with pytest.raises(DataError) as caught:
-        io.load_backbone(write(tmp_path / "wrapped.pth", {"state_dict": good}))
+        read_public_network(write(tmp_path / "wrapped.pth", {"model": good}))
     exec(str(caught.value).partition("Take them out: ")[2].removesuffix("."), {"torch": torch})
-    assert io.load_backbone(Path("Backbone.pth"))[0] == "MobileFaceNet_025"
+    assert read_public_network(Path("Backbone.pth")).name == "MobileFaceNet_025"
 
 
 def test_a_backbone_of_elsewhere_cannot_be_resumed(tmp_path):
@@ -318,7 +316,7 @@ def test_a_run_without_any_good_checkpoint_names_the_newest(run):
     with pytest.raises(DataError, match=r"Backbone_2_20\.pth: is damaged"):
         run_dir.load_resumable(run.checkpoints)
     with pytest.raises(DataError, match=r"Backbone_2_20\.pth: is damaged"):
-        io.load_backbone(run_dir.find_backbone(run.checkpoints))
+        read_public_network(run_dir.find_backbone(run.checkpoints))
 
 
 def test_an_epoch_resumed_by_name_sets_a_newer_rolling_aside(run):

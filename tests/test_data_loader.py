@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +231,8 @@ def test_augmentation_degrades_by_fraction_and_sizes():
 def test_augmentation_strong_selects_the_warp():
     for augmentation, change in (
         (Augmentation(strong=True), transform.train_warp),
+        (Augmentation(strong=True, crop="whole"), partial(transform.train_warp, whole=True)),
+        (Augmentation(crop="whole"), transform.train_whole),
         (Augmentation(), transform.train_crop),
     ):
         expected = change(noise(), np.random.default_rng(0))

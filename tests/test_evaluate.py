@@ -92,12 +92,13 @@ def test_network_sees_rgb_whatever_the_disk_holds(tmp_path):
         assert (seen[:, 0] == 1).all() and (seen[:, 1:] == -1).all()
 
 
-def test_views_show_the_crop_and_the_degraded_crop(made_pairs):
+@pytest.mark.parametrize(("crop", "cut"), [("128", eval_crop), ("whole", lambda images: images)])
+def test_views_show_the_crop_and_the_degraded_crop(made_pairs, crop, cut):
     path, images, _ = made_pairs
     backbone = Projection()
-    results = evaluate(backbone, [load_pairs(path)], batch_size=20, views=("HR", "LR"), lr_scale=8)
+    results = evaluate(backbone, [load_pairs(path)], batch_size=20, views=("HR", "LR"), lr_scale=8, crop=crop)
     assert list(results) == ["HR", "LR"]
-    crops = eval_crop(images)
+    crops = cut(images)
     seen = [torch.cat(backbone.seen[kind::4]) for kind in range(4)]  # HR, HR mirrored, LR, LR mirrored
     for found, expected in zip(seen[::2], (crops, degrade(crops, 14)), strict=True):
         torch.testing.assert_close(found, as_input(expected), atol=1e-6, rtol=0)

@@ -33,6 +33,7 @@ from util.data.record_dataset import RecordImages
 from util.errors import DataError, UsageError
 from util.pairs import load_pairs
 from util.pairs.bcolz import write_carray
+from util.public_networks import read_public_network
 from util.training.log import RunLog
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", 0))
@@ -293,7 +294,7 @@ def make_checkpoint(folder: Path) -> None:
 def test_fuzz_checkpoint(folder, refuses, contents):
     write_files(folder / "run", contents)
     refuses(partial(load_resumable, folder / "run"))
-    refuses(partial(io.load_backbone, folder / "run" / "Backbone_1_2.pth"))
+    refuses(partial(read_public_network, folder / "run" / "Backbone_1_2.pth"))
     inherit = lambda run: load_state(run).settings  # noqa: E731
     refuses(partial(parse_train, [f"--resume_dir={folder / 'run'}"], inherit))
 

@@ -81,6 +81,20 @@ def test_sgd_is_fused_except_for_fp16(dtype):
     assert {group["fused"] for group in optimizer.param_groups} == {dtype != torch.float16}
 
 
+def test_backbone_has_groups_with_a_rate_of_its_own():
+    backbone, head = networks()
+    plain = build_sgd((backbone, head), 0.1, 0.9, 5e-4)
+    split = build_sgd((backbone, head), 0.1, 0.9, 5e-4, backbone_lr=0.2)
+    flat = [[id(p) for group in optimizer.param_groups for p in group["params"]] for optimizer in (plain, split)]
+    assert flat[0] == flat[1] and len(plain.param_groups) == 2
+    of_backbone = {id(p) for p in backbone.parameters()}
+    for group in split.param_groups:
+        owners = {id(p) in of_backbone for p in group["params"]}
+        assert owners == {group.get("lr_factor") == 0.2}
+        assert group["lr"] == pytest.approx(0.02 if owners == {True} else 0.1)
+    assert [group["weight_decay"] for group in split.param_groups] == [5e-4, 5e-4, 0.0]
+
+
 @pytest.mark.parametrize(
     "build", [lambda each: build_sgd([each], 0.1, 0.9, 0.0, torch.float16), lambda each: build_adamw([each], 0.1, 0.0)]
 )

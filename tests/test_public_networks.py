@@ -20,6 +20,7 @@ from model.backbone import BACKBONES, build_backbone
 from model.backbone.fold import fold_batch_norm
 from model.backbone.vit import VisionTransformer
 from tests.test_fold import filled
+from util.checkpoint import io
 from util.errors import DataError, RunError
 from util.public_networks import default_eval_crop, read_public_network
 
@@ -154,7 +155,7 @@ def test_read_recognizes_name_and_family(tmp_path, name, family):
     found = read_public_network(as_saved(tmp_path / "net.pth", backbone.state_dict()))
     assert (found.name, found.family, found.embedding_size) == (name, family, 16)
     assert (found.channel_order, found.input_scale, found.is_trainable) == ("RGB", "-1..1", True)
-    assert found.whole_crop is (family == "InsightFace")
+    assert found.crop == ("whole" if family == "InsightFace" else "128")
     assert torch.equal(run(found.network), run(backbone))
 
 
@@ -174,7 +175,7 @@ def test_read_takes_the_backbone_out_of_a_checkpoint(tmp_path, iresnet):
 
 def test_read_public_mobilefacenet(shared):
     found = read_public_network(shared / "models" / "mobilefacenet_s1_ms1m.pth")
-    line = "MobileFaceNet_scale1 (InsightFace): embedding size 128, takes RGB in -1..1, made for whole 112x112 crops"
+    line = "MobileFaceNet_scale1 (InsightFace): embedding size 128, takes RGB in -1..1, is shown whole 112x112 crops"
     assert found.describe() == line
 
 
@@ -212,7 +213,7 @@ def test_read_adaface_checkpoint_of_lightning(tmp_path, lightning, monkeypatch):
             monkeypatch.delitem(sys.modules, name)
     found = read_public_network(file)
     assert (found.name, found.family, found.embedding_size) == ("iresnet18", "AdaFace", 16)
-    assert (found.channel_order, found.input_scale, found.whole_crop) == ("BGR", "-1..1", True)
+    assert (found.channel_order, found.input_scale, found.crop) == ("BGR", "-1..1", "whole")
     assert_same(run(found.network), expected)
     assert_same(run(fold_batch_norm(found.network)), expected)
     # Trained further and saved, it is an iresnet that takes RGB.
@@ -253,7 +254,7 @@ def test_read_magface_and_what_is_trained_from_it(tmp_path, iresnet, prefix):
         as_saved(tmp_path / "magface.pth", {"epoch": 25, "arch": "iresnet18", "state_dict": state})
     )
     assert (found.name, found.family, found.channel_order) == ("iresnet18", "MagFace", "BGR")
-    assert (found.input_scale, found.whole_crop) == ("0..1", True)
+    assert (found.input_scale, found.crop) == ("0..1", "whole")
     magface = filled("iresnet18")
     for module in magface.modules():
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
@@ -284,7 +285,7 @@ def test_read_cvlface_safetensors(tmp_path, color_space):
         (tmp_path / "config.json").write_text(json.dumps({"conf": {"color_space": color_space, "name": "ir18"}}))
     found = read_public_network(tmp_path / "model.safetensors")
     assert (found.name, found.family) == ("iresnet18", "CVLface")
-    assert (found.channel_order, found.whole_crop) == (color_space or "RGB", True)
+    assert (found.channel_order, found.crop) == (color_space or "RGB", "whole")
     assert_same(run(found.network), expected)
 
 
@@ -318,7 +319,7 @@ def test_read_mobilefacenet_of_insightface_pytorch(tmp_path):
     state, expected = mobilefacenet(IMAGES.flip(1))
     found = read_public_network(as_saved(tmp_path / "model_mobilefacenet.pth", OrderedDict(state)))
     assert (found.name, found.embedding_size) == ("MobileFaceNet_scale1", 24)
-    assert (found.family, found.channel_order, found.whole_crop) == ("InsightFace_Pytorch", "BGR", True)
+    assert (found.family, found.channel_order, found.crop) == ("InsightFace_Pytorch", "BGR", "whole")
     assert_same(run(found.network), expected)
 
 
@@ -343,6 +344,28 @@ def test_default_eval_crop_depends_on_the_family():
     assert {default_eval_crop(family) for family in ("InsightFace", "AdaFace", "MagFace", "CVLface", "ONNX")} == {
         "whole"
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "crop"), [({"train_crop": "whole"}, "whole"), ({"train_crop": "128"}, "128"), ({"lr": 0.1}, "128")]
+)
+def test_read_takes_the_crop_of_our_own_runs(tmp_path, iresnet, settings, crop):
+    file = as_saved(tmp_path / "Backbone_1_2.pth", iresnet.state_dict())
+    optimizer = as_saved(tmp_path / "Optimizer_1_2.pth", {"settings": settings, "optimizer": {}})
+    found = read_public_network(file)
+    assert (found.name, found.family, found.crop) == ("iresnet18", "this toolkit", crop)
+    assert read_public_network(file, crop="whole").crop == "whole"
+    for content in ({"settings": 3}, {"epoch": 3}, [4]):  # of another program
+        as_saved(optimizer, content)
+        assert (read_public_network(file).family, read_public_network(file).crop) == ("InsightFace", "whole")
+
+
+def test_read_knows_a_file_of_ours_without_its_optimizer(tmp_path, iresnet):
+    with io.checkpoint_writer({"Backbone": tmp_path / "Backbone_Best.pth"}) as write:
+        write("Backbone", iresnet.state_dict())
+    found = read_public_network(tmp_path / "Backbone_Best.pth")
+    assert (found.family, found.crop) == ("this toolkit", "128")
+    assert torch.equal(run(found.network), run(iresnet))
 
 
 # ONNX. Its files are protocol buffers: fields of (number << 3 | type), then a number or a length and bytes.
@@ -407,7 +430,7 @@ def test_read_onnx_equals_the_network_it_was_made_of(tmp_path, batch):
     file, network = onnx_network(tmp_path / "net.onnx", batch)
     found = read_public_network(file)
     assert (found.name, found.family, found.embedding_size) == ("ONNX", "ONNX", 6)
-    assert (found.channel_order, found.whole_crop, found.is_trainable) == ("RGB", True, False)
+    assert (found.channel_order, found.crop, found.is_trainable) == ("RGB", "whole", False)
     images = torch.cat([IMAGES, IMAGES[:1] / 2])
     assert_same(run(found.network, images), run(network, images))
     assert_same(run(fold_batch_norm(found.network).to(memory_format=torch.channels_last), images), run(network, images))

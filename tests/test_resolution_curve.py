@@ -76,8 +76,10 @@ def test_super_resolution_curve_has_the_sizes_with_a_network(made_pairs):
 
 def test_oneside_degrades_the_first_image_only(made_pairs):
     pairs = load_pairs(made_pairs[0])
-    (curve,) = measure("P", Pixels(), [pairs], {}, settings("--sizes=14", "--LR_oneside"), [torch.device("cpu")])
-    expected = evaluate(Pixels(), [pairs], views=("HR", "LR"), lr_scale=8, first_image_only=True)["LR"][pairs.name]
+    given = settings("--sizes=14", "--LR_oneside")
+    (curve,) = measure("P", Pixels(), [pairs], {}, given, [torch.device("cpu")], crop="whole")
+    views = evaluate(Pixels(), [pairs], views=("HR", "LR"), lr_scale=8, first_image_only=True, crop="whole")
+    expected = views["LR"][pairs.name]
     np.testing.assert_array_equal(curve.results[14][pairs.name].distances, expected.distances)
 
 
@@ -85,11 +87,13 @@ def test_program_prints_draws_and_writes_every_curve(place, tmp_path, capsys):
     more = [f"--json={tmp_path}/c.json", f"--plot={tmp_path}/c.png", "--sizes", "56", "28", "14"]
     runs = [str(place / "best" / "HRTRAIN_2024-01-01-00-00"), f"LR={place}/best/LRTRAIN_LRx4_2024-01-02-00-00"]
     sr = ["--SR_eval", f"--sr_checkpoint_dir={place}/best"]
-    main(["--checkpoints", *runs, f"--data_dir={place}/data", "--gpu_num=cpu", *sr, *more])
+    main(["--checkpoints", *runs, f"--data_dir={place}/data", "--gpu_num=cpu", *sr, *more, "--eval_crop=whole"])
     printed = capsys.readouterr().out
     assert "bicubic only, because there is no network: 28\n" in printed
     assert "accuracy on LFW (23 pairs)" in printed and "accuracy on AgeDB (23 pairs)" in printed
+    assert f"LR: {place}/best/LRTRAIN_LRx4_2024-01-02-00-00/Backbone_Best.pth: MobileFaceNet_025 (" in printed
     content = json.loads((tmp_path / "c.json").read_text())
+    assert content["eval_crop"] == {"HRTRAIN_2024-01-01-00-00": "whole", "LR": "whole"}
     found = [(c["checkpoint"], c["enlarged_by"], list(c["sizes"])) for c in content["curves"]]
     first = "HRTRAIN_2024-01-01-00-00"
     assert found == [

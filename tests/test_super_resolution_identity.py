@@ -1,5 +1,7 @@
 """The identity term: what recognition sees of an enlarged face, and whom its gradient reaches."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -30,8 +32,8 @@ def test_the_crop_is_that_of_evaluation():
 
 
 def test_identity_loss_is_one_minus_cosine(backbone_file):
-    name, identity = load_identity(backbone_file)
-    assert name == "MobileFaceNet_025"
+    description, identity = load_identity(backbone_file)
+    assert description.startswith("MobileFaceNet_025 (this toolkit): embedding size 32")
     rng = np.random.default_rng(3)
     one, other = (
         np.kron(rng.integers(0, 256, (2, 14, 14, 3), dtype=np.uint8), np.ones((1, 8, 8, 1), np.uint8)) for _ in "ab"
@@ -71,6 +73,25 @@ def test_identity_loss_gradient_increases_the_cosine(backbone_file):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_identity_shows_a_public_network_whole_faces(tmp_path):
+    backbone = build_backbone("MobileFaceNet_scale1", embedding_size=16).eval()
+    torch.save(backbone.state_dict(), tmp_path / "public.pth")
+    description, identity = load_identity(tmp_path / "public.pth")
+    assert description.endswith("is shown whole 112x112 crops")
+    one, other = torch.rand(2, 1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = 1 - torch.cosine_similarity(backbone(2 * one - 1), backbone(2 * other - 1))
+    assert identity(one, other).item() == pytest.approx(expected.item(), abs=1e-6) and expected > 1e-4
+
+
+def test_identity_refuses_an_onnx_network(tmp_path, monkeypatch):
+    network = SimpleNamespace(is_trainable=False)
+    monkeypatch.setattr("applications.super_resolution.identity.read_public_network", lambda *_, **__: network)
+    (tmp_path / "net.onnx").touch()
+    with pytest.raises(DataError, match=r"^--identity_backbone=.*net\.onnx: an ONNX network passes no gradients on\."):
+        load_identity(tmp_path / "net.onnx")
 
 
 def test_files_that_are_no_backbones_are_refused(tmp_path):

@@ -15,9 +15,9 @@ from torch import nn
 import validation
 from model.backbone import build_backbone
 from model.super_resolution import RCAN
-from util.checkpoint.io import load_backbone
 from util.errors import DataError, UsageError
 from util.pairs.bcolz import write_carray
+from util.public_networks import PublicNetwork, read_public_network
 
 ROOT = Path(__file__).parents[1]
 PAIRS = 43  # 86 images: the last of batches of 64 has 22, of batches of 7 two
@@ -59,7 +59,20 @@ def known_sets(tmp_path) -> Path:
 
 @pytest.fixture
 def known_backbone(monkeypatch):
-    monkeypatch.setattr("util.checkpoint.io.load_backbone", lambda file: ("RedAngle", RedAngle()))
+    """Make every file hold RedAngle. It is shown the crop that is given, or the one of 128 pixels."""
+
+    def read(file: Path, channel_order: None, input_scale: None, *, crop: str | None) -> PublicNetwork:
+        return PublicNetwork(
+            name="RedAngle",
+            family="this toolkit",
+            embedding_size=2,
+            network=RedAngle(),
+            channel_order="RGB",
+            input_scale="-1..1",
+            crop=crop or "128",
+        )
+
+    monkeypatch.setattr("util.public_networks.read_public_network", read)
 
 
 @pytest.fixture(scope="module")
@@ -123,13 +136,13 @@ def test_table_names_what_it_shows(known_sets, known_backbone, tmp_path, capsys)
 
 def test_newest_run_is_taken_and_named(trained, tiny_data, capsys):
     validation.main([f"--data_dir={tiny_data}", "--gpu_num=cpu", f"--best_checkpoint_dir={trained}"])
-    assert "HRTRAIN_2022-08-01-00-00/Backbone_Best.pth (MobileFaceNet)" in capsys.readouterr().out
+    assert "HRTRAIN_2022-08-01-00-00/Backbone_Best.pth: MobileFaceNet (" in capsys.readouterr().out
 
 
 def test_backbone_is_recognized_from_its_file(trained, tiny_data):
-    name, backbone = load_backbone(trained / "LRTRAIN_LRx4_2022-07-28-19-15" / "Backbone_Best.pth")
-    assert name == "iresnet18"
-    assert backbone.eval()(torch.zeros(1, 3, 112, 112)).shape == (1, 32)
+    found = read_public_network(trained / "LRTRAIN_LRx4_2022-07-28-19-15" / "Backbone_Best.pth")
+    assert found.name == "iresnet18"
+    assert found.network.eval()(torch.zeros(1, 3, 112, 112)).shape == (1, 32)
 
 
 def test_another_backbone_than_the_files_is_an_error(trained):
@@ -140,7 +153,7 @@ def test_another_backbone_than_the_files_is_an_error(trained):
 
 def test_a_head_file_is_no_backbone(trained):
     with pytest.raises(DataError, match=r"Head_Best.pth: not a backbone's state dict .*Give a Backbone file"):
-        load_backbone(trained / "HRTRAIN_2022-08-01-00-00" / "Head_Best.pth")
+        read_public_network(trained / "HRTRAIN_2022-08-01-00-00" / "Head_Best.pth")
 
 
 def test_no_verification_set_is_an_error(trained, tmp_path):

@@ -18,7 +18,7 @@ from util.errors import DataError, UsageError
 from util.face import FACE_SIZE
 from util.pairs import PairSet, PairSubset
 from util.super_resolution import enlarge
-from util.transform import degrade, eval_crop, normalize, shrink
+from util.transform import EVAL_CROPS, degrade, normalize, shrink
 from util.verification import VerificationResult, verify
 
 # Turns evaluation crops, (n, 112, 112, 3) RGB uint8 on the CPU, into what the network is shown, the same on the device.
@@ -109,6 +109,7 @@ def evaluate(
     lr_scale: int | Sequence[int] = 4,
     super_resolution: Mapping[int, nn.Module] | None = None,
     first_image_only: bool = False,
+    crop: str = "128",
 ) -> dict[str, dict[str, VerificationResult]]:
     """Verify every set in every view, with ten folds. Each image is read and cropped once for all views.
 
@@ -122,6 +123,7 @@ def evaluate(
         super_resolution: the network for each scale, on the device, for the view "SR".
         first_image_only: degrade only the first image of each pair. The second image is shown as in the view "HR",
             which must be among the views.
+        crop: what the views show: "128" (resized to 128, the center 112) or "whole".
 
     Returns:
         {view: {set name: result}}.
@@ -136,7 +138,9 @@ def evaluate(
     if first_image_only and "HR" not in views:
         raise UsageError("one side in low resolution: the other side is shown in the view HR. Add this view.")
     readers = 1 if torch.device(device).type == "cpu" else _READERS
-    embed_set = partial(_embed_set, backbone, views=views, first_image_only=first_image_only, readers=readers)
+    embed_set = partial(
+        _embed_set, backbone, views=views, first_image_only=first_image_only, readers=readers, crop=crop
+    )
     results: dict[str, dict[str, VerificationResult]] = {view: {} for view in views}
     was_training = backbone.training
     backbone.eval()
@@ -210,11 +214,12 @@ def _embed_set(
     views: Mapping[str, View],
     first_image_only: bool,
     readers: int,
+    crop: str,
 ) -> dict[str, np.ndarray]:
     """Embed a set: {view: (2P, D) float32}. The embeddings stay on the device until the last batch."""
     batches: dict[str, list[torch.Tensor]] = {view: [] for view in views}
     done = 0
-    for crops in _read_ahead(pairs, batch_size, readers):
+    for crops in _read_ahead(pairs, batch_size, readers, crop=crop):
         first_of_pairs = crops[done % 2 :: 2]
         done += len(crops)
         for name, view in views.items():
@@ -229,11 +234,11 @@ def _embed_set(
     return {name: vectors.cpu().numpy() for name, vectors in embeddings.items()}
 
 
-def _read_ahead(pairs: PairSet, batch_size: int, readers: int) -> Iterator[np.ndarray]:
+def _read_ahead(pairs: PairSet, batch_size: int, readers: int, crop: str = "128") -> Iterator[np.ndarray]:
     """Yield evaluation crops batch by batch; `readers` threads read the next batches meanwhile."""
 
     def read(start: int) -> np.ndarray:
-        return eval_crop(pairs.images(start, min(start + batch_size, total)))
+        return EVAL_CROPS[crop](pairs.images(start, min(start + batch_size, total)))
 
     total = 2 * len(pairs)
     ahead: deque[Future[np.ndarray]] = deque()

@@ -2,6 +2,11 @@
 
 FACE_SIZE = 112  # pixels a side of an aligned face, and of what the networks see
 CROP_FROM = 128  # pixels a side that a face is resized to before the window of FACE_SIZE is cut
+CROPS = ("128", "whole")  # resize to CROP_FROM and cut FACE_SIZE out, or show all of the aligned face
+
+# What networks of other projects take.
+CHANNEL_ORDERS = ("RGB", "BGR")
+INPUT_SCALES = ("-1..1", "0..1", "0..255")
 
 # Eyes, nose and corners of the mouth (x, y) in an aligned face: SphereFace's points for 112x96, which ArcFace moved
 # 8 pixels to the right. All published training and verification sets of 112x112 are aligned to these points.

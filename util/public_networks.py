@@ -18,6 +18,7 @@ AdaFace's IR-18, 34, 50 and 101, which CVLface has too, are iresnet18, 34, 50 an
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from model.backbone import RescaledInput, backbone_from_state_dict, strip_module_prefix
-from util.checkpoint.io import load
+from util.checkpoint.io import load, recorded_crc
+from util.checkpoint.run_dir import find_backbone, sibling_file
 from util.errors import DataError
 from util.onnx_network import OnnxNetwork
 
@@ -59,6 +61,7 @@ class PublicNetwork:
         network: (N, 3, 112, 112) RGB in [-1, 1] -> (N, embedding_size), whatever the file's network takes.
         channel_order: RGB or BGR, what the file's network takes.
         input_scale: the range of pixel values that the file's network takes.
+        crop: what it is shown of a face, one of util.face.CROPS.
     """
 
     name: str
@@ -67,11 +70,7 @@ class PublicNetwork:
     network: nn.Module
     channel_order: str
     input_scale: str
-
-    @property
-    def whole_crop(self) -> bool:
-        """Return whether the network is evaluated on whole crops by default."""
-        return default_eval_crop(self.family) == "whole"
+    crop: str
 
     @property
     def is_trainable(self) -> bool:
@@ -80,10 +79,10 @@ class PublicNetwork:
 
     def describe(self) -> str:
         """Return the line that programs print."""
-        crop = "whole 112x112 crops" if self.whole_crop else "the central 112 of 128 pixels"
+        shown = "whole 112x112 crops" if self.crop == "whole" else "the central 112 of 128 pixels"
         return (
             f"{self.name} ({self.family}): embedding size {self.embedding_size}, takes {self.channel_order} in "
-            f"{self.input_scale}, made for {crop}"
+            f"{self.input_scale}, is shown {shown}"
         )
 
 
@@ -93,7 +92,12 @@ def default_eval_crop(family: str) -> str:
 
 
 def read_public_network(
-    path: Path, channel_order: str | None = None, input_scale: str | None = None, *, source: str | None = None
+    path: Path,
+    channel_order: str | None = None,
+    input_scale: str | None = None,
+    *,
+    crop: str | None = None,
+    source: str | None = None,
 ) -> PublicNetwork:
     """Read a network from a state dict or checkpoint of torch, a safetensors file or an ONNX file.
 
@@ -101,8 +105,9 @@ def read_public_network(
 
     Args:
         path: the file.
-        channel_order: one of CHANNEL_ORDERS, where it is not the family's.
-        input_scale: one of INPUT_SCALES, where it is not the family's.
+        channel_order: one of util.face.CHANNEL_ORDERS, where it is not the family's.
+        input_scale: one of util.face.INPUT_SCALES, where it is not the family's.
+        crop: one of util.face.CROPS. None: the family's, or for a file of this toolkit the one of its training.
         source: the flag or file that an error message starts with. None: the file.
 
     Raises:
@@ -119,6 +124,10 @@ def read_public_network(
         if isinstance(network, RescaledInput):  # trained further by this toolkit
             stored_scale = {factor: scale for scale, factor in _FACTORS.items()}[network.input_scale.item()]
             network = network.backbone
+    own_settings = _settings_of_run(path)
+    if own_settings is not None:
+        family = "this toolkit"
+        crop = crop or ("whole" if own_settings.get("train_crop") == "whole" else "128")
     if channel_order is None:
         channel_order = _configured_order(path) if family == "CVLface" else _CHANNEL_ORDERS.get(family, "RGB")
     if channel_order == "BGR":
@@ -131,22 +140,41 @@ def read_public_network(
         network=RescaledInput(network, _FACTORS[input_scale]) if input_scale in _FACTORS else network,
         channel_order=channel_order,
         input_scale=input_scale,
+        crop=crop or default_eval_crop(family),
     )
+
+
+def read_initial_network(init: str, channel_order: str | None, input_scale: str | None) -> PublicNetwork:
+    """Read the network that a training starts from: a file, or the Backbone file of a run's folder.
+
+    See read_public_network() for the arguments. Raises DataError, also for a network that cannot be trained.
+    """
+    network = read_public_network(
+        find_backbone(init, flag="--init"), channel_order, input_scale, source=f"--init={init}"
+    )
+    if not network.is_trainable:
+        raise DataError(f"--init={init}: an ONNX network cannot be trained further. Give a PyTorch file of it.")
+    return network
+
+
+def _settings_of_run(path: Path) -> dict[str, Any] | None:
+    """Return the settings of the run that a file of this toolkit is from: {} if they are lost, None for other files."""
+    with suppress(DataError):
+        settings = load(sibling_file(path, "Optimizer"), mmap=True, check=False).get("settings")
+        if isinstance(settings, dict):
+            return settings
+    return None if recorded_crc(path) is None else {}
 
 
 def _read_torch(path: Path, source: str | None) -> tuple[str, str, nn.Module]:
     """Return name, family and network, of a file of torch or safetensors."""
     content = _load(path)
-    state = next((content[key] for key in _STATE_DICTS if isinstance(content.get(key), Mapping)), content)
+    stored = next((content[key] for key in _STATE_DICTS if isinstance(content.get(key), Mapping)), content)
     try:
-        family, state = _to_our_keys(strip_module_prefix(state))
+        family, state = _to_our_keys(strip_module_prefix(stored))
         name, network = backbone_from_state_dict(state)
-    except (KeyError, ValueError, AttributeError, TypeError, RuntimeError):  # a key is no str, a value is no tensor …
-        first_keys = ", ".join(" ".join(str(key).split())[:80] for key in list(state)[:3]) or "none"
-        raise DataError(
-            f"{source or path}: not a backbone's state dict that is known here (first keys: {first_keys}). Give a "
-            f"Backbone file, or a network of face.evoLVe, InsightFace, AdaFace, MagFace or CVLface."
-        ) from None
+    except (KeyError, ValueError, AttributeError, TypeError, RuntimeError) as error:  # a key is no str, …
+        raise DataError(f"{source or path}: {_why_unknown(path, content, stored, error)}") from None
     if family is None:
         family = "InsightFace"
         if name.startswith("IR_"):
@@ -154,6 +182,32 @@ def _read_torch(path: Path, source: str | None) -> tuple[str, str, nn.Module]:
         elif name in ("MobileFaceNet_050", "MobileFaceNet_025"):
             family = "this toolkit"
     return name, family, network
+
+
+def _why_unknown(path: Path, content: Mapping[Any, Any], stored: Mapping[Any, Any], error: Exception) -> str:
+    """Return what is wrong with a file that holds no known network, and what to do."""
+    wrapped = next((key for key, value in content.items() if isinstance(value, dict) and _is_state_dict(value)), None)
+    if {"optimizer", "settings"} <= content.keys() or "param_groups" in content:
+        reason = "it is the state of an optimizer"
+    elif list(content) == ["weight"]:
+        reason = "it is the weight of a head"
+    elif wrapped is not None and stored is content:
+        return (
+            f"the weights are under the key {wrapped!r}. Take them out: "
+            f"torch.save(torch.load({str(path)!r}, weights_only=True)[{wrapped!r}], 'Backbone.pth')"
+        )
+    else:
+        first_keys = ", ".join(" ".join(str(key).split())[:80] for key in list(stored)[:3]) or "none"
+        nearest = re.search(r"The nearest is .*? in the file and .*? in \w+\.", str(error))
+        reason = f"first keys: {first_keys}" + (f". {nearest[0]}" if nearest else "").removesuffix(".")
+    return (
+        f"not a backbone's state dict that is known here ({reason}). Give a Backbone file, or a network of "
+        f"face.evoLVe, InsightFace, AdaFace, MagFace or CVLface."
+    )
+
+
+def _is_state_dict(content: Mapping[Any, Any]) -> bool:
+    return bool(content) and all(isinstance(value, Tensor) for value in content.values())
 
 
 def _reverse_channels(network: nn.Module) -> None:
@@ -196,8 +250,9 @@ def _load(path: Path) -> dict[str, Any]:
     stand_ins: list[Any] = [
         (dict if name.lower().endswith("dict") else _Ignored, name) for name in _unknown_classes(path)
     ]
-    with torch.serialization.safe_globals(stand_ins):
+    with torch.serialization.safe_globals(stand_ins), suppress(DataError):
         return load(path)
+    return load(path)  # without the stand-ins, the message names the class of what is not read
 
 
 def _unknown_classes(path: Path) -> list[str]:
@@ -216,11 +271,12 @@ def _to_our_keys(state: Mapping[str, Tensor]) -> tuple[str | None, dict[str, Ten
         if state["input_scale"].tolist() not in _FACTORS.values():
             raise ValueError("unknown range")
         return None, dict(state)
-    prefixes = [prefix for prefix in _PREFIXES if any(f"{prefix}{layer}.weight" in state for layer in _FIRST_LAYERS)]
-    if not prefixes:
-        raise ValueError("no first layer")
-    prefix = prefixes[0]
-    family = _PREFIXES[prefix]
+    for prefix, family in _PREFIXES.items():
+        layers = ("conv1",) if family == "MagFace" else _FIRST_LAYERS  # its networks are iresnets
+        if any(f"{prefix}{layer}.weight" in state for layer in layers):
+            break
+    else:
+        prefix, family = "", None
     # A head, which some checkpoints have too, has another prefix.
     state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if family == "MagFace":

@@ -86,12 +86,12 @@ def main(arguments: list[str]) -> None:
     from applications.resolution_curve.figure import curve_figure
     from applications.resolution_curve.measure import measure
     from model.backbone.fold import fold_batch_norm
-    from util.checkpoint.io import load_backbone
     from util.checkpoint.run_dir import find_backbone
     from util.device import prepare_module, resolve_dtype, select_devices
     from util.evaluate import average_accuracy
     from util.pairs import find_pair_sets
     from util.plot import save_figure
+    from util.public_networks import read_public_network
     from util.training.report import format_table, sets_to_dict, write_json
 
     devices = select_devices(settings.gpu_num)
@@ -105,12 +105,17 @@ def main(arguments: list[str]) -> None:
         print(f"not in {settings.data_dir}, so left out: {', '.join(missing)}")
 
     # Load all backbones before the long work, so that a damaged file is reported first.
-    loaded = {label: load_backbone(file) for label, file in files.items()}
+    loaded = {
+        label: read_public_network(file, settings.channel_order, settings.input_scale, crop=settings.eval_crop)
+        for label, file in files.items()
+    }
     curves: list[Curve] = []
-    for label, (name, backbone) in loaded.items():
-        print(f"{label}: {files[label]} ({name})", flush=True)
-        module = prepare_module(fold_batch_norm(backbone), devices, dtype=dtype)
-        curves += measure(label, module, pair_sets, networks=networks, settings=settings, devices=devices)
+    for label, network in loaded.items():
+        print(f"{label}: {files[label]}: {network.describe()}", flush=True)
+        module = prepare_module(fold_batch_norm(network.network), devices, dtype=dtype)
+        curves += measure(
+            label, module, pair_sets, networks=networks, settings=settings, devices=devices, crop=network.crop
+        )
 
     tables = {
         f"accuracy on {pairs.name} ({len(pairs)} pairs), by pixels a side": accuracy_on(pairs.name)
@@ -126,7 +131,8 @@ def main(arguments: list[str]) -> None:
         for curve in curves:
             sizes = {str(size): sets_to_dict(sets) for size, sets in curve.results.items()}
             points.append({"checkpoint": curve.label, "enlarged_by": curve.method, "sizes": sizes})
-        content = {"checkpoints": checkpoints, "LR_oneside": settings.LR_oneside, "curves": points}
+        crops = {label: network.crop for label, network in loaded.items()}
+        content = {"checkpoints": checkpoints, "eval_crop": crops, "LR_oneside": settings.LR_oneside, "curves": points}
         write_json(Path(settings.json), content)
         print(f"numbers: {settings.json}")
     if settings.plot:

@@ -42,6 +42,7 @@ def measure(
     networks: Mapping[int, nn.Module],
     settings: CurveSettings,
     devices: Sequence[torch.device],
+    crop: str = "128",
 ) -> list[Curve]:
     """Return the bicubic curve of a backbone, and a super resolution curve if there are networks.
 
@@ -52,6 +53,7 @@ def measure(
         networks: {input size: super resolution network}.
         settings: sizes, batch size and LR_oneside.
         devices: evaluation runs on the first one; the default batch size depends on all.
+        crop: what the backbone is shown of a face, one of util.face.CROPS.
 
     Returns:
         The curves. The point at 112 pixels, the full image, is evaluated once and belongs to both.
@@ -69,6 +71,7 @@ def measure(
         batch_size=batch_size,
         views=views,
         first_image_only=settings.LR_oneside,
+        crop=crop,
     )
     curves = []
     for method in (BICUBIC, SUPER_RESOLUTION) if networks else (BICUBIC,):

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from util.checkpoint.io import load_backbone
-from util.checkpoint.run_dir import find_network
+from util.checkpoint.run_dir import find_backbone
+from util.errors import DataError
 from util.face import CROP_FROM, FACE_SIZE
+from util.public_networks import read_public_network
 
 _FLAG = "--identity_backbone"
 
@@ -23,12 +24,14 @@ def crop_for_evaluation(images: torch.Tensor) -> torch.Tensor:
 class IdentityLoss(nn.Module):
     """1 - cosine between the embeddings of two images of a face, the mean over a batch.
 
-    The backbone is frozen: it stays in eval mode, and its weights get no gradients.
+    The backbone is frozen: it stays in eval mode, and its weights get no gradients. It is shown the images as
+    crop_for_evaluation() crops them, or whole.
     """
 
-    def __init__(self, backbone: nn.Module):
+    def __init__(self, backbone: nn.Module, is_whole: bool = False):
         super().__init__()
         self._backbone = backbone.requires_grad_(False)
+        self._is_whole = is_whole
         self.eval()
 
     def train(self, mode: bool = True) -> "IdentityLoss":
@@ -41,11 +44,14 @@ class IdentityLoss(nn.Module):
         return 1 - F.cosine_similarity(self._embed(enlarged.clamp(0, 1)), target).mean()
 
     def _embed(self, images: torch.Tensor) -> torch.Tensor:
-        return self._backbone(crop_for_evaluation(images) * 2 - 1)
+        shown = images if self._is_whole else crop_for_evaluation(images)
+        return self._backbone(shown * 2 - 1)
 
 
 def load_identity(path: str | Path) -> tuple[str, IdentityLoss]:
-    """Load the recognition network that `path` stands for. Return its name and the identity loss that uses it."""
-    file = find_network(path, "Backbone", flag=_FLAG)
-    name, backbone = load_backbone(file, f"{_FLAG}={file}")
-    return name, IdentityLoss(backbone)
+    """Load the recognition network that `path` stands for. Return its description and the identity loss under it."""
+    file = find_backbone(path, flag=_FLAG)
+    network = read_public_network(file, source=f"{_FLAG}={file}")
+    if not network.is_trainable:
+        raise DataError(f"{_FLAG}={file}: an ONNX network passes no gradients on. Give a PyTorch file of it.")
+    return network.describe(), IdentityLoss(network.network, is_whole=network.crop == "whole")

@@ -36,8 +36,13 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "vit_b_patch8": partial(VisionTransformer, width=512, depth=24, patch=8, mlp_ratio=3, heads=16, masked=False),
 }
 
-# The last batch norm of each family: its length is the embedding size.
-_EMBEDDING_KEYS = ("output_layer.4.weight", "features.layers.3.weight", "features.weight", "feature.3.weight")
+# The last batch norm of each family, whose length is the embedding size, and how the names of the family begin.
+_EMBEDDING_KEYS = {
+    "output_layer.4.weight": "IR_",
+    "features.layers.3.weight": "MobileFaceNet",
+    "features.weight": "iresnet",
+    "feature.3.weight": "vit_",
+}
 
 
 def build_backbone(name: str, input_size: int = 112, embedding_size: int = 512) -> nn.Module:
@@ -68,10 +73,12 @@ def identify_backbone(state_dict: Mapping[str, Tensor]) -> tuple[str, int]:
     The keys must not have a `module.` prefix (see strip_module_prefix). Raises ValueError if no backbone fits.
     """
     shapes = _shapes(state_dict)
-    embedding_size = next((shapes[key][0] for key in _EMBEDDING_KEYS if len(shapes.get(key, ())) == 1), 0)
+    key = next((key for key in _EMBEDDING_KEYS if len(shapes.get(key, ())) == 1), "")
+    names = [name for name in BACKBONES if key and name.startswith(_EMBEDDING_KEYS[key])]
+    embedding_size = shapes[key][0] if key else 0
     most_common = len(shapes) / 2
     nearest = ""
-    for name in BACKBONES if embedding_size else ():
+    for name in names if embedding_size else ():
         with torch.device("meta"):  # shapes only: no memory, no random numbers
             candidate = build_backbone(name, embedding_size=embedding_size)
         expected = _shapes(candidate.state_dict())

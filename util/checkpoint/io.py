@@ -20,7 +20,6 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from model.backbone import backbone_from_state_dict
 from model.head import MarginHead
 from util.errors import DataError, RunError, UsageError
 from util.files import atomic_write_all
@@ -178,34 +177,6 @@ def _check_bytes(path: Path) -> bool:
     if wrong:
         raise DataError(f"{path}: is damaged (the CRC-32 of {wrong} differs). {damaged}")
     return True
-
-
-def load_backbone(file: Path, source: str | None = None) -> tuple[str, nn.Module]:
-    """Load a Backbone file as (name, network).
-
-    Raises:
-        DataError: the file holds something else. The message starts with `source`, or with the file.
-    """
-    state = load(file)
-    try:
-        return backbone_from_state_dict(state)
-    except ValueError as error:
-        reason = str(error)
-    wrapped = [key for key, value in state.items() if isinstance(value, dict) and _is_state_dict(value)]
-    if {"optimizer", "settings"} <= state.keys() or "param_groups" in state:
-        reason = "it is the state of an optimizer"
-    elif list(state) == ["weight"]:
-        reason = "it is the weight of a head"
-    elif wrapped:
-        raise DataError(
-            f"{source or file}: the weights are under the key {wrapped[0]!r}. Take them out: "
-            f"torch.save(torch.load({str(file)!r}, weights_only=True)[{wrapped[0]!r}], 'Backbone.pth')"
-        )
-    raise DataError(f"{source or file}: not a backbone's state dict ({reason}). Give a Backbone file.")
-
-
-def _is_state_dict(content: Mapping[Any, Any]) -> bool:
-    return bool(content) and all(isinstance(value, torch.Tensor) for value in content.values())
 
 
 def load_state_dict_strict(module: nn.Module, state: dict[str, torch.Tensor], file: Path) -> None:

@@ -24,6 +24,7 @@ from util.cli.types import (
     to_path,
 )
 from util.errors import UsageError
+from util.face import CHANNEL_ORDERS, CROPS, INPUT_SCALES
 
 # The sections of --help, in their order; a program shows those that it has options in.
 GROUPS = (PATHS, "Data", "Model", "Optimization", "Identity", "Resolution", "Machine", "Output")
@@ -97,9 +98,36 @@ class EvaluationSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportSettings(Settings):
+class NetworkSettings(Settings):
+    """The settings of programs that read recognition networks of other projects."""
+
+    channel_order: str | None = choice(
+        CHANNEL_ORDERS,
+        default=None,
+        group="Model",
+        help="channels that a network of another project takes: RGB or BGR",
+        default_help="its project's",
+    )
+    input_scale: str | None = choice(
+        INPUT_SCALES,
+        default=None,
+        group="Model",
+        help=f"pixel values that a network of another project takes: {', '.join(INPUT_SCALES)}",
+        default_help="its project's",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings(NetworkSettings):
     """The settings of programs that report an evaluation."""
 
+    eval_crop: str | None = choice(
+        CROPS,
+        default=None,
+        group="Model",
+        help="what networks see: 128: the center of the face resized to 128 pixels; whole: the complete face",
+        default_help="as they were trained",
+    )
     LR_oneside: bool = flag("Resolution", help="low resolution in the first image of each pair only")
     batch_size: int | None = eval_batch_size()
     json: str | None = option(

@@ -185,9 +185,10 @@ def one_of(names: Sequence[str]) -> ValueType:
     """Return a type of the given names."""
 
     def convert(value: object) -> str:
-        if not isinstance(value, str) or value not in names:
+        name = str(value) if type(value) is int else value  # YAML reads 128 as a number
+        if not isinstance(name, str) or name not in names:
             raise ValueError(f"one of {', '.join(names)}")
-        return value
+        return name
 
     return ValueType("NAME", convert)
 

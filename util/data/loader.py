@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import RawArray
 from pathlib import Path
 from typing import Protocol
@@ -103,13 +104,16 @@ Augment = Callable[[Iterable[Sample], np.ndarray], None]
 class Augmentation:
     """Augments training images, and degrades the fraction `low_res_prob` of them to one of `low_res_sizes` pixels."""
 
+    crop: str = "128"  # of util.face.CROPS
     strong: bool = False
     low_res_sizes: tuple[int, ...] = ()
     low_res_prob: float = 0.5
 
     def __call__(self, samples: Iterable[Sample], pixels: np.ndarray) -> None:
         """Augment B samples into `pixels`, (B, 112, 112, 3) RGB uint8."""
-        augment = transform.train_warp if self.strong else transform.train_crop
+        augment: Callable[..., np.ndarray] = transform.TRAIN_CROPS[self.crop]
+        if self.strong:
+            augment = partial(transform.train_warp, whole=self.crop == "whole")
         sizes = np.full(len(pixels), FACE_SIZE)
         for place, (image, rng) in enumerate(samples):
             pixels[place] = augment(image, rng)

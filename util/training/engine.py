@@ -174,6 +174,12 @@ class TrainingStep(Step):
         self.criterion = criterion
         self.loss_fn = loss_fn or self._dense_loss
         self.accumulate = accumulate
+        self.is_frozen = False  # the head is trained alone: the backbone is in eval mode and gets no gradients
+
+    def train(self, mode: bool = True) -> None:
+        super().train(mode)
+        if self.is_frozen:
+            self.backbone.eval()
 
     def backward(self, images: Tensor, target: Tensor, margin: float | None, step: int) -> Tensor:
         size = -(-len(target) // self.accumulate)
@@ -187,7 +193,11 @@ class TrainingStep(Step):
         return torch.stack(totals).sum(dim=0)
 
     def _backward(self, images: Tensor, labels: Tensor, margin: float | None, step: int, *, weight: float) -> Tensor:
-        loss, target_rank = self.loss_fn(self.backbone(normalize(images)), labels, margin, step)
+        # Without gradients DistributedDataParallel only calls the backbone. It waits for no gradients, and is not in
+        # the way of the first step that trains the backbone.
+        with torch.set_grad_enabled(not self.is_frozen):
+            embeddings = self.backbone(normalize(images))
+        loss, target_rank = self.loss_fn(embeddings, labels, margin, step)
         loss = loss * weight
         self.scaler.scale(loss).backward()
         return torch.cat([loss.detach()[None], topk_accuracy(target_rank) * weight])
@@ -259,7 +269,7 @@ def train_one_epoch(
         global_step = first_step + progress.step
         lr = schedule.lr_at(global_step)
         for group in step.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1.0)
         values, is_finite = step(images, target, margin=schedule.margin_at(global_step), step=global_step)
         progress.step += 1
         if is_finite:

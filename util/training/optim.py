@@ -1,7 +1,7 @@
 """Parameter groups, optimizers, and schedules as pure functions of the step."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,7 +36,12 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float, vectors:
 
 
 def build_sgd(
-    modules: Iterable[nn.Module], lr: float, momentum: float, weight_decay: float, dtype: torch.dtype = torch.float32
+    modules: Sequence[nn.Module],
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    dtype: torch.dtype = torch.float32,
+    backbone_lr: float | None = None,
 ) -> torch.optim.SGD:
     """Return SGD over parameter_groups().
 
@@ -49,14 +54,37 @@ def build_sgd(
         momentum: of SGD.
         weight_decay: of all parameters but batch norm.
         dtype: in which the backbone computes.
+        backbone_lr: learning rate of the first module, as a multiple of `lr`. If it is given, the module has groups of
+            its own, with it as `lr_factor`, and may be frozen for some steps: fused SGD needs the momentum of all
+            parameters of a group, or of none.
     """
-    groups = parameter_groups(modules, weight_decay)
+    groups = split_backbone(parameter_groups(modules, weight_decay), modules[0], lr, backbone_lr)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=dtype != torch.float16)
 
 
-def build_adamw(modules: Iterable[nn.Module], lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """Return fused AdamW with betas 0.9 and 0.999. Only matrices, convolutions and positions have weight decay."""
-    return torch.optim.AdamW(parameter_groups(modules, weight_decay, vectors=False), lr=lr, fused=True)
+def build_adamw(
+    modules: Sequence[nn.Module], lr: float, weight_decay: float, backbone_lr: float | None = None
+) -> torch.optim.AdamW:
+    """Return fused AdamW with betas 0.9 and 0.999. Only matrices, convolutions and positions have weight decay.
+
+    The arguments are those of build_sgd().
+    """
+    groups = split_backbone(parameter_groups(modules, weight_decay, vectors=False), modules[0], lr, backbone_lr)
+    return torch.optim.AdamW(groups, lr=lr, fused=True)
+
+
+def split_backbone(groups: list[dict], backbone: nn.Module, lr: float, backbone_lr: float | None) -> list[dict]:
+    """Split each group into the parameters of the backbone, with a learning rate of their own, and the others."""
+    if backbone_lr is None:
+        return groups
+    ids = {id(parameter) for parameter in backbone.parameters()}
+    split = []
+    for group in groups:
+        ours = [parameter for parameter in group["params"] if id(parameter) in ids]
+        others = [parameter for parameter in group["params"] if id(parameter) not in ids]
+        split.append(group | {"params": ours, "lr": lr * backbone_lr, "lr_factor": backbone_lr})
+        split.append(group | {"params": others})
+    return [group for group in split if group["params"]]
 
 
 class StepSchedule(Protocol):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from model.backbone import build_backbone
+from model.backbone import RescaledInput, build_backbone
 from model.backbone.fold import fold_batch_norm
 from model.backbone.recompute import recompute_blocks
 from model.head import PartialFC, build_head, shard_range
@@ -69,7 +69,9 @@ from util.errors import DataError, Interrupted, RunError, UsageError
 from util.evaluate import average_accuracy, evaluate
 from util.face import FACE_SIZE
 from util.pairs import find_pair_sets
+from util.public_networks import read_initial_network
 from util.super_resolution import load_networks
+from util.training.centers import set_centers_to_means
 from util.training.control import StepControl, StopSignals
 from util.training.engine import EpochProgress, Step, TrainingStep, train_one_epoch
 from util.training.log import BaseLog, Progress, RunLog
@@ -380,6 +382,7 @@ class Trainer(TrainingLoop):
     """Train a backbone and a margin head on face images."""
 
     schedule: Schedule
+    training_step: TrainingStep
 
     def __init__(self, config: Any, devices: list[torch.device], env: DistEnv):
         """Build everything from the settings, then restore the checkpoint of --resume_dir.
@@ -408,7 +411,12 @@ class Trainer(TrainingLoop):
         self.loader = TrainLoader(
             self.images,
             config.batch_size,
-            Augmentation(strong=config.augment == "strong", low_res_sizes=low_res_sizes, low_res_prob=config.LR_prob),
+            Augmentation(
+                crop=config.train_crop,
+                strong=config.augment == "strong",
+                low_res_sizes=low_res_sizes,
+                low_res_prob=config.LR_prob,
+            ),
             seed=config.seed,
             num_workers=num_workers,
             pin_memory=self.device.type == "cuda",
@@ -435,7 +443,16 @@ class Trainer(TrainingLoop):
         # Backbone.
         torch.manual_seed(config.seed)
         self.dtype = resolve_dtype(config.precision, self.device)
-        self.backbone = build_backbone(config.backbone, embedding_size=config.embedding_size)
+        if config.init and not resumed:
+            network = read_initial_network(config.init, config.channel_order, config.input_scale)
+            logger.info(f"starting from {config.init}: {network.describe()}")
+            if network.crop != config.train_crop:
+                logger.warning(f"warning: --train_crop={config.train_crop}: this network was trained otherwise")
+            self.backbone = network.network
+        else:
+            self.backbone = build_backbone(config.backbone, embedding_size=config.embedding_size)
+            if resumed and "input_scale" in resumed.networks["Backbone"]:
+                self.backbone = RescaledInput(self.backbone, 1.0)  # its scale is loaded with the weights
         if config.grad_checkpoint:
             recompute_blocks(self.backbone)
         runner = prepare_module(self.backbone, devices, compiled=config.compile, dtype=self.dtype)
@@ -451,6 +468,16 @@ class Trainer(TrainingLoop):
         except ValueError as error:
             raise UsageError(f"--s, --m and --head_options: {error}.") from None
         self.head.to(self.device)
+        if config.init_head == "mean" and not resumed:
+            set_centers_to_means(
+                self.head,
+                prepare_module(fold_batch_norm(self.backbone), devices, dtype=self.dtype),
+                self.images,
+                crop=config.train_crop,
+                device=self.device,
+                batch_size=config.val_batch_size or default_eval_batch_size(devices),
+                skip_bad=config.max_bad > 0,
+            )
 
         # Super-resolution networks for the evaluation. They use random numbers, so they come after the head.
         self.super_resolution = load_networks(config.sr_path, config.sr_scales, devices)
@@ -463,12 +490,18 @@ class Trainer(TrainingLoop):
 
         # Optimizer.
         self.networks = {"Backbone": self.backbone, "Head": self.head}
+        backbone_lr = config.backbone_lr if config.init else None
         trained = (self.backbone, self.head)
         if config.optimizer == "adamw":
-            self.optimizer = build_adamw(trained, config.lr, config.weight_decay)
+            self.optimizer = build_adamw(trained, config.lr, config.weight_decay, backbone_lr=backbone_lr)
         else:
             self.optimizer = build_sgd(
-                trained, config.lr, config.momentum, weight_decay=config.weight_decay, dtype=self.dtype
+                trained,
+                config.lr,
+                config.momentum,
+                weight_decay=config.weight_decay,
+                dtype=self.dtype,
+                backbone_lr=backbone_lr,
             )
         self.scaler = grad_scaler(self.dtype, self.device)
 
@@ -514,6 +547,9 @@ class Trainer(TrainingLoop):
             epochs=config.epochs,
         )
 
+        if config.freeze_epochs:
+            logger.info(f"the head is trained alone in the first {config.freeze_epochs} of {config.epochs} epochs")
+
         # Resume, and folders.
         if resumed:
             self.load_state_dict(resumed)
@@ -540,7 +576,7 @@ class Trainer(TrainingLoop):
         state: RecognitionState = resumed.state
         defaults = type(self.config)().as_dict()
         saved = defaults | state.settings
-        for name in ("backbone", "embedding_size", "head", "optimizer"):
+        for name in ("backbone", "embedding_size", "head", "optimizer", "backbone_lr"):
             value = getattr(self.config, name)
             if value != saved[name]:
                 raise UsageError(
@@ -622,6 +658,7 @@ class Trainer(TrainingLoop):
         if self.env.is_distributed and not self.progress.step:
             # Dropout differs between ranks, and is the same after a resume.
             seed_epoch(self.config.seed, self.epoch, self.env.rank)
+        self.training_step.is_frozen = self.epoch < self.config.freeze_epochs
         last_step = (self.epoch + 1) * len(self.loader) - 1
         return super().train_epoch() | {"margin": self.schedule.margin_at(last_step)}
 
@@ -632,7 +669,7 @@ class Trainer(TrainingLoop):
 
     def end_of_steps(self) -> None:
         """Average the running statistics over the ranks, and check that the weights are finite."""
-        if self.env.is_distributed:
+        if self.env.is_distributed and not self.training_step.is_frozen:
             average_buffers(self.backbone)
             if self.average:
                 average_buffers(self.evaluated)
@@ -654,6 +691,7 @@ class Trainer(TrainingLoop):
                 views=self.config.views,
                 lr_scale=self.config.LR_scale,
                 super_resolution=self.super_resolution,
+                crop=self.config.train_crop,
             )
             for view, sets in evaluated.items():
                 results.setdefault(view, {}).update(sets)
