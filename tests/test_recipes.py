@@ -26,16 +26,34 @@ def comment(path: Path) -> str:
     return " ".join(lines)
 
 
+def command(path: Path) -> list[str]:
+    """Return the arguments of the one command in a recipe's comment."""
+    commands = re.findall(r"^#     (?:python|torchrun --nproc_per_node=8 --) train\.py (.*)$", path.read_text(), re.M)
+    assert len(commands) == 1 and f"--config=recipes/{path.name}" in commands[0]
+    return shlex.split(commands[0])
+
+
+@pytest.fixture(autouse=True)
+def in_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
 def test_recipes_cover_sets_and_networks():
     names = {path.stem for path in RECIPES}
     sets = ("casia", "ms1mv2", "ms1mv3", "glint360k", "webface4m", "webface12m")
     assert {f"{name}_{network}" for name in sets for network in ("irse50", "iresnet50", "mobilefacenet")} <= names
-    assert {"small_set", "low_resolution_irse50", "ms1mv3_iresnet50_one_gpu", "webface12m_vit_b"} <= names
+    assert {
+        "small_set",
+        "fine_tuning",
+        "low_resolution_irse50",
+        "ms1mv3_iresnet50_one_gpu",
+        "webface12m_vit_b",
+    } <= names
 
 
 @recipe
 def test_recipe_builds_what_it_names(path):
-    config = parse_train([f"--config={path}"])
+    config = parse_train(command(path))
     with torch.device("meta"):
         backbone = build_backbone(config.backbone, embedding_size=config.embedding_size).eval()
         head = build_head(config.head, config.embedding_size, 10, **config.head_settings)
@@ -50,21 +68,16 @@ def test_recipe_builds_what_it_names(path):
 def test_recipe_names_figures_and_their_sources(path):
     text = comment(path)
     aims, settings = text.split("Aims at ", 1)[1].split(" Settings: ", 1)
-    assert "ot measured " in aims and any(source in aims for source in SOURCES)
+    assert "ot measured " in aims
+    if aims.startswith("no published figure: "):
+        return
+    assert any(source in aims for source in SOURCES)
     assert any(source in settings for source in SOURCES)
 
 
 @recipe
-def test_recipe_tells_a_command_that_is_read(path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    commands = re.findall(r"^#     (?:python|torchrun --nproc_per_node=8 --) train\.py (.*)$", path.read_text(), re.M)
-    assert len(commands) == 1 and f"--config=recipes/{path.name}" in commands[0]
-    parse_train(shlex.split(commands[0]))
-
-
-@recipe
 def test_recipe_follows_the_rule_that_it_states(path):
-    config = parse_train([f"--config={path}"])
+    config = parse_train(command(path))
     rule = re.search(r"the source has lr ([\d.]+) for batches of ([\d,]+), so lr is ([\d.]+) for (\d+)", comment(path))
     assert config.scale_lr == bool(rule)
     if rule:
