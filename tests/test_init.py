@@ -168,9 +168,10 @@ def test_frozen_backbone_has_no_dropout(tune, monkeypatch):
     assert steps.count((True, True)) == 3 and (True, True) not in modes[:3] and (False, True) not in modes
 
 
+@pytest.mark.parametrize("more", [("--accumulate=2",), ("--optimizer=adamw", "--clip_grad_norm=1", "--ema=0.9")])
 @pytest.mark.parametrize("step", [2, 5, 8])
-def test_interrupted_fine_tuning_equals_a_whole_one(tune, tmp_path, run_training, step):  # noqa: F811
-    flags = ("--epochs=3", "--freeze_epochs=1", "--backbone_lr=0.1", "--init_head=mean", "--accumulate=2")
+def test_interrupted_fine_tuning_equals_a_whole_one(tune, tmp_path, run_training, step, more):  # noqa: F811
+    flags = ("--epochs=3", "--freeze_epochs=1", "--backbone_lr=0.1", "--init_head=mean", *more)
     whole = tune(*flags, name="whole")
     with signal_in(engine.TrainingStep, "backward", step), pytest.raises(Interrupted):
         tune(*flags)
@@ -180,6 +181,9 @@ def test_interrupted_fine_tuning_equals_a_whole_one(tune, tmp_path, run_training
     assert_equal_states(states(run, "3_9"), states(whole, "3_9"))
     assert_equal_states([optimizer(run, "3_9")], [optimizer(whole, "3_9")])
     assert (run / "Evaluation.txt").read_text() == (whole / "Evaluation.txt").read_text()
+    for file in run.glob("EMA_*.pth"):
+        assert_equal_states([load(file)], [load(whole / file.name)])
+        assert read_public_network(file).family == "this toolkit"
 
 
 def test_resume_dir_auto_initializes_new_runs_only(tune, tmp_path, capsys):
