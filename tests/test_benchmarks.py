@@ -265,7 +265,8 @@ def test_soak_damages_a_file_of_the_newest_checkpoint(soak_run, stub, name):
 
 
 def test_soak_stops_and_kills_workers(stub, tmp_path):
-    stub.write_text(STUB.replace("time.sleep(0.1)", "subprocess.run(['sleep', '60'])"))
+    batch = "print('epoch 1/9  1/9  loss 2.0', flush=True)"
+    stub.write_text(STUB.replace("time.sleep(0.1)", f"{batch}; subprocess.run(['sleep', '60'])"))
     run = soak.Run(tmp_path, tmp_path / "faults", epochs=1000, rng=random.Random(0))
     run.start()
     try:

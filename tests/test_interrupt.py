@@ -57,6 +57,14 @@ def restored_determinism():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch):
+    """Draw no plots: they take most of the time of a run this small."""
+    for name in ("roc_figure", "score_histogram", "training_curves", "save_figure"):
+        monkeypatch.setattr(f"util.training.log.{name}", lambda *arguments: None)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_figure", lambda *arguments: None)
+
+
 def optimizer(run: Path, name: str = "2_12") -> dict:
     """Return the tensors of an Optimizer file: its buffers, and the state of the random generator."""
     state = io.load(run / f"Optimizer_{name}.pth")
@@ -65,18 +73,29 @@ def optimizer(run: Path, name: str = "2_12") -> dict:
     return buffers | {"rng": state["random_states"]["cpu"]}
 
 
+@pytest.fixture(scope="module")
+def finished() -> dict[tuple[str, ...], Path]:
+    """Return the runs without an interruption, by their flags: tests share them."""
+    return {}
+
+
 @pytest.fixture
-def uninterrupted(run_training, data):  # noqa: F811
-    return lambda *flags: run_training(*FLAGS, *flags, data=data, name="whole")
+def uninterrupted(run_training, data, finished):  # noqa: F811
+    def run(*flags: str) -> Path:
+        if flags not in finished:
+            finished[flags] = run_training(*FLAGS, *flags, data=data, name="whole")
+        return finished[flags]
+
+    return run
 
 
-def assert_same_run(run: Path, whole: Path, tmp_path: Path, name: str = "a") -> None:
+def assert_same_run(run: Path, whole: Path) -> None:
     assert_equal_states(states(run, "2_12"), states(whole, "2_12"))
     assert_equal_states([optimizer(run)], [optimizer(whole)])
     for file in run.glob("EMA_*.pth"):
         assert_equal_states([io.load(file)], [io.load(whole / file.name)])
     assert (run / "Evaluation.txt").read_text() == (whole / "Evaluation.txt").read_text()
-    logs = [tmp_path / f"{each}_log" / folder.name for each, folder in ((name, run), ("whole", whole))]
+    logs = [each.parent.with_name(f"{each.parent.name}_log") / each.name for each in (run, whole)]
     assert (logs[0] / "metrics.jsonl").read_text() == (logs[1] / "metrics.jsonl").read_text()
     assert {path.name for path in run.iterdir()} == {path.name for path in whole.iterdir()}
 
@@ -106,7 +125,7 @@ def test_an_interrupted_run_equals_a_whole_one(
         f"Stopped by SIGTERM: saved {run}/Backbone_Last.pth. Continue with: python train.py --resume_dir={run}"
     )
     run_training(*FLAGS, f"--resume_dir={run}", data=data, backbone="")
-    assert_same_run(run, uninterrupted(*flags), tmp_path)
+    assert_same_run(run, uninterrupted(*flags))
 
 
 @pytest.mark.slow
@@ -116,7 +135,7 @@ def test_interrupted_run_with_loader_processes_equals_a_full_one(run_training, u
     assert stopped.value.number == signal.SIGUSR1
     run = run_dir.newest_run(tmp_path / "a")
     run_training(*FLAGS, "--num_workers=2", f"--resume_dir={run}", data=data, backbone="")
-    assert_same_run(run, uninterrupted(), tmp_path)
+    assert_same_run(run, uninterrupted())
 
 
 @pytest.mark.parametrize("call", [1, 2, 3])
@@ -127,7 +146,7 @@ def test_a_signal_in_the_evaluation_saves_the_finished_steps(run_training, unint
     state = io.load(run / "Optimizer_Last.pth")
     assert state["epoch_step"] == STEPS and state["epoch"] == (call > 2)
     run_training(*FLAGS, f"--resume_dir={run}", data=data, backbone="")
-    assert_same_run(run, uninterrupted(), tmp_path)
+    assert_same_run(run, uninterrupted())
 
 
 def test_a_signal_while_an_epoch_is_saved_stops_after_it(run_training, uninterrupted, data, tmp_path):  # noqa: F811
@@ -137,7 +156,7 @@ def test_a_signal_while_an_epoch_is_saved_stops_after_it(run_training, uninterru
     assert f"saved {run}/Backbone_1_6.pth. " in stopped.value.message
     assert not list(run.glob("*_Last.pth"))
     run_training(*FLAGS, f"--resume_dir={run}", data=data, backbone="")
-    assert_same_run(run, uninterrupted(), tmp_path)
+    assert_same_run(run, uninterrupted())
 
 
 def test_the_rolling_checkpoint_of_a_killed_run_is_continued(run_training, uninterrupted, data, tmp_path):  # noqa: F811
@@ -160,7 +179,7 @@ def test_the_rolling_checkpoint_of_a_killed_run_is_continued(run_training, unint
     state = io.load(run / "Optimizer_Last.pth")
     assert (state["epoch"], state["epoch_step"], state["step"]) == (1, 4, STEPS + 4)
     run_training(*FLAGS, f"--resume_dir={run}", data=data, backbone="")
-    assert_same_run(run, uninterrupted(), tmp_path)
+    assert_same_run(run, uninterrupted())
 
 
 def test_other_batches_continue_at_the_same_images(run_training, data, tmp_path, capsys):  # noqa: F811
@@ -207,7 +226,7 @@ def test_an_error_of_the_data_saves_the_steps_before_it(run_training, uninterrup
     run = run_dir.newest_run(tmp_path / "a")
     assert io.load(run / "Optimizer_Last.pth")["step"] == STEPS + 3
     run_training(*FLAGS, f"--resume_dir={run}", data=data, backbone="")
-    assert_same_run(run, uninterrupted(), tmp_path)
+    assert_same_run(run, uninterrupted())
 
 
 def test_nothing_is_saved_while_steps_are_skipped(run_training, data, tmp_path):  # noqa: F811
@@ -243,7 +262,7 @@ def test_run_json_tells_the_run_again(run_training, data, tmp_path):  # noqa: F8
 
 
 def test_two_runs_of_a_seed_are_the_same(run_training, uninterrupted, data, tmp_path):  # noqa: F811
-    assert_same_run(run_training(*FLAGS, "--deterministic", data=data), uninterrupted(), tmp_path)
+    assert_same_run(run_training(*FLAGS, "--deterministic", data=data), uninterrupted())
 
 
 def test_ranks_stop_and_save_together_after_one_signal():
