@@ -231,8 +231,8 @@ def test_augmentation_degrades_by_fraction_and_sizes():
 def test_augmentation_strong_selects_the_warp():
     for augmentation, change in (
         (Augmentation(strong=True), transform.train_warp),
-        (Augmentation(strong=True, crop="whole"), partial(transform.train_warp, whole=True)),
-        (Augmentation(crop="whole"), transform.train_whole),
+        (Augmentation(strong=True, crop="whole"), partial(transform.train_warp, full=True)),
+        (Augmentation(crop="whole"), transform.train_full),
         (Augmentation(), transform.train_crop),
     ):
         expected = change(noise(), np.random.default_rng(0))

@@ -26,7 +26,7 @@ from util.evaluate import embed
 from util.public_networks import read_public_network
 from util.training import engine
 from util.training.centers import IMAGES_OF_A_CENTER, set_centers_to_means
-from util.transform import eval_crop, whole_crop
+from util.transform import eval_crop, full_crop
 
 Run = Callable[..., Path]
 FLAGS = ("--batch_size=4", "--s=16", "--lr=0.01", "--warmup_epochs=0")
@@ -225,7 +225,7 @@ def mean_center(backbone: nn.Module, images: ImageFolder, label: int, crop: Call
     return F.normalize(torch.stack(vectors).mean(0), dim=0)
 
 
-@pytest.mark.parametrize(("name", "crop"), [("whole", whole_crop), ("128", eval_crop)])
+@pytest.mark.parametrize(("name", "crop"), [("whole", full_crop), ("128", eval_crop)])
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_centers_start_as_mean_embeddings(write_image_folder, public, name, crop, world_size):
     images = ImageFolder(write_image_folder(Ann=2, Bob=IMAGES_OF_A_CENTER + 3, Cid=1))

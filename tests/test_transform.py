@@ -139,20 +139,20 @@ def test_train_crop_resizes_to_128_first():
     assert any((windows == each[:, :, 0]).all(axis=(2, 3)).any() for each in (crop, crop[:, ::-1]))
 
 
-def test_whole_crop_shows_all_of_the_image():
+def test_full_crop_shows_all_of_the_image():
     image = noise(112, 112, 3)
     mirrored = np.ascontiguousarray(image[:, ::-1])[:, ::-1]  # as some readers give it, with a negative stride
-    batch = transform.whole_crop(np.stack([image, image])[:, :, ::-1])
+    batch = transform.full_crop(np.stack([image, image])[:, :, ::-1])
     assert batch.flags.c_contiguous
     np.testing.assert_array_equal(batch[1], image[:, ::-1])
-    np.testing.assert_array_equal(transform.whole_crop(mirrored), image)
+    np.testing.assert_array_equal(transform.full_crop(mirrored), image)
     large = np.kron(image, np.ones((2, 2, 1), np.uint8))
-    np.testing.assert_array_equal(transform.whole_crop(large), image)
+    np.testing.assert_array_equal(transform.full_crop(large), image)
 
 
-def test_train_whole_shows_all_and_flips_half():
+def test_train_full_shows_all_and_flips_half():
     image = noise(112, 112, 3)
-    outs = [transform.train_whole(image, np.random.default_rng(seed)) for seed in range(200)]
+    outs = [transform.train_full(image, np.random.default_rng(seed)) for seed in range(200)]
     flipped = [np.array_equal(out, image[:, ::-1]) for out in outs]
     assert 70 < sum(flipped) < 130
     assert all(is_flipped or np.array_equal(out, image) for out, is_flipped in zip(outs, flipped, strict=True))
@@ -169,7 +169,7 @@ def test_train_warp_of_whole_faces_is_smaller():
     assert np.median(np.divide(areas[1], areas[0])) == pytest.approx((112 / 128) ** 2, abs=0.02)
 
 
-@pytest.mark.parametrize("augment", [transform.train_crop, transform.train_whole, transform.train_warp])
+@pytest.mark.parametrize("augment", [transform.train_crop, transform.train_full, transform.train_warp])
 @pytest.mark.parametrize("size", [112, 160])
 def test_augmentation_repeats_with_its_generator_and_keeps_input(augment, size):
     image = noise(size, size, 3)

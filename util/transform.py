@@ -34,22 +34,22 @@ def train_crop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return cv2.flip(crop, 1) if flip < 0.5 else crop  # a view of reversed columns would be slow to copy
 
 
-def train_whole(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def train_full(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Show all of a square image, (S, S, 3) -> (112, 112, 3), and flip it with probability 0.5."""
-    whole = whole_crop(image)
-    return cv2.flip(whole, 1) if rng.random() < 0.5 else whole
+    shown = full_crop(image)
+    return cv2.flip(shown, 1) if rng.random() < 0.5 else shown
 
 
-def train_warp(image: np.ndarray, rng: np.random.Generator, whole: bool = False) -> np.ndarray:
+def train_warp(image: np.ndarray, rng: np.random.Generator, full: bool = False) -> np.ndarray:
     """Augment a square image strongly, for sets of few images: (S, S, 3) -> (112, 112, 3) uint8.
 
     Rotation up to 12 degrees, scale 0.95 to 1.25 (the plain crop has 1.14), shift up to 8 pixels, flip; brightness,
     contrast and color jitter; sometimes gray, blurred, or with a rectangle erased. A face stays recognizable. With
-    `whole`, the scale is 1.14 times smaller: around the one of complete faces.
+    `full`, the scale is 1.14 times smaller: around the one of complete faces.
     """
     angle = rng.uniform(-12, 12)
     scale = rng.uniform(0.95, 1.25) * FACE_SIZE / image.shape[0]
-    if whole:
+    if full:
         scale *= FACE_SIZE / CROP_FROM
     # Rotate and scale around the center, move the center to the center of the crop, then shift.
     matrix = cv2.getRotationMatrix2D(((image.shape[1] - 1) / 2, (image.shape[0] - 1) / 2), angle, scale)
@@ -102,18 +102,18 @@ def eval_crop(images: np.ndarray) -> np.ndarray:
     return crops
 
 
-def whole_crop(images: np.ndarray) -> np.ndarray:
+def full_crop(images: np.ndarray) -> np.ndarray:
     """Show all of the images, (H, W, 3) or (N, H, W, 3) uint8: bilinear to 112x112 if they have another size."""
     if images.ndim == 4:
-        return np.stack([whole_crop(image) for image in images]) if len(images) else images
+        return np.stack([full_crop(image) for image in images]) if len(images) else images
     if images.shape[:2] != (FACE_SIZE, FACE_SIZE):
         images = cv2.resize(images, (FACE_SIZE, FACE_SIZE), interpolation=cv2.INTER_LINEAR)
     return images
 
 
 # By the names in util.face.CROPS.
-TRAIN_CROPS = {"128": train_crop, "whole": train_whole}
-EVAL_CROPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"128": eval_crop, "whole": whole_crop}
+TRAIN_CROPS = {"128": train_crop, "whole": train_full}
+EVAL_CROPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"128": eval_crop, "whole": full_crop}
 
 
 def shrink(images: np.ndarray, size: int) -> np.ndarray:

@@ -28,10 +28,10 @@ class IdentityLoss(nn.Module):
     crop_for_evaluation() crops them, or whole.
     """
 
-    def __init__(self, backbone: nn.Module, is_whole: bool = False):
+    def __init__(self, backbone: nn.Module, is_full: bool = False):
         super().__init__()
         self._backbone = backbone.requires_grad_(False)
-        self._is_whole = is_whole
+        self._is_full = is_full
         self.eval()
 
     def train(self, mode: bool = True) -> "IdentityLoss":
@@ -44,7 +44,7 @@ class IdentityLoss(nn.Module):
         return 1 - F.cosine_similarity(self._embed(enlarged.clamp(0, 1)), target).mean()
 
     def _embed(self, images: torch.Tensor) -> torch.Tensor:
-        shown = images if self._is_whole else crop_for_evaluation(images)
+        shown = images if self._is_full else crop_for_evaluation(images)
         return self._backbone(shown * 2 - 1)
 
 
@@ -54,4 +54,4 @@ def load_identity(path: str | Path) -> tuple[str, IdentityLoss]:
     network = read_public_network(file, source=f"{_FLAG}={file}")
     if not network.is_trainable:
         raise DataError(f"{_FLAG}={file}: an ONNX network passes no gradients on. Give a PyTorch file of it.")
-    return network.describe(), IdentityLoss(network.network, is_whole=network.crop == "whole")
+    return network.describe(), IdentityLoss(network.network, is_full=network.crop == "whole")

@@ -113,7 +113,7 @@ class Augmentation:
         """Augment B samples into `pixels`, (B, 112, 112, 3) RGB uint8."""
         augment: Callable[..., np.ndarray] = transform.TRAIN_CROPS[self.crop]
         if self.strong:
-            augment = partial(transform.train_warp, whole=self.crop == "whole")
+            augment = partial(transform.train_warp, full=self.crop == "whole")
         sizes = np.full(len(pixels), FACE_SIZE)
         for place, (image, rng) in enumerate(samples):
             pixels[place] = augment(image, rng)
