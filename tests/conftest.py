@@ -33,6 +33,16 @@ def end_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Ca
         signal.signal(number, handler)
 
 
+# These take longest: a worker of xdist that begins one of them last would keep the others waiting.
+LONG_FILES = ("torchrun", "torchrun_faults", "init", "train", "interrupt", "workers", "distributed", "align_batch")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest."""
+    names = {f"test_{name}.py": rank for rank, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: names.get(item.path.name, len(names)))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Return the folder of real faces and reference numbers next to the checkout."""

@@ -128,7 +128,6 @@ def test_an_interrupted_run_equals_a_whole_one(
     assert_same_run(run, uninterrupted(*flags))
 
 
-@pytest.mark.slow
 def test_interrupted_run_with_loader_processes_equals_a_full_one(run_training, uninterrupted, data, tmp_path):  # noqa: F811
     with signal_in(engine.TrainingStep, "backward", STEPS + 2, signal.SIGUSR1), pytest.raises(Interrupted) as stopped:
         run_training(*FLAGS, "--num_workers=2", data=data)
