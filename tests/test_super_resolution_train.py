@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from applications.super_resolution import train
-from applications.super_resolution.engine import CosineSchedule
+from applications.super_resolution.engine import CosineSchedule, SuperResolutionStep
 from applications.super_resolution.settings import TrainSettings
 from model.backbone import build_backbone
 from model.super_resolution import RCAN, identify_rcan
+from tests.test_interrupt import signal_in
 from util.checkpoint import io, run_dir
-from util.errors import DataError, RunError, UsageError
+from util.errors import DataError, Interrupted, RunError, UsageError
+from util.training import trainer
 
 ROOT = Path(__file__).parents[1]
 TINY = ("--num_features=4", "--num_rg=1", "--num_rcab=1", "--reduction=2", "--batch_size=2", "--val_images=3")
@@ -85,6 +87,33 @@ def test_resume_equals_an_uninterrupted_run(run_training, flags):
     assert (ours["best_psnr"], ours["best_epoch"]) == (theirs["best_psnr"], theirs["best_epoch"])
     for key, value in ours["optimizer"]["state"].items():
         assert all(torch.equal(value[name], theirs["optimizer"]["state"][key][name]) for name in value)
+
+
+def test_a_signal_within_an_epoch_stops_after_the_step(run_training, tmp_path):
+    whole = run_training("--epochs=2", "--steps=4", name="whole")
+    with signal_in(SuperResolutionStep, "backward", call=6), pytest.raises(Interrupted) as stopped:
+        run_training("--epochs=2", "--steps=4")
+    (run,) = (tmp_path / "a").iterdir()
+    assert f"Stopped by SIGTERM: saved {run}/SR_Last.pth. Continue with: python -m appl" in stopped.value.message
+    state = load(run, "Optimizer_Last")
+    assert (state["epoch"], state["epoch_step"], state["step"]) == (1, 2, 6)
+    run_training(f"--resume_dir={run}", sizes=())
+    ours, theirs = load(whole, "SR_2_8"), load(run, "SR_2_8")
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert records(tmp_path, run) == records(tmp_path, whole, "whole")
+
+
+def test_the_rolling_checkpoint_is_saved_within_an_epoch(run_training, monkeypatch):
+    saved = []
+    save = trainer.save_checkpoint
+
+    def note(folder, networks, state, rolling):
+        saved.append((state.step, rolling))
+        return save(folder, networks, state, rolling)
+
+    monkeypatch.setattr(trainer, "save_checkpoint", note)
+    run_training("--epochs=1", "--steps=5", "--save_every=2")
+    assert saved == [(2, True), (4, True), (5, False)]
 
 
 def records(tmp_path: Path, run: Path, name: str = "a") -> list[dict]:

@@ -43,6 +43,7 @@ class SuperResolutionStep(Step):
         device: where the network is.
         identity: the identity term of (enlarged, real) images, or None.
         identity_weight: weight of the identity term.
+        agree: see Step.
     """
 
     def __init__(
@@ -52,8 +53,9 @@ class SuperResolutionStep(Step):
         device: torch.device,
         identity: Callable[[Tensor, Tensor], Tensor] | None = None,
         identity_weight: float = 0.0,
+        agree: Callable[[Tensor], bool] = bool,
     ):
-        super().__init__((network,), optimizer, device)
+        super().__init__((network,), optimizer, device, agree=agree)
         self.names = ("loss", "l1", "identity") if identity else ("loss", "l1")
         self._identity = identity
         self._identity_weight = identity_weight

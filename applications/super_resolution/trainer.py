@@ -101,7 +101,12 @@ class SuperResolutionTrainer(TrainingLoop):
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.lr)
         self.schedule = CosineSchedule(len(self.loader), settings.epochs, settings.lr)
         self.training_step = SuperResolutionStep(
-            self.runner, self.optimizer, self.device, identity=self.identity, identity_weight=settings.identity_weight
+            self.runner,
+            self.optimizer,
+            self.device,
+            identity=self.identity,
+            identity_weight=settings.identity_weight,
+            agree=self.control.agree,
         )
 
         # Resume, and folders.
