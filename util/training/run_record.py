@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -24,7 +24,7 @@ _MAX_NAMES = 100_000
 class RunRecord:
     """The file run.json of a run: {"sessions": [...]}, a session for the start and one for each resume.
 
-    A session whose `end` is null was killed, or is running.
+    A `with` block is a session. A session whose `end` is null was killed, or is running.
 
     Args:
         path: the file. Sessions that it holds already stay.
@@ -49,8 +49,12 @@ class RunRecord:
         }
         self._write()
 
-    def end(self, reason: str) -> None:
-        """Record that the session ends, and why: "finished", or the error."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Record that the session ends, and why: "finished", or the message of the error."""
+        reason = "finished" if error is None else getattr(error, "message", "") or str(error) or type(error).__name__
         self._session |= {"end": _now(), "exit": reason}
         self._write()
 

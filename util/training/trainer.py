@@ -142,18 +142,14 @@ class TrainingLoop(ABC):
             yield None
             return
         with lock_run(self.run):
-            self.check_free_space("--checkpoint_dir")
-            record = RunRecord(self.run.log / "run.json", self.config.as_dict(), describe_data(self.images))
-            log = self.open_log()
-            reason = "finished"
             try:
-                yield log
-            except BaseException as error:
-                reason = getattr(error, "message", "") or str(error) or type(error).__name__
-                raise
+                self.check_free_space("--checkpoint_dir")
+                with (
+                    RunRecord(self.run.log / "run.json", self.config.as_dict(), describe_data(self.images)),
+                    closing(self.open_log()) as log,
+                ):
+                    yield log
             finally:
-                log.close()
-                record.end(reason)
                 if self.latest is None:
                     discard_empty_run(self.run)
 
@@ -248,8 +244,7 @@ class TrainingLoop(ABC):
             if is_best:
                 save_best(self.run, file)
             remove_rolling(self.run.checkpoints)
-            if self.config.keep_last:
-                remove_old_epochs(self.run, self.config.keep_last, self.best_epoch)
+            remove_old_epochs(self.run, self.config.keep_last, self.best_epoch)
         self.control.saved()
 
     def save(self, rolling: bool = False) -> Path:
