@@ -28,17 +28,17 @@ class Samples:
 
     @cached_property
     def lengths(self) -> Tensor:
-        """(N,) lengths of the embeddings."""
+        """Return the lengths of the embeddings (N,)."""
         return torch.linalg.vector_norm(self.features, dim=1)
 
     @cached_property
     def cosine(self) -> Tensor:
-        """(N,) cosine of the angle between embedding and center."""
+        """Return the cosine of the angle between embedding and center (N,)."""
         return (self.embeddings * self.centers).sum(1)
 
     @cached_property
     def sine(self) -> Tensor:
-        """(N,) sine of the angle between embedding and center.
+        """Return the sine of the angle between embedding and center (N,).
 
         |a - b| * |a + b| / 2 for unit vectors a and b. It is exact for the smallest angles and has a gradient of finite
         length. sqrt(1 - cos^2) loses its digits near cos = +-1, with an infinite gradient there.
@@ -48,7 +48,7 @@ class Samples:
 
     @cached_property
     def angle(self) -> Tensor:
-        """(N,) angle between embedding and center, in radians."""
+        """Return the angle between embedding and center (N,), in radians."""
         return torch.atan2(self.sine, self.cosine)
 
     def all_cosines(self) -> Tensor:
