@@ -14,13 +14,11 @@ import cv2
 from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader
 
-from util.errors import RunError
+from util.errors import STOP_SIGNALS, RunError
 from util.files import format_names
 
 _POLL = 2.0  # seconds between looks at the workers
 _GRACE = 3.0  # seconds for the workers to end by themselves
-# Ctrl-C and a cluster's signals reach the workers too. The main process needs their batches to finish its step.
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class WatchedLoader:
@@ -68,7 +66,7 @@ class WatchedLoader:
 
     def _start(self) -> None:
         # Signals wait until the workers, which inherit the mask, ignore them in init_worker.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         on_child_exit = signal.getsignal(signal.SIGCHLD)
         try:
             self._batches = iter(self._loader)
@@ -135,11 +133,12 @@ def _kill(workers: list[BaseProcess]) -> None:
 def init_worker(worker: int) -> None:
     """Set up a worker process: one thread, and no reaction to the signals of the main process.
 
+    Ctrl-C and a cluster's signals reach the workers too. The main process needs their batches to finish its step.
     The workers are the parallelism: threads of OpenCV and BLAS in each would compete for the cores.
     """
-    for number in _STOP_SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     cv2.setNumThreads(0)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the error of a bad image names the file
     threadpool_limits(limits=1)
