@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from model.backbone import RescaledInput, backbone_from_state_dict, strip_module_prefix
-from util.checkpoint.io import load, recorded_crc
+from util.checkpoint.io import is_bomb, load, recorded_crc
 from util.checkpoint.run_dir import find_backbone, sibling_file
 from util.errors import DataError
 from util.onnx_network import OnnxNetwork
@@ -259,8 +259,8 @@ def _unknown_classes(path: Path) -> list[str]:
     """Return the names of the classes and functions in a file of torch that its weights-only loader does not know."""
     try:
         with zipfile.ZipFile(path) as archive:
-            is_bomb = sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size
-        return [] if is_bomb else torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            unpacks = not is_bomb(archive, path)
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path) if unpacks else []
     except Exception:  # older than torch 1.6, or damaged: load() reads it or tells what is wrong
         return []
 

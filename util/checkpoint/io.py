@@ -139,6 +139,11 @@ def recorded_crc(path: Path) -> str | None:
     return match["crc"].decode() if match else None
 
 
+def is_bomb(archive: zipfile.ZipFile, path: Path) -> bool:
+    """Return whether entries are larger than the file: torch does not compress, so they would only fill the memory."""
+    return sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size
+
+
 def _check_bytes(path: Path) -> bool:
     """Return whether a file is a zip file. Raise DataError if its bytes changed since it was written.
 
@@ -167,9 +172,7 @@ def _check_bytes(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            # torch does not compress, so entries that are larger than the file would only fill the memory.
-            is_bomb = sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size
-            wrong = "the list of entries" if is_bomb else archive.testzip()
+            wrong = "the list of entries" if is_bomb(archive, path) else archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError):
         wrong = "an entry"
     if any(name.endswith("/constants.pkl") for name in names):
