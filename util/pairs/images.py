@@ -1,7 +1,5 @@
 """What the readers of all verification formats share: their base class, reading files, and checks of images."""
 
-import os
-import stat
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import numpy as np
 from util.data.decode import decode_image
 from util.errors import DataError
 from util.face import FACE_SIZE
+from util.files import open_regular
 
 
 class PairSet(ABC):
@@ -46,15 +45,12 @@ def read_regular(path: Path, limit: int, *, fix: str, length: int = -1) -> bytes
         DataError: the file is missing, larger, not a regular file, or cannot be read.
     """
     try:
-        # Without O_NONBLOCK, opening a FIFO waits for a program that writes to it.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            status = os.fstat(file.fileno())
-            if stat.S_ISREG(status.st_mode) and status.st_size <= limit:
-                return file.read(length)
+        descriptor, _ = open_regular(path, limit)
+        with open(descriptor, "rb") as file:
+            return file.read(length)
     except OSError as error:
         reason = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise DataError(f"{path}: {reason}. {fix}") from None
-    raise DataError(f"{path}: not a regular file of at most {limit} bytes. {fix}")
 
 
 def decode_pair_image(encoded: bytes, source: str) -> np.ndarray:
