@@ -1,5 +1,6 @@
 """Loader workers that die, hang, or get signals; and how they end."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -10,13 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from util.data import workers
 from util.data.image_folder import ImageFolder
 from util.data.loader import Augmentation, TrainLoader
-from util.errors import RunError
+from util.errors import STOP_SIGNALS, RunError
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+@pytest.fixture(autouse=True)
+def impatient_torch(monkeypatch):
+    """Let torch look for dead workers every half second, not every five."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.5,))
 
 
 class SlowImages(ImageFolder):
@@ -91,6 +97,40 @@ def test_stopped_workers_end_the_run_in_one_line(people_folder, monkeypatch):
     assert_gone(pids, 1)
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_worker_stopped_before_its_first_batch_is_named(people_folder, monkeypatch, number):
+    """The other one makes its batches, and then waits."""
+    monkeypatch.setattr(workers, "_POLL", 0.2)
+    loader = loader_of(ImageFolder(people_folder), timeout=1)
+    start = workers.WatchedLoader._start
+
+    def start_and_stop(watched: workers.WatchedLoader) -> None:
+        start(watched)
+        os.kill(processes_of(loader)[number], signal.SIGSTOP)
+
+    monkeypatch.setattr(workers.WatchedLoader, "_start", start_and_stop)
+    with pytest.raises(RunError) as caught:
+        list(loader.epoch(0))
+    pids = processes_of(loader)
+    text = f"loader workers hang (process {pids[number]}, process {pids[1 - number]}): no image was read for 1 s. "
+    assert str(caught.value).startswith(text)  # workers that use the CPU may take 6 s
+    assert_gone(pids, 1)
+
+
+def test_slow_start_of_a_worker_ends_no_run(people_folder, monkeypatch):
+    """It uses the CPU for longer than it may be idle."""
+    monkeypatch.setattr(workers, "_POLL", 0.2)
+    monkeypatch.setattr(workers, "_LEAST_WORK", 0.005)  # the machine may be busy
+
+    def start_slowly(worker: int) -> None:
+        workers.init_worker(worker)
+        while time.process_time() < 1.4:
+            pass
+
+    monkeypatch.setattr("util.data.loader.init_worker", start_slowly)
+    assert len(list(loader_of(ImageFolder(people_folder), timeout=1, num_workers=1).epoch(0))) == 12
+
+
 def test_hung_worker_is_named_with_its_image(people_folder, monkeypatch):
     monkeypatch.setattr(workers, "_POLL", 0.2)
     images = SlowImages(people_folder, stuck=6)
@@ -113,8 +153,11 @@ def test_suspended_job_does_not_count_as_hung(monkeypatch):
     """A scheduler may stop all processes of a job for hours between two looks at the workers."""
     watched = workers.WatchedLoader(None, [5], str, timeout=8)
     watched._is_blocked = True
+    watched._workers = [None]
     killed = []
-    monkeypatch.setattr(watched, "_end_workers", lambda: killed.append(True))
+    monkeypatch.setattr(watched, "_end_workers", killed.append)
+    work = itertools.count()  # the workers are busy
+    monkeypatch.setattr(workers, "_cpu_seconds", lambda worker: next(work))
     hours = iter(range(0, 36000, 3600))
     monkeypatch.setattr(time, "monotonic", lambda: next(hours))
 
@@ -129,7 +172,7 @@ def test_suspended_job_does_not_count_as_hung(monkeypatch):
     assert not killed
     Done.looks = 26  # two seconds each, and 6 times 8 seconds are the limit
     watched._watch(Done())
-    assert killed
+    assert killed == [48]
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)

@@ -1,12 +1,15 @@
 """Worker processes of a DataLoader that leave signals to the main process, and end a run when they die or hang."""
 
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -19,14 +22,16 @@ from util.files import format_names
 
 _POLL = 2.0  # seconds between looks at the workers
 _GRACE = 3.0  # seconds for the workers to end by themselves
+_LEAST_WORK = 0.05  # seconds of CPU time, well above what workers need to wait
 
 
 class WatchedLoader:
     """Iterates over a DataLoader with persistent workers, and raises RunError when a worker dies or all hang.
 
-    The workers hang if a batch is missing and none of them begins another image for `timeout` seconds, or six times as
-    long before the first batch. The time of a batch does not matter, so a slow disk ends no run. `reading` has the
-    image that each worker reads now, -1 for none, in shared memory; where(image) returns its place, for messages.
+    The workers hang if a batch is missing and none of them begins another image for `timeout` seconds. Before the first
+    batch they have six times as long if they use the CPU, because they start slowly on a busy machine. The time of a
+    batch does not matter, so a slow disk ends no run. `reading` has the image that each worker reads now, -1 for none,
+    in shared memory; where(image) returns its place, for messages.
     """
 
     def __init__(self, loader: DataLoader, reading: Sequence[int], where: Callable[[int], str], timeout: float):
@@ -34,7 +39,7 @@ class WatchedLoader:
         self._reading = reading
         self._where = where
         self._timeout = timeout
-        self._limit = timeout * 6  # workers start slowly on a busy machine
+        self._received = 0  # batches
         self._batches: Any = None  # torch's iterator
         self._workers: list[BaseProcess] = []
         self._is_blocked = False
@@ -51,7 +56,7 @@ class WatchedLoader:
             if not is_new:
                 self._wait_for(lambda: iter(self._loader))
             while (batch := self._wait_for(lambda: next(self._batches, None))) is not None:
-                self._limit = self._timeout
+                self._received += 1
                 yield batch
         finally:
             done.set()
@@ -98,31 +103,51 @@ class WatchedLoader:
 
     def _watch(self, done: threading.Event) -> None:
         """End the workers if they hang. torch's own timeout does not cover the transfer of a batch from a worker."""
-        before: Sequence[int] = []
-        quiet = 0.0  # seconds; not by the clock, because a scheduler may suspend the whole job
-        while not done.wait(_POLL) and quiet < self._limit:
-            reading = self._reading[:]
-            quiet = quiet + _POLL if reading == before and self._is_blocked else 0.0
-            before = reading
-        if quiet >= self._limit:
-            self._end_workers()
+        before: tuple[Sequence[int], int] = ([], 0)
+        worked = 0.0  # CPU time of the workers when they were last seen working
+        quiet = idle = 0.0  # seconds; not by the clock, because a scheduler may suspend the whole job
+        while not done.wait(_POLL):
+            seen = (self._reading[:], self._received)
+            quiet = quiet + _POLL if seen == before and self._is_blocked else 0.0
+            before = seen
+            work = sum(_cpu_seconds(worker) for worker in self._workers)
+            idle = idle + _POLL if quiet and work - worked < _LEAST_WORK else 0.0
+            worked = worked if idle else work
+            limit = self._timeout if self._received else 6 * self._timeout
+            if quiet >= limit or idle >= self._timeout:
+                self._end_workers(limit if quiet >= limit else self._timeout)
+                return
 
-    def _end_workers(self) -> RunError:
-        """Kill the workers, and return the error about the one that died, or about all if they hang."""
+    def _end_workers(self, seconds: float = 0.0) -> RunError:
+        """Kill the workers, and return the error about the one that died, or about all if they hang.
+
+        The first worker that it names is the one whose batch is missing.
+        """
         names = []
         dead = ""
-        for worker, index in zip(self._workers, self._reading[:], strict=True):
+        workers = list(zip(self._workers, self._reading[:], strict=True))
+        awaited = self._batches._task_info.get(self._batches._rcvd_idx, (0,))[0]
+        for worker, index in workers[awaited:] + workers[:awaited]:
             names.append(f"process {worker.pid}" + (f" at {self._where(index)}" if index >= 0 else ""))
             if worker.exitcode is not None:
                 code = worker.exitcode
                 dead = f"{names[-1]}) " + (f"was killed (signal {-code})" if code < 0 else f"ended (exit code {code})")
-        text = f"loader workers hang ({format_names(names, 3)}): no image was read for {self._limit:g} s. "
+        text = f"loader workers hang ({format_names(names, 3)}): no image was read for {seconds:g} s. "
         text += "Check the disk or the network file system."
         if dead:
             text = f"loader worker ({dead}. Often the machine ran out of memory: lower --num_workers."
         self._error = RunError(text)
         _kill(self._workers)
         return self._error
+
+
+def _cpu_seconds(worker: BaseProcess) -> float:
+    """Return the CPU time that a process has used. Where the system does not tell it, it counts as working."""
+    try:
+        fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return time.monotonic()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _kill(workers: list[BaseProcess]) -> None:
