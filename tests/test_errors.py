@@ -1,6 +1,7 @@
 """How programs end: messages, exit codes and signals."""
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 from util.console import logger
 from util.errors import STOP_SIGNALS, DataError, RunError, UsageError, run_script
 from util.files import atomic_write
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -133,18 +136,69 @@ def test_signal_during_an_import_ends_at_once(tmp_path):
         "except KeyboardInterrupt:\n    raise ImportError('cannot load module') from None\n"
     )
     code = "from util.errors import run_script\nrun_script(lambda arguments: __import__('slow'))"
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "Interrupted.\n")
 
 
-@pytest.mark.parametrize("number", STOP_SIGNALS)
+SIGNAL_TWICE = """
+import os, signal, sys, time
+from util.errors import run_script
+
+number, seconds = map(int, sys.argv[1:])
+
+def main(arguments):
+    try:
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+    finally:
+        os.kill(os.getpid(), number)
+        time.sleep(seconds)
+
+run_script(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_second_signal_ends_the_cleanup_of_the_first(number):
+    assert end_of_code(SIGNAL_TWICE, str(int(number)), "60") == (128 + number, "")
+
+
+def test_second_hangup_does_not_end_the_cleanup():
+    """A terminal that closes ends the shell and the program, and the shell sends the signal to the program again."""
+    assert end_of_code(SIGNAL_TWICE, str(int(signal.SIGHUP)), "0") == (129, "Interrupted (SIGHUP).\n")
+
+
+def end_of_code(code: str, *arguments: str, ignored: bool = False) -> tuple[int, str]:
+    """Run a program. Return its exit code and what is on stderr."""
+    command = (["nohup"] if ignored else []) + [sys.executable, "-c", code, *arguments]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    return ended.returncode, ended.stderr
+
+
+def test_hangup_does_not_end_a_program_of_nohup():
     code = (
-        "import os, signal, time\nfrom util.errors import run_script\ndef main(arguments):\n    try:\n"
-        f"        os.kill(os.getpid(), {int(number)})\n        time.sleep(60)\n    finally:\n"
-        f"        os.kill(os.getpid(), {int(number)})\n        time.sleep(60)\nrun_script(main)"
+        "import os, signal, sys\nfrom util.errors import run_script\nfrom util.parallel import parallel_map\n"
+        "def main(arguments):\n    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    with parallel_map(max, 1, range(3), 2) as results:\n        os.kill(os.getpid(), signal.SIGHUP)\n"
+        "        print(list(results), file=sys.stderr)\nrun_script(main)"
     )
-    root = Path(__file__).parents[1]
-    ended = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
-    assert (ended.returncode, ended.stderr) == (128 + number, "")
+    assert end_of_code(code, ignored=True) == (0, "[1, 1, 2]\n")
+
+
+def test_program_ends_in_order_when_its_terminal_closes(tmp_path):
+    """What it prints then fails, and must not change how it ends."""
+    code = (
+        "import pathlib, sys, time\nfrom util.console import logger\nfrom util.errors import run_script\n"
+        "def main(arguments):\n    try:\n        logger.info('started')\n        time.sleep(60)\n    finally:\n"
+        "        logger.info('saving')\n        logger.error('saving')\n        pathlib.Path(sys.argv[1]).touch()\n"
+        "run_script(main)"
+    )
+    process, terminal = pty.fork()
+    if not process:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, "-c", code, str(tmp_path / "saved")])
+    assert os.read(terminal, 100) == b"started\r\n"
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 129
+    assert (tmp_path / "saved").exists()

@@ -4,6 +4,7 @@
 `logger.error` is for the reason why a program ends, on stderr.
 """
 
+import errno
 import logging
 import os
 import sys
@@ -22,8 +23,14 @@ class _ConsoleHandler(logging.Handler):
         prefix = "" if rank == "0" else f"[rank {rank}] "
         stream = sys.stderr if record.levelno >= logging.ERROR else sys.stdout
         # One write a line: processes share the terminal.
-        stream.write(f"{prefix}{record.getMessage()}\n")
-        stream.flush()
+        try:
+            stream.write(f"{prefix}{record.getMessage()}\n")
+            stream.flush()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            # The terminal is closed. SIGHUP ends the program, which must not fail before it has saved its work.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 logger.setLevel(logging.INFO)

@@ -7,12 +7,15 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 from util.console import logger
 
-# What ends a program: Ctrl-C, kill or a shutdown, and what clusters send before a time limit.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# What ends a program: Ctrl-C, kill or a shutdown, what clusters send before a time limit, and a terminal that closes.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # the user started it with nohup
+    STOP_SIGNALS = STOP_SIGNALS[:3]
 
 
 class UsageError(ValueError):
@@ -73,7 +76,7 @@ def run_script(main: Callable[[list[str]], None]) -> None:
         code = 128 + interrupted.number
     else:
         return
-    on_stop_signal(leave_at_once)  # if the end of the interpreter waits for a process that hangs
+    leave_on_stop_signal()  # if the end of the interpreter waits for a process that hangs
     sys.exit(code)
 
 
@@ -83,10 +86,26 @@ def on_stop_signal(handler: Callable[[int, FrameType | None], None]) -> None:
         signal.signal(number, handler)
 
 
+def leave_on_stop_signal() -> None:
+    """End this process at once when a second signal comes, except SIGHUP: a shell that ends sends it again."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGHUP:
+            leave_at_once(number, frame)
+
+    on_stop_signal(leave)
+
+
 def ignore_stop_signals() -> None:
     """Ignore signals while the process reports its end: torchrun sends SIGTERM to all ranks when one rank fails."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def write_at_once(text: str) -> None:
+    """Write a line to stderr within a signal handler, which must not use logging, and ignore a closed terminal."""
+    with suppress(OSError):
+        os.write(2, f"{text}\n".encode())
 
 
 def leave_at_once(number: int, frame: FrameType | None) -> None:
@@ -98,12 +117,12 @@ def leave_at_once(number: int, frame: FrameType | None) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    on_stop_signal(leave_at_once)
+    leave_on_stop_signal()
     interrupted = Interrupted(number)
     while frame is not None:
         # An import that an exception cuts short is repeated by some libraries, and fails then for another reason.
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            os.write(2, f"{interrupted.message}\n".encode())
+            write_at_once(interrupted.message)
             leave_at_once(number, frame)
         frame = frame.f_back
     raise interrupted

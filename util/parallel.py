@@ -195,7 +195,7 @@ def _end(processes: list[Any]) -> None:
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Hold signals back until the end of the block. Processes started in it never see SIGINT and SIGUSR1."""
+    """Hold signals back until the end of the block. Processes started in it only see SIGTERM."""
     came: list[int] = []
     process = os.getpid()
 
@@ -205,7 +205,7 @@ def _signals_held() -> Iterator[None]:
         came.append(number)
 
     handlers = [(number, signal.signal(number, hold)) for number in STOP_SIGNALS]
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGUSR1))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, set(STOP_SIGNALS) - {signal.SIGTERM})
     try:
         yield
     finally:

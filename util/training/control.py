@@ -1,6 +1,5 @@
 """When to stop and when to save within an epoch, decided together by all ranks."""
 
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -14,10 +13,18 @@ from torch import Tensor
 
 from util.cli.types import Interval
 from util.distributed import DistEnv
-from util.errors import STOP_SIGNALS, Interrupted, leave_at_once, on_stop_signal
+from util.errors import (
+    STOP_SIGNALS,
+    Interrupted,
+    leave_at_once,
+    leave_on_stop_signal,
+    on_stop_signal,
+    write_at_once,
+)
 
 # A terminal sends Ctrl-C to torchrun and to the ranks, and torchrun sends it to the ranks again.
 _SAME_SIGNAL = 10  # seconds
+_EVALUATION_RISK = 60  # seconds of training that may be unsaved while an evaluation, which can take hours, runs
 
 
 class StopSignals:
@@ -43,8 +50,10 @@ class StopSignals:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
-            # After a first signal a second one ends the process, also in the rest of the program.
-            signal.signal(number, leave_at_once if self.received and not self._env.is_distributed else handler)
+            signal.signal(number, handler)
+        # After a first signal a second one ends the process, also in the rest of the program.
+        if self.received and not self._env.is_distributed:
+            leave_on_stop_signal()
 
     @contextmanager
     def raised(self) -> Iterator[None]:
@@ -60,15 +69,15 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received:
-            if self._env.is_distributed and time.monotonic() - self._time < _SAME_SIGNAL:
+            is_repeated = self._env.is_distributed and time.monotonic() - self._time < _SAME_SIGNAL
+            if is_repeated or number == signal.SIGHUP:  # a shell that ends sends it again
                 return
             leave_at_once(number, frame)
         self.received = number
         self._time = time.monotonic()
         if self._env.is_main_process:
-            # Not by logging: the signal may have come while the same thread was writing a line.
             name = signal.Signals(number).name
-            os.write(2, f"{name}: saving a checkpoint after this step; a second signal ends at once\n".encode())
+            write_at_once(f"{name}: saving a checkpoint after this step; a second signal ends at once")
         if self._is_raised:
             raise Interrupted(number)
 
@@ -101,11 +110,16 @@ class StepControl:
         self._steps = 0
         self._time = time.monotonic()
 
-    def agree(self, condition: Tensor | bool) -> bool:
-        """Return whether `condition` holds on all ranks. The same message exchanges `stop` and `save`."""
+    def agree(self, condition: Tensor | bool, before_evaluation: bool = False) -> bool:
+        """Return whether `condition` holds on all ranks. The same message exchanges `stop` and `save`.
+
+        Within a step, the step counts as done. Before an evaluation `save` is set earlier: after a minute.
+        """
         interval = self._save_every
-        is_due = bool(interval.steps and self._steps + 1 >= interval.steps) or bool(
-            interval.seconds and time.monotonic() - self._time >= interval.seconds
+        steps = self._steps if before_evaluation else self._steps + 1
+        seconds = min(interval.seconds, _EVALUATION_RISK) if before_evaluation else interval.seconds
+        is_due = bool(interval.steps and steps >= interval.steps) or bool(
+            interval.seconds and time.monotonic() - self._time >= seconds
         )
         if not self._env.is_distributed:
             self.stop, self.save = self._signals.received, is_due

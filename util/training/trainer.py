@@ -131,6 +131,7 @@ class TrainingLoop(ABC):
                 self.stop_if_asked()
                 with self.errors_with_checkpoint():
                     averages = self.train_epoch()
+                    self.save_before_evaluation()
                     results = self.evaluate_or_stop()
                     self.finish_epoch(averages, results, log)
         logger.info(f"done: {self.latest}, best in {self.run.best}")
@@ -218,6 +219,12 @@ class TrainingLoop(ABC):
         if self.config.resume_dir == AUTO or self.latest is None:
             return "The same command continues from there." if self.latest else "Start the same command again."
         return f"Continue with: python {self.program} --resume_dir={self.run.checkpoints}"
+
+    def save_before_evaluation(self) -> None:
+        """Save the rolling checkpoint, unless less than a minute was trained since the last checkpoint. Collective."""
+        self.control.agree(True, before_evaluation=True)
+        if self.control.save:
+            self.save_rolling()
 
     def evaluate_or_stop(self) -> Any:
         """Evaluate the networks. If a signal comes, save a checkpoint before the evaluation is finished."""
