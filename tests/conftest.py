@@ -98,6 +98,25 @@ def make_people():
     return make
 
 
+def draw_no_plots(patch: pytest.MonkeyPatch) -> None:
+    """Draw no plots: they take most of the time of a small run."""
+    for name in ("roc_figure", "score_histogram", "training_curves", "save_figure"):
+        patch.setattr(f"util.training.log.{name}", lambda *arguments: None)
+    patch.setattr("torch.utils.tensorboard.SummaryWriter.add_figure", lambda *arguments: None)
+
+
+@pytest.fixture
+def no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no plots, unless the test has the fixture `plots`."""
+    if "plots" not in request.fixturenames:
+        draw_no_plots(monkeypatch)
+
+
+@pytest.fixture
+def plots() -> None:
+    """Let a test in a module without plots draw them."""
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory, make_people) -> Path:
     """Return a data folder with 3 people of 4 images, and LFW and AgeDB sets of 20 and 23 pairs of noise."""

@@ -6,17 +6,28 @@ They are forked from a server process that has imported what they need, because 
 import gc
 import multiprocessing
 import os
+import signal
 import socket
+import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed import run as torchrun
+from torch.distributed.launcher.api import elastic_launch
 
-# The last three are imported by the first step of an optimizer, the first plot and the first log.
+from tests.conftest import draw_no_plots
+from util.errors import run_script
+
+# The last four are imported by the first step of an optimizer, the first plot, the first log and its first image.
 _PRELOADED = ["util.training.trainer", "benchmarks.ddp_parity"]
-_PRELOADED += ["torch._dynamo", "matplotlib.backends.backend_agg", "torch.utils.tensorboard"]
+_PRELOADED += ["torch._dynamo", "matplotlib.backends.backend_agg", "torch.utils.tensorboard", "PIL.JpegImagePlugin"]
 multiprocessing.set_forkserver_preload(_PRELOADED)
 
 
@@ -47,8 +58,80 @@ def main_as_ranks(world_size: int, main: Callable[[list[str]], None], arguments:
     return output.read_text()
 
 
+@dataclass(frozen=True)
+class Launched:
+    """How a program ended: its exit code, negative for a signal, and what all of its processes printed."""
+
+    code: int
+    output: str
+
+
+def launch(
+    main: Callable[[list[str]], None],
+    arguments: list[str],
+    output: Path,
+    prepare: Callable[[], None],
+    ranks: int = 1,
+    kill_after: float | None = None,
+) -> Launched:
+    """Run main(arguments) as a script, under torchrun if there are several ranks, until all its processes have ended.
+
+    Everything is forked from a server process, so that nothing is imported.
+
+    Args:
+        main: of the script.
+        arguments: its command line.
+        output: the file for what it prints.
+        prepare: is called before main(), in the same process, to inject a fault.
+        ranks: processes that torchrun starts.
+        kill_after: seconds from the first line of the script until it is killed.
+    """
+    output.write_text("")
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=_launch, args=(ranks, main, arguments, str(output), prepare))
+    process.start()
+    if kill_after is not None:
+        while process.is_alive() and not output.stat().st_size:
+            time.sleep(0.01)
+        process.join(kill_after)
+        process.kill()
+    process.join(60)
+    deadline = time.monotonic() + 30
+    with suppress(ProcessLookupError):  # all processes of its session have ended
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"processes are left: {output.read_text()}")
+    return Launched(process.exitcode, output.read_text())
+
+
+def _launch(ranks: int, main: Callable, arguments: list[str], output: str, prepare: Callable[[], None]) -> None:
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # for loader processes, as outside of this process
+    torch.set_num_threads(1)
+    descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    draw_no_plots(pytest.MonkeyPatch())
+    prepare()
+    if ranks == 1:
+        _run_as_script(main, arguments)
+        return
+    flags = ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", f"--nproc_per_node={ranks}"]  # as --standalone
+    flags += ["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGUSR1", "--start_method=fork", "--monitor_interval=0.1"]
+    config, _, _ = torchrun.config_from_args(torchrun.parse_args([*flags, "train.py"]))
+    elastic_launch(config, _run_as_script)(main, arguments)
+
+
+def _run_as_script(main: Callable, arguments: list[str]) -> None:
+    sys.argv = ["train.py", *arguments]
+    run_script(main)
+
+
 def _run_main(rank: int, world_size: int, port: int, main: Callable, arguments: list[str], output: str) -> None:
     torch.set_num_threads(1)
+    draw_no_plots(pytest.MonkeyPatch())
     descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

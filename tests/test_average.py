@@ -10,6 +10,8 @@ from util.checkpoint import io, run_dir
 from util.errors import DataError
 from util.training import engine, trainer
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 DECAY = 0.75
 
 

@@ -28,6 +28,8 @@ from util.training import engine
 from util.training.centers import IMAGES_OF_A_CENTER, set_centers_to_means
 from util.transform import eval_crop, full_crop
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 Run = Callable[..., Path]
 FLAGS = ("--batch_size=4", "--s=16", "--lr=0.01", "--warmup_epochs=0")
 CPU = torch.device("cpu")
@@ -76,6 +78,12 @@ def write_network(file: Path, name: str = "MobileFaceNet_scale1") -> Path:
 def tune(run_training: Run, public: Path) -> Run:  # noqa: F811
     """Return a function of flags that trains from the public file and returns the run."""
     return partial(run_training, f"--init={public}", *FLAGS, backbone="")
+
+
+@pytest.fixture(scope="module")
+def finished() -> dict[tuple[str, ...], Path]:
+    """Return the runs without an interruption, by their flags: tests share them."""
+    return {}
 
 
 def load(file: Path) -> dict[str, torch.Tensor]:
@@ -170,9 +178,11 @@ def test_frozen_backbone_has_no_dropout(tune, monkeypatch):
 
 @pytest.mark.parametrize("more", [("--accumulate=2",), ("--optimizer=adamw", "--clip_grad_norm=1", "--ema=0.9")])
 @pytest.mark.parametrize("step", [2, 5, 8])
-def test_interrupted_fine_tuning_equals_a_whole_one(tune, tmp_path, run_training, step, more):  # noqa: F811
+def test_interrupted_fine_tuning_equals_a_whole_one(tune, tmp_path, run_training, finished, step, more):  # noqa: F811
     flags = ("--epochs=3", "--freeze_epochs=1", "--backbone_lr=0.1", "--init_head=mean", *more)
-    whole = tune(*flags, name="whole")
+    if more not in finished:
+        finished[more] = tune(*flags, name="whole")
+    whole = finished[more]
     with signal_in(engine.TrainingStep, "backward", step), pytest.raises(Interrupted):
         tune(*flags)
     run = run_dir.newest_run(tmp_path / "a")

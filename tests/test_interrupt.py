@@ -21,6 +21,8 @@ from util.errors import DataError, Interrupted, RunError
 from util.training import engine, trainer
 from util.training.control import StepControl
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 FLAGS = ("--epochs=2", *SMALL)
 STEPS = 6  # an epoch of the data below has
 
@@ -55,14 +57,6 @@ def signal_in(owner: object, name: str, call: int = 1, number: int = signal.SIGT
 def restored_determinism():
     yield
     torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch):
-    """Draw no plots: they take most of the time of a run this small."""
-    for name in ("roc_figure", "score_histogram", "training_curves", "save_figure"):
-        monkeypatch.setattr(f"util.training.log.{name}", lambda *arguments: None)
-    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_figure", lambda *arguments: None)
 
 
 def optimizer(run: Path, name: str = "2_12") -> dict:

@@ -27,6 +27,8 @@ from util.errors import DataError, RunError, UsageError
 from util.evaluate import evaluate
 from util.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -80,7 +82,7 @@ def assert_equal_states(first: list[dict], second: list[dict]) -> None:
             assert torch.equal(one[key], other[key]), key
 
 
-def test_run_leaves_files_with_the_older_names(run_training, tmp_path, capsys):
+def test_run_leaves_files_with_the_older_names(run_training, tmp_path, capsys, plots):
     run = run_training("--epochs=2", "--LR_eval", *SMALL)
     printed = capsys.readouterr().out
     assert re.fullmatch(r"HRTRAIN_\d{4}-\d\d-\d\d-\d\d-\d\d", run.name)

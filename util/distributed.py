@@ -179,7 +179,7 @@ def distributed_session(gpu_num: Sequence[int], env: DistEnv) -> Iterator[list["
     except Interrupted as stop:
         if stop.number == signal.SIGTERM and not stop.is_handled:
             # A killed rank prints nothing, and torchrun ends the others by SIGTERM.
-            raise Interrupted(stop.number, f"error: {LOST}") from None
+            raise Interrupted(stop.number, f"error: torchrun was stopped, or {LOST}") from None
         raise
     finally:
         watchdog.stop()
