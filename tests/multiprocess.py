@@ -66,11 +66,40 @@ class Launched:
     output: str
 
 
+def signal_at(owner: object, name: str, call: int, number: int, to: str = "program", rank: int = 0) -> None:
+    """Let a launched program receive a signal before the given call of a function on a rank.
+
+    Args:
+        owner: has the function.
+        name: of the function.
+        call: number of the call, from 1.
+        number: of the signal.
+        to: "program" for what was started, which is torchrun if there are several ranks; "rank" for this rank alone;
+            "terminal" for all processes, as Ctrl-C.
+        rank: of which the call counts.
+    """
+    original, calls = getattr(owner, name), []
+
+    def function(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == call and os.environ.get("RANK", str(rank)) == str(rank):
+            if to == "terminal":
+                os.killpg(0, number)
+            elif to == "program" and "RANK" in os.environ:
+                os.kill(os.getppid(), number)
+                time.sleep(0.5)  # until torchrun has passed it on
+            else:
+                os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, function)
+
+
 def launch(
     main: Callable[[list[str]], None],
     arguments: list[str],
     output: Path,
-    prepare: Callable[[], None],
+    prepare: Callable[[], None] | None = None,
     ranks: int = 1,
     kill_after: float | None = None,
 ) -> Launched:
@@ -82,7 +111,7 @@ def launch(
         main: of the script.
         arguments: its command line.
         output: the file for what it prints.
-        prepare: is called before main(), in the same process, to inject a fault.
+        prepare: is called before main(), to inject a fault.
         ranks: processes that torchrun starts.
         kill_after: seconds from the first line of the script until it is killed.
     """
@@ -95,7 +124,7 @@ def launch(
             time.sleep(0.01)
         process.join(kill_after)
         process.kill()
-    process.join(60)
+    process.join(300)
     deadline = time.monotonic() + 30
     with suppress(ProcessLookupError):  # all processes of its session have ended
         while time.monotonic() < deadline:
@@ -106,7 +135,7 @@ def launch(
     return Launched(process.exitcode, output.read_text())
 
 
-def _launch(ranks: int, main: Callable, arguments: list[str], output: str, prepare: Callable[[], None]) -> None:
+def _launch(ranks: int, main: Callable, arguments: list[str], output: str, prepare: Callable | None) -> None:
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)  # for loader processes, as outside of this process
     torch.set_num_threads(1)
@@ -114,7 +143,8 @@ def _launch(ranks: int, main: Callable, arguments: list[str], output: str, prepa
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     draw_no_plots(pytest.MonkeyPatch())
-    prepare()
+    if prepare:
+        prepare()
     if ranks == 1:
         _run_as_script(main, arguments)
         return

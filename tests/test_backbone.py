@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,15 @@ def on_meta(name: str, **settings: int) -> nn.Module:
     """Build a backbone that has shapes but no memory."""
     with torch.device("meta"):
         return build_backbone(name, **settings)
+
+
+@pytest.fixture(scope="module")
+def filled(request: pytest.FixtureRequest) -> nn.Module:
+    """Return the backbone of that name with the weights of the golden numbers, which two tests share."""
+    backbone = on_meta(request.param)
+    filling = {key: golden_value(key, tuple(value.shape)) for key, value in backbone.state_dict().items()}
+    backbone.load_state_dict(filling, strict=True, assign=True)
+    return backbone
 
 
 @pytest.mark.parametrize("name", list(BACKBONES))
@@ -109,10 +119,11 @@ def test_data_parallel_state_dict_loads_strictly() -> None:
     torch.testing.assert_close(source.eval()(images), target.eval()(images), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_backbone_parameters_all_receive_gradients(name: str) -> None:
+@pytest.mark.parametrize("filled", ALL, indirect=True)
+def test_backbone_parameters_all_receive_gradients(filled: nn.Module, request: pytest.FixtureRequest) -> None:
     torch.manual_seed(0)
-    backbone = build_backbone(name, embedding_size=32).train()
+    name = request.node.callspec.params["filled"]
+    backbone = deepcopy(filled).train()
     for block in getattr(backbone, "blocks", ()):
         block.drop_path = 0  # stochastic depth may drop a branch for both images
     embeddings = backbone(torch.rand(2, 3, 112, 112) * 2 - 1)
@@ -327,17 +338,15 @@ def golden_value(key: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(n.astype(np.float32))
 
 
-@pytest.mark.parametrize("name", WITH_GOLDEN_NUMBERS)
-def test_backbone_golden_keys_and_outputs(golden: Path, name: str) -> None:
+@pytest.mark.parametrize("filled", WITH_GOLDEN_NUMBERS, indirect=True)
+def test_backbone_golden_keys_and_outputs(golden: Path, filled: nn.Module, request: pytest.FixtureRequest) -> None:
+    name = request.node.callspec.params["filled"]
     family = "backbone" if name.startswith("IR_") else "arcface_torch"
     golden_name = "mbf" if name == "MobileFaceNet" else name
     expected_keys = json.loads((golden / f"{family}_keys.json").read_text())[golden_name]
     expected = np.load(golden / f"{family}_outputs.npz")[golden_name]
-    backbone = on_meta(name).eval()
-    assert [[key, list(value.shape)] for key, value in backbone.state_dict().items()] == expected_keys
-    filling = {key: golden_value(key, tuple(shape)) for key, shape in expected_keys}
-    backbone.load_state_dict(filling, strict=True, assign=True)
+    assert [[key, list(value.shape)] for key, value in filled.state_dict().items()] == expected_keys
     images = np.random.RandomState(7).uniform(-1, 1, (2, 3, 112, 112)).astype(np.float32)
     with torch.inference_mode():
-        embeddings = backbone(torch.from_numpy(images))
+        embeddings = filled.eval()(torch.from_numpy(images))
     np.testing.assert_allclose(embeddings.numpy(), expected, rtol=0, atol=1e-4 * np.abs(expected).max())

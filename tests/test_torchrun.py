@@ -7,10 +7,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,8 +22,9 @@ import validation
 from benchmarks.ddp_parity import losses
 from config import TrainConfig
 from model.backbone import build_backbone
-from tests.multiprocess import main_as_ranks
+from tests.multiprocess import launch, main_as_ranks, signal_at
 from util.checkpoint import io, run_dir
+from util.training.engine import TrainingStep
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -44,11 +45,11 @@ def start(tmp_path: Path) -> Train:
     """Return start(ranks, *flags), which starts train.py under torchrun, in folders of tmp_path."""
     started = []
 
-    def launch(ranks: int, *flags: str, data: Path) -> subprocess.Popen:
+    def start_torchrun(ranks: int, *flags: str, data: Path, script: tuple[str, ...] = ("--", "train.py")):
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         started.append(
             subprocess.Popen(
-                [*LAUNCH, f"--nproc_per_node={ranks}", "--", "train.py", *common_flags(tmp_path, data), *flags],
+                [*LAUNCH, f"--nproc_per_node={ranks}", *script, *common_flags(tmp_path, data), *flags],
                 cwd=ROOT,
                 env=environment,
                 stdout=subprocess.PIPE,
@@ -59,7 +60,7 @@ def start(tmp_path: Path) -> Train:
         )
         return started[-1]
 
-    yield launch
+    yield start_torchrun
     for process in started:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -92,8 +93,8 @@ def assert_same(first: object, second: object) -> None:
 
 
 def test_two_processes_go_on_bit_for_bit_and_other_numbers_go_on(start, train, tiny_data, tmp_path) -> None:
-    flags = ("--m=0.2", *SMALL)
-    process = start(2, "--epochs=2", *flags, data=tiny_data)
+    flags = ("--margin=0.2", "--head_scale=16", *(flag for flag in SMALL if not flag.startswith("--s=")))
+    process = start(2, "--epochs=2", *flags, data=tiny_data, script=("train.py",))
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
     whole = run_dir.newest_run(tmp_path / "a")
@@ -135,15 +136,15 @@ def test_one_process_saves_what_two_resume_and_samples_classes(train, tiny_data)
     assert before.shape == after.shape and not torch.equal(before, after)
 
 
-def test_torchrun_names_a_broken_image(start, make_people, tmp_path) -> None:
+def test_torchrun_names_a_broken_image(make_people, tmp_path) -> None:
     images = make_people(tmp_path / "data" / "imgs", people=3, images=4)
     broken = images / "person_1" / "image_2.jpg"
     broken.write_bytes(b"no image")
-    process = start(2, "--epochs=20", "--max_bad=0", *SMALL, data=tmp_path / "data")
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode != 0
-    assert f"error: {broken}" in output
-    assert 'Traceback (most recent call last):\n  File "' + str(ROOT / "train.py") not in output
+    flags = [*common_flags(tmp_path, tmp_path / "data"), "--epochs=20", "--max_bad=0", *SMALL]
+    ended = launch(train_script.main, flags, tmp_path / "output.txt", ranks=2)
+    assert ended.code != 0
+    assert f"error: {broken}" in ended.output
+    assert 'Traceback (most recent call last):\n  File "' + str(ROOT / "train.py") not in ended.output
 
 
 def test_torchrun_names_a_bad_flag(start, tiny_data) -> None:
@@ -153,42 +154,24 @@ def test_torchrun_names_a_bad_flag(start, tiny_data) -> None:
     assert "error: --epochs: 'none' is not" in output
 
 
-@pytest.mark.parametrize(
-    ("sent", "message"),
-    [(signal.SIGKILL, "error: another process of this run ended"), (signal.SIGINT, "Stopped by SIGINT: saved ")],
-)
-def test_torchrun_ends_all_ranks_after_a_signal(start, tiny_data, tmp_path, sent, message) -> None:
-    process = start(2, "--epochs=5000", *SMALL, data=tiny_data)
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "a").glob("*/Optimizer_1_*.pth")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.1)
-    if sent == signal.SIGINT:
-        os.killpg(process.pid, sent)
-    else:
-        os.kill(children(process.pid)[1], sent)
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode != 0
-    assert message in output
+def test_ctrl_c_ends_torchrun_and_all_ranks(tiny_data, tmp_path) -> None:
+    """A terminal sends it to torchrun and to the ranks, and torchrun sends it to the ranks again."""
+    interrupt = partial(signal_at, TrainingStep, "backward", 4, signal.SIGINT, to="terminal")
+    flags = [*common_flags(tmp_path, tiny_data), "--epochs=5000", *SMALL]
+    ended = launch(train_script.main, flags, tmp_path / "output.txt", interrupt, ranks=2)
+    assert ended.code != 0
+    assert ended.output.count("Stopped by SIGINT: saved ") == 1
     run = run_dir.newest_run(tmp_path / "a")
     assert not list(run.glob(".*partial*"))
     for file in run.glob("*.pth"):
         io.load(file)  # no file is cut
 
 
-def children(parent: int) -> list[int]:
-    """Return the child processes of a process, ordered by their start."""
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=True)
-    return sorted(int(line) for line in listed.stdout.split())
-
-
 def test_a_validation_is_shared_and_said_once(tiny_data: Path, tmp_path: Path):
     torch.manual_seed(0)
     torch.save(build_backbone("MobileFaceNet_025", embedding_size=32).state_dict(), tmp_path / "Backbone_Best.pth")
     flags = [f"--data_dir={tiny_data}", "--gpu_num=cpu", f"--resume_dir={tmp_path}", "--LR_eval", "--batch_size=8"]
-    command = [*LAUNCH, "--nproc_per_node=2", "--", "validation.py", *flags, f"--json={tmp_path / 'two.json'}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    two = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    two = launch(validation.main, [*flags, f"--json={tmp_path / 'two.json'}"], tmp_path / "output.txt", ranks=2).output
     one = main_as_ranks(1, validation.main, [*flags, f"--json={tmp_path / 'one.json'}"], tmp_path / "output.txt")
     for output in (one, two):
         assert output.count("validating ") == output.count("results: ") == 1
@@ -211,17 +194,3 @@ def test_every_flag_of_train_passes_through_torchrun(field):
             assert torchrun.parse_args(["train.py", *flag]).training_script_args == flag
             passed.add(name)
     assert passed, "give the setting an alias that torchrun does not know"
-
-
-def test_torchrun_trains_with_margin_and_scale(tiny_data, tmp_path):
-    form = ("train.py", "--margin=0.2", "--head_scale=8")
-    folders = [f"--{name}={tmp_path / name}" for name in ("checkpoint_dir", "best_checkpoint_dir", "log_dir")]
-    small = [flag for flag in SMALL if not flag.startswith("--s=")]
-    common = [f"--data_dir={tiny_data}", "--gpu_num=cpu", "--num_workers=0", "--epochs=1", "--head=CosFace"]
-    command = [*LAUNCH, "--nproc_per_node=2", *form, *common, *folders, *small]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
-    settings = run_dir.load_state(run_dir.newest_run(tmp_path / "checkpoint_dir")).settings
-    assert (settings["m"], settings["s"]) == (0.2, 8.0)
-    assert "margin" not in settings and "head_scale" not in settings

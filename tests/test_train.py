@@ -440,14 +440,13 @@ def test_a_run_with_loader_processes_ends_by_itself(tiny_data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_run_and_its_loader_processes(tiny_data, tmp_path, number, code):
+def test_a_signal_ends_the_run_and_its_loader_processes(tiny_data, tmp_path):
     process = start_training(tiny_data, tmp_path, "--epochs=1000")
     while not process.stdout.readline().startswith("epoch 1/1000  1/3"):
         assert process.poll() is None
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.returncode == 130
     assert "Traceback" not in errors
     assert not list(tmp_path.rglob("*partial*"))
     with pytest.raises(ProcessLookupError):

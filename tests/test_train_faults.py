@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -11,7 +10,7 @@ import pytest
 
 import train
 from model.backbone import BACKBONES
-from tests.multiprocess import Launched, launch
+from tests.multiprocess import Launched, launch, signal_at
 from tests.test_interrupt import data  # noqa: F401
 from tests.test_train import SMALL, TinyNet, assert_equal_states, states
 from util.checkpoint import io, run_dir
@@ -37,28 +36,10 @@ def use_tiny_network() -> None:
 
 
 def send_at(*moments: tuple[str, int]) -> None:
-    """Let this program, or torchrun, receive a signal when its rank 0 begins a phase."""
+    """Let the program receive a signal when its rank 0 begins a phase."""
     use_tiny_network()
     for phase, number in moments:
-        owner, name, call, *_ = PHASES[phase]
-        setattr(owner, name, signaled(getattr(owner, name), call, number))
-
-
-def signaled(original: Callable, call: int, number: int) -> Callable:
-    """Return a function that sends a signal before the given call of the original one."""
-    calls = []
-
-    def function(*args, **kwargs):
-        calls.append(None)
-        if len(calls) == call and os.environ.get("RANK", "0") == "0":
-            if "RANK" in os.environ:
-                os.kill(os.getppid(), number)
-                time.sleep(0.5)  # until torchrun has passed it on
-            else:
-                os.kill(os.getpid(), number)
-        return original(*args, **kwargs)
-
-    return function
+        signal_at(*PHASES[phase][:3], number)
 
 
 @pytest.fixture
@@ -80,6 +61,7 @@ def test_signal_in_any_phase_saves_and_ends_all(start, tmp_path, ranks, phase, n
     ended = start(partial(send_at, (phase, number)), *flags, ranks=ranks)
     assert ended.code == (128 + number if ranks == 1 else 1)
     assert ended.output.count("Traceback") == ranks - 1  # of torchrun
+    assert not list(tmp_path.rglob("*partial*"))
     step, name = PHASES[phase][3:]
     if not name:
         line = {signal.SIGINT: "Interrupted.", signal.SIGTERM: "error: torchrun was stopped, or "}[number]
@@ -118,7 +100,7 @@ def test_two_signals_to_torchrun_save_and_end_all(start, tmp_path):
 
 def test_run_killed_at_random_moments_ends_alike(start, tmp_path):
     """Saves take most of the time. KILLS=50 in the environment kills 50 times."""
-    epochs = 4 * KILLS
+    epochs = 2 * KILLS + 12
     flags = (f"--epochs={epochs}", "--num_workers=0", "--save_every=1", "--keep_last=2")
     rng = random.Random(KILLS)
     for _ in range(KILLS):
