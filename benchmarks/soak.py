@@ -135,8 +135,7 @@ def send(run: Run, number: signal.Signals, to_all: bool = False) -> int:
 
 def send_to_worker(run: Run, number: signal.Signals) -> int | None:
     workers = [process for process, parent, _, _ in processes_of(run) if parent == run.process.pid]
-    # Before the first batch a worker may need minutes to open the data, so it does not count as hung.
-    if not workers or (number == signal.SIGSTOP and "  loss " not in run.output.read_text()):
+    if not workers:
         return None
     os.kill(run.rng.choice(workers), number)
     return 1

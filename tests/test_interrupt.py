@@ -18,7 +18,7 @@ from util.checkpoint import io, run_dir
 from util.cli.types import Interval
 from util.distributed import DistEnv
 from util.errors import DataError, Interrupted, RunError
-from util.training import engine, trainer
+from util.training import control, engine, trainer
 from util.training.control import StepControl
 
 pytestmark = pytest.mark.usefixtures("no_plots")
@@ -173,6 +173,47 @@ def test_the_rolling_checkpoint_of_a_killed_run_is_continued(run_training, unint
     assert (state["epoch"], state["epoch_step"], state["step"]) == (1, 4, STEPS + 4)
     run_training(*FLAGS, f"--resume_dir={run}", data=data, backbone="")
     assert_same_run(run, uninterrupted())
+
+
+def test_a_kill_in_an_evaluation_loses_no_step(run_training, uninterrupted, data, tmp_path, monkeypatch):  # noqa: F811
+    class Killed(BaseException):
+        pass
+
+    def killed(*args, **kwargs):
+        raise Killed
+
+    monkeypatch.setattr(control, "_EVALUATION_RISK", 0)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(trainer, "evaluate", killed)
+        run_training(*FLAGS, data=data)
+    run = run_dir.newest_run(tmp_path / "a")
+    state = io.load(run / "Optimizer_Last.pth")
+    assert (state["epoch"], state["epoch_step"], state["step"]) == (0, STEPS, STEPS)
+    run_training(*FLAGS, f"--resume_dir={run}", data=data, backbone="")
+    assert_same_run(run, uninterrupted())
+
+
+@pytest.mark.parametrize(
+    ("interval", "seconds", "save"),
+    [
+        (Interval("15m", seconds=900), 59, False),
+        (Interval("15m", seconds=900), 61, True),
+        (Interval("5s", seconds=5), 6, True),
+        (Interval("3", steps=3), 6000, False),
+        (Interval("2", steps=2), 0, True),
+        (Interval("none"), 6000, False),
+    ],
+)
+def test_steps_of_a_minute_are_saved_before_an_evaluation(monkeypatch, interval, seconds, save):
+    class Signals:
+        received = 0
+
+    monkeypatch.setattr(control.time, "monotonic", lambda: 0)
+    steps = StepControl(DistEnv(), Signals(), torch.device("cpu"), interval)
+    steps.count_step()
+    steps.count_step()
+    monkeypatch.setattr(control.time, "monotonic", lambda: seconds)
+    assert steps.agree(True, before_evaluation=True) and steps.save == save
 
 
 def test_other_batches_continue_at_the_same_images(run_training, data, tmp_path, capsys):  # noqa: F811

@@ -74,7 +74,7 @@ def test_reports_are_neither_rare_nor_a_burden(steps, every):
     assert Progress("", steps, 1, terminal=False).report_every == every
 
 
-def test_evaluation_lines_have_the_older_form(run):
+def test_evaluation_lines_have_the_older_form(run, no_plots):
     log = RunLog(run)
     log.epoch(50, record(3), {"HR": {"LFW": result(0), "AgeDB": result(2)}, "LR": {"LFW": result(1)}})
     log.epoch(50, record(4), {})
@@ -85,7 +85,7 @@ def test_evaluation_lines_have_the_older_form(run):
     )
 
 
-def test_metrics_are_a_json_object_an_epoch(run):
+def test_metrics_are_a_json_object_an_epoch(run, no_plots):
     log = RunLog(run)
     log.epoch(2, record(1), {"HR": {"LFW": result(0)}, "LR": {"LFW": result(1)}})
     log.epoch(2, record(2), {})
@@ -142,7 +142,7 @@ def test_image_grid_has_gaps_and_fills_the_last_row(number):
     assert np.array_equal(grid, expected)
 
 
-def test_log_cuts_lines_after_the_resumed_epoch(run):
+def test_log_cuts_lines_after_the_resumed_epoch(run, no_plots):
     log = RunLog(run)
     for epoch in (1, 2, 10):
         log.epoch(10, record(epoch), {"HR": {"LFW": result(0)}, "LR": {"LFW": result(1)}})

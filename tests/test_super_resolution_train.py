@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from applications.super_resolution.engine import CosineSchedule, SuperResolution
 from applications.super_resolution.settings import TrainSettings
 from model.backbone import build_backbone
 from model.super_resolution import RCAN, identify_rcan
+from tests.multiprocess import launch, signal_at
 from tests.test_interrupt import signal_in
 from util.checkpoint import io, run_dir
 from util.errors import DataError, Interrupted, RunError, UsageError
@@ -315,21 +317,10 @@ def test_help_and_mistakes_are_answered_without_importing_torch(program, form):
         assert printed in ended.stdout + ended.stderr and ended.stderr.count("\n") == (code > 0)
 
 
-@pytest.mark.slow
 def test_ctrl_c_ends_the_run_in_one_line(tiny_data, tmp_path):
     folders = [f"--{name}={tmp_path / name}" for name in ("checkpoint_dir", "best_checkpoint_dir", "log_dir")]
-    command = [sys.executable, "-m", "applications.super_resolution.train", f"--data={tiny_data / 'imgs'}"]
-    process = subprocess.Popen(
-        [*command, *folders, *TINY, "--gpu_num=cpu", "--epochs=9999", "--steps=10", "--num_workers=1"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while not process.stdout.readline().startswith("epoch 1/9999"):
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Stopped by SIGINT: saved " in errors and "Traceback" not in errors
+    flags = [f"--data={tiny_data / 'imgs'}", *folders, *TINY, "--gpu_num=cpu", "--epochs=9999", "--steps=10"]
+    interrupt = partial(signal_at, SuperResolutionStep, "__call__", 14, signal.SIGINT)
+    ended = launch(train.main, [*flags, "--num_workers=1"], tmp_path / "output.txt", interrupt)
+    assert ended.code == 130 and "Stopped by SIGINT: saved " in ended.output and "Traceback" not in ended.output
     assert not list(tmp_path.rglob("*partial*"))

@@ -13,9 +13,9 @@ from types import FrameType
 from util.console import logger
 
 # What ends a program: Ctrl-C, kill or a shutdown, what clusters send before a time limit, and a terminal that closes.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # the user started it with nohup
-    STOP_SIGNALS = STOP_SIGNALS[:3]
+STOP_SIGNALS: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+    STOP_SIGNALS += (signal.SIGHUP,)
 
 
 class UsageError(ValueError):
