@@ -34,7 +34,16 @@ def end_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Ca
 
 
 # These take longest: a worker of xdist that begins one of them last would keep the others waiting.
-LONG_FILES = ("torchrun", "torchrun_faults", "train_faults", "backbone", "train", "align_batch", "workers", "distributed")
+LONG_FILES = (
+    "torchrun",
+    "torchrun_faults",
+    "train_faults",
+    "backbone",
+    "train",
+    "align_batch",
+    "workers",
+    "distributed",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -101,7 +101,6 @@ def launch(
     output: Path,
     prepare: Callable[[], None] | None = None,
     ranks: int = 1,
-    kill_after: float | None = None,
 ) -> Launched:
     """Run main(arguments) as a script, under torchrun if there are several ranks, until all its processes have ended.
 
@@ -113,17 +112,11 @@ def launch(
         output: the file for what it prints.
         prepare: is called before main(), to inject a fault.
         ranks: processes that torchrun starts.
-        kill_after: seconds from the first line of the script until it is killed.
     """
     output.write_text("")
     context = multiprocessing.get_context("forkserver")
     process = context.Process(target=_launch, args=(ranks, main, arguments, str(output), prepare))
     process.start()
-    if kill_after is not None:
-        while process.is_alive() and not output.stat().st_size:
-            time.sleep(0.01)
-        process.join(kill_after)
-        process.kill()
     process.join(300)
     deadline = time.monotonic() + 30
     with suppress(ProcessLookupError):  # all processes of its session have ended

@@ -1,5 +1,6 @@
 """Signals in each phase of a training, alone and under torchrun, and kills at random moments."""
 
+import itertools
 import os
 import random
 import signal
@@ -98,14 +99,36 @@ def test_two_signals_to_torchrun_save_and_end_all(start, tmp_path):
     assert io.load(run / "Optimizer_Last.pth")["step"] >= 9
 
 
+def kill_at(moment: int) -> None:
+    """Kill this process at a moment: before a training step, a sync to the disk or a rename, which are counted."""
+    use_tiny_network()
+    moments = itertools.count(1)
+
+    def killed(original: Callable) -> Callable:
+        def function(*args, **kwargs):
+            if next(moments) == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        return function
+
+    for owner, name in ((engine.TrainingStep, "backward"), (os, "fsync"), (os, "replace")):
+        setattr(owner, name, killed(getattr(owner, name)))
+
+
 def test_run_killed_at_random_moments_ends_alike(start, tmp_path):
-    """Saves take most of the time. KILLS=50 in the environment kills 50 times."""
+    """A step is followed by a save of the rolling checkpoint. KILLS=50 in the environment kills 50 times."""
     epochs = 2 * KILLS + 12
     flags = (f"--epochs={epochs}", "--num_workers=0", "--save_every=1", "--keep_last=2")
     rng = random.Random(KILLS)
+    in_saves, resumed = 0, 0
     for _ in range(KILLS):
-        ended = start(use_tiny_network, *flags, kill_after=rng.uniform(0, 0.4))
+        ended = start(partial(kill_at, rng.randint(1, 100)), *flags)
         assert ended.code == -signal.SIGKILL and "error" not in ended.output, ended.output
+        resumed += "resuming" in ended.output
+        in_saves += any(tmp_path.glob("checkpoint_dir/*/.*"))
+    assert resumed > KILLS / 2 and in_saves > KILLS / 4
+    print(f"{KILLS} kills, {in_saves} of them within a save, {resumed} of them after a resume")
     last = f"{epochs}_{6 * epochs}"
     runs = []
     for name in ("killed", "whole"):
