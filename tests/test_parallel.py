@@ -183,6 +183,8 @@ def test_slow_worker_that_reports_is_not_hung(monkeypatch):
         ("fork", "work", [signal.SIGUSR1]),
         ("fork", "work", [signal.SIGINT] * 3),
         ("fork", "work", [signal.SIGTERM]),
+        ("fork", "work", [signal.SIGHUP] * 2),  # of a terminal that closes, and its shell
+        ("spawn", "start", [signal.SIGHUP]),
     ],
 )
 def test_signal_ends_all_and_the_same_command_goes_on(start, tmp_path, method, moment, signals):
