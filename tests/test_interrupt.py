@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import torch
 
+import train
 from tests.test_train import ROOT, SMALL, assert_equal_states, run_training, states, tiny_networks  # noqa: F401
 from util.checkpoint import io, run_dir
 from util.cli.types import Interval
@@ -268,6 +269,52 @@ def test_nothing_is_saved_while_steps_are_skipped(run_training, data, tmp_path):
     with pytest.raises(RunError, match=r"at a learning rate of 1e\+30. Lower --lr.*good checkpoint is .*Backbone_Last"):
         run_training("--epochs=2", "--lr=1e30", "--save_every=1", f"--resume_dir={run}", data=data, backbone="")
     assert io.load(run / "Optimizer_Last.pth")["step"] == STEPS + 1  # the step that ruined the weights
+
+
+@contextmanager
+def small_disk(folder: Path, options: str) -> Iterator[None]:
+    """Mount a small disk at a folder. Skip the test if this user cannot."""
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=False).returncode:
+        pytest.skip("needs root, to mount a small disk")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_full_disk_within_an_epoch_keeps_what_is_saved(run_training, uninterrupted, data, tmp_path, monkeypatch):  # noqa: F811
+    def filled(self, *batch):
+        calls.append(None)
+        if len(calls) == STEPS + 3:
+            with suppress(OSError), filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(2**16))
+        return backward(self, *batch)
+
+    calls, backward, filler = [], engine.TrainingStep.backward, tmp_path / "a" / "filler"
+    with small_disk(tmp_path / "a", "size=8m"):
+        with monkeypatch.context() as patch, pytest.raises(RunError, match=r"/a/HRTRAIN.*Free some space"):
+            patch.setattr(engine.TrainingStep, "backward", filled)
+            run_training(*FLAGS, "--save_every=1", data=data)
+        filler.unlink()
+        run = run_dir.newest_run(tmp_path / "a")
+        for file in run.glob("*.pth"):
+            io.load(file)  # no file is cut
+        assert io.load(run / "Optimizer_Last.pth")["step"] == STEPS + 2
+        run_training(*FLAGS, f"--resume_dir={run}", data=data, backbone="")
+        assert_same_run(run, uninterrupted())
+
+
+def test_read_only_disk_is_one_line_before_training(data, tmp_path, end_of):
+    with small_disk(tmp_path / "a", "ro"):
+        flags = [f"--data_dir={data}", "--gpu_num=cpu", *SMALL, f"--checkpoint_dir={tmp_path}/a/checkpoints"]
+        flags += [f"--{name}={tmp_path / name}" for name in ("best_checkpoint_dir", "log_dir")]
+        code, printed = end_of(train.main, flags)
+    assert code == 2 and printed == (
+        f"error: --checkpoint_dir={tmp_path}/a/checkpoints: cannot be written to (Read-only file system). Name another "
+        "folder.\n"
+    )
 
 
 def test_old_epochs_are_deleted_but_not_the_best(run_training, data, tmp_path):  # noqa: F811
