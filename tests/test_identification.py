@@ -81,6 +81,8 @@ def test_tpir_is_the_largest_of_all_thresholds(people, fpir):
     assert found.tpir_at_fpir(fpir) == pytest.approx(best)
     threshold = found.threshold_at_fpir(fpir)
     assert np.mean(found.other_scores[~found.is_mated] > threshold) == pytest.approx(fpir)
+    fpirs, tpirs = found.tpir_curve()
+    assert tpirs[np.argmin(np.abs(fpirs - fpir))] == pytest.approx(best)
 
 
 def test_tpir_is_unknown_with_too_few_strangers(people):

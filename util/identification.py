@@ -62,6 +62,14 @@ class SearchResult:
         mated = self.is_mated
         return float(np.mean((self.mate_ranks[mated] == 1) & (self.mate_scores[mated] > threshold)))
 
+    def tpir_curve(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the FPIR, ascending from 1 / (number of non-mated probes), and the TPIR at each."""
+        thresholds = np.sort(self.other_scores[~self.is_mated])[::-1]
+        mated = self.is_mated
+        accepted = np.sort(self.mate_scores[mated & (self.mate_ranks == 1)])
+        above = len(accepted) - np.searchsorted(accepted, thresholds[1:], side="right")
+        return np.arange(1, len(thresholds)) / len(thresholds), above / np.count_nonzero(mated)
+
 
 def search(probes: np.ndarray, probe_ids: np.ndarray, gallery: np.ndarray, gallery_ids: np.ndarray) -> SearchResult:
     """Search each probe in the gallery. Memory does not grow with P times G.
