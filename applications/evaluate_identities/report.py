@@ -45,9 +45,8 @@ class Evaluation:
                 rows.append([f"{far:.0e}", f"{tar:.4f}", f"{cosine:.4f}", f"{2 - 2 * cosine:.4f}"])
                 points.append({"far": far, "tar": tar, "cosine": cosine, "squared_distance": 2 - 2 * cosine})
         same = len(rates.scores) - rates.negatives
-        self.facts.append(
-            f"{heading}: {same:,} same and {rates.negatives:,} different pairs, AUC {rates.auc:.5f}, EER {rates.eer:.4f}"
-        )
+        counts = f"{same:,} same and {rates.negatives:,} different pairs"
+        self.facts.append(f"{heading}: {counts}, AUC {rates.auc:.5f}, EER {rates.eer:.4f}")
         self.tables[heading] = rows
         self.figures[heading] = {
             "same_pairs": same,
