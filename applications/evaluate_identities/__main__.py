@@ -119,10 +119,10 @@ def evaluate(settings: IdentitySettings) -> Evaluation:
         embedded = embed_images(network, images, devices, settings.batch_size, dtype=dtype)
         evaluation = evaluate_folder(images, embedded, settings)
     else:
-        logger.info(protocol.describe())
+        logger.info(protocol.describe())  # before the work, which may take hours
         embedded = embed_images(network, protocol, devices, settings.batch_size, dtype=dtype, strict=True)
         evaluation = protocol.evaluate(embedded)
-    evaluation.facts.insert(0, f"{settings.network}: {network.describe()}")
+    evaluation.intro = f"{settings.network}: {network.describe()}."
     evaluation.figures["network_crop"] = network.crop
     return evaluation
 

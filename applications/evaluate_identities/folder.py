@@ -62,7 +62,7 @@ def evaluate_folder(images: TrainingImages, embedded: EmbeddedImages, settings: 
     if not found.is_mated.any():
         raise DataError(f"{images.root}: nobody in the gallery has another image. Lower --unknown.")
     evaluation.facts.append(
-        f"Identification (1:N): a gallery of {len(gallery):,} people with up to {settings.gallery_images} image each, "
+        f"Identification (1:N): a gallery of {len(gallery):,} people (images of each: {settings.gallery_images}), "
         f"{int(found.is_mated.sum()):,} probes of people in it and {int((~found.is_mated).sum()):,} of others"
     )
     evaluation.add_searches({"all": found}, RANKS, FPIRS)
@@ -83,6 +83,7 @@ def evaluate_folder(images: TrainingImages, embedded: EmbeddedImages, settings: 
         strangers = np.flatnonzero(~found.is_mated)
         for heading, group in (("Taken for another person", wrong), ("Most similar strangers", strangers)):
             worst = group[np.argsort(-found.other_scores[group], kind="stable")][:SHOWN]
+            heading += ": the image, the one that was found" + (", and the own one" if group is wrong else "")
             evaluation.pictures[heading] = [drawing.draw(found, int(probe)) for probe in worst]
     return evaluation
 

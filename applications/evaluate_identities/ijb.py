@@ -103,7 +103,7 @@ class IjbSet:
 
     def evaluate(self, embedded: EmbeddedImages) -> Evaluation:
         """Verify the pairs of templates, and search the probes in both galleries, by the embeddings of all images."""
-        evaluation = Evaluation(self.describe().partition(" in ")[0], [self.describe()])
+        evaluation = Evaluation(self.describe().partition(" in ")[0], facts=[self.describe()])
         weights = embedded.norms * self.scores
         _, templates = aggregate_templates(embedded.embeddings * weights[:, None], self.templates, self.media)
         rates = PairRates(pair_scores(templates, self.pairs[:, 0], self.pairs[:, 1]), self.is_same)
@@ -142,7 +142,9 @@ def _read_columns(
     """Return some columns of a text file, (N, number of columns) of `kind`. Raise DataError if that fails."""
     try:
         with warnings.catch_warnings(action="ignore"):  # of an empty file
-            found = np.loadtxt(file, kind, delimiter=separator, skiprows=skip, usecols=columns, ndmin=2, comments=None)
+            found: np.ndarray = np.loadtxt(
+                file, kind, delimiter=separator, skiprows=skip, usecols=columns, ndmin=2, comments=None
+            )
     except (OSError, ValueError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
         raise DataError(f"{file}: cannot be read as a list of IJB ({reason}). Copy it again.") from None

@@ -24,11 +24,12 @@ _POINTS = 200  # of a curve
 class Evaluation:
     """The result of an evaluation.
 
-    `facts` are lines that say what was evaluated, `tables` {heading: rows}, `figures` the same numbers for JSON,
-    `charts` {caption: figure}, and `pictures` {heading: pictures}.
+    `facts` are lines about what was evaluated, `tables` {heading: rows}, `figures` the same numbers for JSON, `charts`
+    {caption: figure}, and `pictures` {heading: pictures}. `intro` is the first paragraph of the page.
     """
 
     title: str
+    intro: str = ""
     facts: list[str] = field(default_factory=list)
     tables: dict[str, Rows] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
@@ -55,10 +56,10 @@ class Evaluation:
             "eer": rates.eer,
             "at_far": points,
         }
-        far = np.logspace(np.log10(1 / rates.negatives), 0, _POINTS)
-        tar = rates.tar[np.searchsorted(rates.far, far * (1 + 1e-9), side="right") - 1]
+        fars_drawn = np.logspace(np.log10(1 / rates.negatives), 0, _POINTS)
+        tars = rates.tar[np.searchsorted(rates.far, fars_drawn * (1 + 1e-9), side="right") - 1]
         self.charts[f"{heading}: true accept rate over false accept rate"] = rate_figure(
-            {heading: (far, tar)}, "False accept rate (FAR)", "True accept rate (%)"
+            {heading: (fars_drawn, tars)}, "False accept rate (FAR)", "True accept rate (%)"
         )
 
     def add_searches(self, searches: dict[str, SearchResult], ranks: Sequence[int], fpirs: Sequence[float]) -> None:
@@ -135,13 +136,14 @@ class Evaluation:
         """Return the HTML page."""
         from util.html_page import Section, chart, paragraph, picture, pictures, render_page, table
 
-        sections = [Section(heading, [table(rows[0], rows[1:])]) for heading, rows in self.tables.items()]
+        sections = [Section("What was evaluated", [*map(paragraph, self.facts)])] if self.facts else []
+        sections += [Section(heading, [table(rows[0], rows[1:])]) for heading, rows in self.tables.items()]
         if self.charts:
             sections.append(Section("Curves", [chart(figure, caption) for caption, figure in self.charts.items()]))
         for heading, items in self.pictures.items():
             drawn = pictures([picture(image, caption) for image, caption in items])
             sections.append(Section(heading, [drawn if items else paragraph("None.")]))
-        return render_page(self.title, [Section("What was evaluated", [*map(paragraph, self.facts)]), *sections])
+        return render_page(self.title, sections, intro=self.intro)
 
 
 def rate_figure(curves: dict[str, tuple[np.ndarray, np.ndarray]], x_label: str, y_label: str) -> Figure:

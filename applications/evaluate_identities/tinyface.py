@@ -86,7 +86,7 @@ class TinyFaceSet:
 
     def evaluate(self, embedded: EmbeddedImages) -> Evaluation:
         """Search the probes in the gallery, by the embeddings of all images."""
-        evaluation = Evaluation("TinyFace", [self.describe()])
+        evaluation = Evaluation("TinyFace", facts=[self.describe()])
         if self._stretched:
             evaluation.facts.append(
                 f"warning: {len(self._stretched):,} images are not square: the faces are not aligned, and the figures "
