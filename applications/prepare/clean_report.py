@@ -132,7 +132,8 @@ class Doubts:
         )
         self._facts += [
             f"{len(self._indices):,} images of {len(self._people):,} people in {printable(self._images.root)}",
-            f"an image is doubtful if its cosine with its person is below {self._set.own_threshold:.3f} (FAR {own_far:g})",
+            f"an image is doubtful if its cosine with its person is below {self._set.own_threshold:.3f} "
+            f"(FAR {own_far:g})",
             f"an image fits another person from {threshold:.3f}, and two people are one from {name_threshold:.3f} "
             f"({'one expected false accept in each search' if far is None else f'FAR {far:g}'})",
         ]
