@@ -113,7 +113,7 @@ class TrainingSet:
             members = used[rows] if used[rows].any() else np.ones(len(rows), bool)
             vectors = self.embeddings[rows]
             total = vectors[members].sum(axis=0)
-            self.centers[label] = total / np.linalg.norm(total)
+            self.centers[label] = total / np.maximum(np.linalg.norm(total), 1e-12)
             rest = total - vectors * members[:, None]  # without the image itself, if it is in the sum
             if len(rows) > 1:
                 length = np.linalg.norm(rest, axis=1)
