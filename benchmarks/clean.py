@@ -19,6 +19,7 @@ from util.cli.options import gpus
 from util.cli.parser import Settings, flag, option, parse
 from util.cli.types import integer, to_file
 from util.errors import UsageError, run_script
+from util.files import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> None:
     import numpy as np
 
     from applications.prepare.clean_find import THUMBNAIL, TrainingSet
-    from applications.prepare.clean_list import DUPLICATE, MISLABELED, TWO_NAMES
+    from applications.prepare.clean_list import MISLABELED
     from applications.prepare.clean_report import FingerprintedImages
     from util.checkpoint.run_dir import find_backbone
     from util.data.image_folder import ImageFolder
@@ -73,7 +74,8 @@ def main(arguments: list[str]) -> None:
             "thumbnails": fingerprinted.thumbnails,
         }
         if flags.embeddings is not None:
-            np.savez(flags.embeddings, **kept)
+            with atomic_write(flags.embeddings) as partial:
+                np.savez(partial, allow_pickle=False, **kept)
     else:
         kept = dict(np.load(flags.embeddings))
     counts = np.bincount(images.labels)
@@ -124,10 +126,8 @@ def main(arguments: list[str]) -> None:
             own = rng.permutation(np.flatnonzero(people == person))
             labels[own[: len(own) // 2]] = people.max() + 1 + number
         pairs, _ = TrainingSet(embeddings, labels, OWN_FAR).find_two_names(None)
-        truth = {(int(person), int(people.max()) + 1 + number) for number, person in enumerate(split)}
-        claimed = {
-            tuple(sorted((finding.person, finding.other_person))) for finding in pairs if finding.kind == TWO_NAMES
-        }
+        truth = {(int(people.max()) + 1 + number, int(person)) for number, person in enumerate(split)}
+        claimed = {(max(pair), min(pair)) for pair in ((finding.person, finding.other_person) for finding in pairs)}
         runs.append([len(claimed & truth) / len(claimed), len(claimed & truth) / len(truth)])
     rows = [["experiment", "number", "precision", "recall"], ["two names", "50", *_mean_and_deviation(runs)]]
 
@@ -147,9 +147,9 @@ def main(arguments: list[str]) -> None:
         )
         hashes = np.append(kept["hashes"], np.arange(len(copies), dtype=np.uint64))
         findings = grown.find_duplicates(hashes, np.concatenate([kept["thumbnails"], thumbnails]))
-        truth = set(range(len(images), len(images) + len(copies)))
-        claimed_copies = {finding.image for finding in findings if finding.kind == DUPLICATE}
-        runs.append([len(claimed_copies & truth) / len(claimed_copies), len(claimed_copies & truth) / len(truth)])
+        claimed_copies = {finding.image for finding in findings}
+        hits = claimed_copies & set(range(len(images), len(images) + len(copies)))
+        runs.append([len(hits) / len(claimed_copies), len(hits) / len(copies)])
     rows.append(["copies with another person", str(len(copies)), *_mean_and_deviation(runs)])
 
     # A verification set of one image of every second person, which the training set lacks, and of strangers.
@@ -188,7 +188,8 @@ class _Copies:
         image = self._images.image(int(self._originals[index]))  # type: ignore[attr-defined]
         if index % 2:
             image = (image[:, ::-1] * 0.8).astype(np.uint8)
-        return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 40])[1], cv2.IMREAD_COLOR)
+        encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 40])[1]
+        return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
 
 
 def _mean_and_deviation(runs: list[list[float]]) -> list[str]:

@@ -105,7 +105,7 @@ def main(arguments: list[str]) -> None:
         rows = doubts.rows()
         if flags.findings:
             write_list(flags.findings, rows)
-            logger.info(f"list: {flags.findings}")
+            logger.info(f"findings: {flags.findings}")
         if flags.report:
             write_page(flags.report, doubts.page())
             logger.info(f"report: {flags.report}")

@@ -142,6 +142,7 @@ class Doubts:
         """Search for people of a verification set."""
         templates, shown = others.templates(embedded)
         found, threshold = self._set.find_verification_people(templates, shown, far)
+        found.sort(key=lambda finding: -finding.cosine)
         self._findings[VERIFICATION] += found
         self._verification += [others] * len(found)
         self._facts.append(
