@@ -349,7 +349,7 @@ def test_correct_pairs_are_those_of_the_accuracy():
 
 
 def test_cosine_belongs_to_the_squared_distance():
-    embeddings, issame = made_pairs(20)
+    embeddings, issame = made_pairs(200)
     for left, right, distance in zip(
         embeddings[::2], embeddings[1::2], verify(embeddings, issame).distances, strict=True
     ):
