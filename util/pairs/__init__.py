@@ -88,6 +88,18 @@ def load_pairs(path: str | Path, root: str | Path | None = None) -> PairSet:
     return pairs
 
 
+def locate_sets(data_dir: str | Path) -> dict[str, tuple[str, str | None]]:
+    """Return {name: (path, folder of the images or None)} of the sets of VERIFICATION_SETS that exist."""
+    located = {}
+    for name, places in VERIFICATION_SETS.items():
+        for place in places:
+            path, *root = (str(Path(data_dir, part)) for part in place.split(":"))
+            if os.path.isdir(Path(path, "meta")) or (os.path.isfile(path) and all(map(os.path.isdir, root))):
+                located[name] = path, root[0] if root else None
+                break
+    return located
+
+
 def find_pair_sets(
     data_dir: str | Path, extra_sets: Mapping[str, tuple[str, str | None]] | None = None
 ) -> tuple[list[PairSet], list[str]]:
@@ -106,19 +118,9 @@ def find_pair_sets(
     """
     extra_sets = extra_sets or {}
     replaced = {name.lower() for name in extra_sets}
-    found: list[PairSet] = []
-    missing: list[str] = []
-    for name, places in VERIFICATION_SETS.items():
-        if name.lower() in replaced:
-            continue
-        for place in places:
-            path, *root = (str(Path(data_dir, part)) for part in place.split(":"))
-            if os.path.isdir(Path(path, "meta")) or (os.path.isfile(path) and all(map(os.path.isdir, root))):
-                found.append(_open(name, path, *root))
-                break
-        else:
-            if name in USUAL_SETS:
-                missing.append(name)
+    places = {name: place for name, place in locate_sets(data_dir).items() if name.lower() not in replaced}
+    found = [_open(name, path, root) for name, (path, root) in places.items()]
+    missing = [name for name in USUAL_SETS if name not in places and name.lower() not in replaced]
     if extra_sets and not found:
         missing = []
     return found + [_open(name, path, root) for name, (path, root) in extra_sets.items()], missing
