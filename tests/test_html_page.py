@@ -134,5 +134,5 @@ def test_chromium_shows_the_page_in_both_schemes(page, tmp_path, open_in_chromiu
 def test_chromium_reports_what_a_page_must_not_do(tmp_path, open_in_chromium):
     """The check of the tests that open a page can fail: a request is refused by the page's own policy."""
     write_page(tmp_path / "page.html", render_page("x", [Section("x", [Markup('<img src="http://localhost/x.png">')])]))
-    with pytest.raises(AssertionError, match="http://localhost/x.png.* violates"):
+    with pytest.raises(AssertionError, match=r"http://localhost/x\.png.* violates"):
         open_in_chromium(tmp_path / "page.html", "--dump-dom")

@@ -48,6 +48,7 @@ LIGHT = (
 # Modules that import no torch.
 TORCH_FREE = (
     *LIGHT,
+    "util.analysis",
     "util.html_page",
     "util.image_*",
     "util.pairs*",
