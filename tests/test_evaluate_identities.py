@@ -121,15 +121,14 @@ def test_folder_figures_equal_loops_over_images():
     cosines = {True: [], False: []}
     for a, b in combinations(range(len(labels)), 2):
         cosines[bool(labels[a] == labels[b])].append(float(embedded.embeddings[a] @ embedded.embeddings[b]))
-    verification = found["Verification (1:1)"]
+    verification = found["verification"]
     assert [verification["same_pairs"], verification["different_pairs"]] == [len(cosines[True]), len(cosines[False])]
-    assert [point["far"] for point in verification["at_far"]] == [1e-2, 1e-1]
+    assert [point["far"] for point in verification["at_far"]] == [1e-1, 1e-2]
     for point in verification["at_far"]:
-        accepted = [cosine for cosine in cosines[False] if cosine >= point["cosine"] - 1e-6]
+        accepted = [cosine for cosine in cosines[False] if cosine > point["cosine"] + 1e-6]
         assert len(accepted) == int(point["far"] * len(cosines[False]))
-        tar = np.mean([cosine >= point["cosine"] - 1e-6 for cosine in cosines[True]])
-        assert point["tar"] == pytest.approx(tar)
-        assert point["squared_distance"] == pytest.approx(2 - 2 * point["cosine"])
+        assert point["tar"] == pytest.approx(np.mean([cosine > point["cosine"] + 1e-6 for cosine in cosines[True]]))
+        assert point["threshold"] == pytest.approx(2 - 2 * point["cosine"])
 
     rng = np.random.default_rng(3)
     sample_pairs(labels, settings.pairs, rng)  # takes the same random numbers
@@ -293,7 +292,7 @@ def test_ijb_answer_is_known(ijbc):
     figures = protocol.evaluate(embed(protocol)).figures
 
     # Cosines of the pairs: 10-30 0.894, 20-40 0.970 (same); 10-40 0.243, 20-30 0, 10-20 0, 30-50 0.447 (different).
-    verification = figures["Verification (1:1)"]
+    verification = figures["verification"]
     assert verification["auc"] == 1 and verification["eer"] == 0
     assert verification["at_far"] == []  # four pairs cannot show a FAR of 0.1
 
@@ -307,13 +306,13 @@ def test_ijb_answer_is_known(ijbc):
 
 def test_ijb_templates_and_scores_are_known(ijbc, monkeypatch):
     protocol = IjbSet.find(ijbc)
-    module = "applications.evaluate_identities.ijb"
-    monkeypatch.setattr(f"{module}.FARS", (0.25, 0.5))
-    monkeypatch.setattr(f"{module}.FPIRS", (0.5,))
+    monkeypatch.setattr("util.analysis.FAR_LEVELS", (0.5, 0.25))
+    monkeypatch.setattr("applications.evaluate_identities.ijb.FPIRS", (0.5,))
     figures = protocol.evaluate(embed(protocol)).figures
-    points = figures["Verification (1:1)"]["at_far"]
+    points = figures["verification"]["at_far"]
     assert [point["tar"] for point in points] == [1, 1]
-    assert [point["cosine"] for point in points] == pytest.approx([1 / 5**0.5, 0.25 / 1.0625**0.5], abs=0.01)
+    # The first different pairs that are refused: 0.447 and 0.243 are accepted at 0.5, and 0.447 alone at 0.25.
+    assert [point["cosine"] for point in points] == pytest.approx([0, 0.25 / 1.0625**0.5], abs=0.02)
     (point,) = figures["identification"]["G2"]["at_fpir"]
     assert point["cosine"] == pytest.approx(1 / 5**0.5, abs=0.01) and point["tpir"] == 1
 
@@ -333,7 +332,7 @@ def test_ijb_without_lists_of_search_verifies_only(ijbc):
     ("name", "text", "message"),
     [
         ("ijbc_template_pair_label.txt", "10 99 1\n10 20 0\n", "template 99 has no image"),
-        ("ijbc_template_pair_label.txt", "10 20 1\n", "pairs of one kind only"),
+        ("ijbc_template_pair_label.txt", "10 20 1\n10 30 1\n20 30 0\n", "lacks same or different pairs"),
         ("ijbc_template_pair_label.txt", "10 20\n", "cannot be read as a list of IJB"),
         ("ijbc_template_pair_label.txt", "", "empty"),
         ("ijbc_face_tid_mid.txt", "1.jpg 10 1\n", "8 images in ijbc_name_5pts_score.txt and 1 in"),
@@ -374,7 +373,7 @@ def test_program_writes_the_figures_and_a_page(people_folder, network_file, tmp_
     printed = capsys.readouterr().out
     assert "1 of 7 images cannot be used" in printed and "6 images of 3 people" in printed
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["Verification (1:1)"]["different_pairs"] == 6 * 5 // 2 - 1 - 3
+    assert figures["verification"]["different_pairs"] == 6 * 5 // 2 - 1 - 3
     assert {"all"} == set(figures["identification"])
     page = (tmp_path / "report.html").read_text()
     assert "Verification (1:1)" in page and "data:image/jpeg" in page and "Ann" in page

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
 
 from util import identification
-from util.identification import PairRates, aggregate_templates, pair_scores, search
+from util.identification import aggregate_templates, pair_scores, search
 
 
 def unit_rows(rng: np.random.Generator, rows: int, size: int = 8) -> np.ndarray:
@@ -121,21 +120,3 @@ def test_pair_scores_equal_single_products(monkeypatch):
     monkeypatch.setattr(identification, "_BLOCK_SCORES", 4 * 8 * 7)
     expected = [vectors[a] @ vectors[b] for a, b in zip(first, second, strict=True)]
     np.testing.assert_allclose(pair_scores(vectors, first, second), expected, atol=1e-6)
-
-
-def test_pair_rates_equal_counting():
-    rng = np.random.default_rng(2)
-    is_same = rng.random(400) < 0.5
-    scores = np.round(rng.normal(is_same * 1.0, 0.5), 1)  # with many ties
-    rates = PairRates(scores, is_same)
-    for far in (0.5, 0.1, 0.03):
-        tar, threshold = rates.at_far(far)
-        possible = [t for t in np.unique(scores) if np.mean(scores[~is_same] >= t) <= far]
-        assert threshold == min(possible)
-        assert tar == np.mean(scores[is_same] >= threshold)
-    assert rates.at_far(0.5 / rates.negatives) is None and rates.at_far(1 / rates.negatives) is not None
-    assert rates.auc == pytest.approx(roc_auc_score(is_same, scores))
-    misses = [abs(np.mean(scores[~is_same] >= t) - np.mean(scores[is_same] < t)) for t in np.unique(scores)]
-    threshold = np.unique(scores)[np.argmin(misses)]
-    errors = np.mean(scores[~is_same] >= threshold) + np.mean(scores[is_same] < threshold)
-    assert rates.eer == pytest.approx(errors / 2, abs=1e-3)

@@ -154,39 +154,3 @@ def pair_scores(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray) -
         block = slice(start, start + rows)
         scores[block] = np.einsum("nd,nd->n", embeddings[first[block]], embeddings[second[block]])
     return scores
-
-
-class PairRates:
-    """False and true accept rates of P pairs at every cosine, exact.
-
-    A pair is accepted if its cosine is at least the threshold.
-
-    Args:
-        scores: (P,) cosines.
-        is_same: (P,) bool, whether a pair shows one person. Both kinds are there.
-    """
-
-    def __init__(self, scores: np.ndarray, is_same: np.ndarray):
-        from sklearn.metrics import auc, roc_curve  # takes a second to import
-
-        self.scores = scores
-        self.is_same = is_same
-        self.negatives = int(np.count_nonzero(~is_same))
-        self.far, self.tar, self._thresholds = roc_curve(is_same, scores, drop_intermediate=False)
-        self.auc = float(auc(self.far, self.tar))
-
-    @property
-    def eer(self) -> float:
-        """Return the equal error rate, at the threshold where false accepts and false rejects differ least."""
-        nearest = int(np.argmin(np.abs(self.far - (1 - self.tar))))
-        return float(self.far[nearest] + 1 - self.tar[nearest]) / 2
-
-    def at_far(self, far: float) -> tuple[float, float] | None:
-        """Return the largest true accept rate at a FAR of at most `far`, and its threshold, a cosine.
-
-        Return None if there are too few pairs of different people to measure such a rate: fewer than 1 / far.
-        """
-        if far * self.negatives < 1 - 1e-9:
-            return None
-        index = int(np.searchsorted(self.far, far * (1 + 1e-9), side="right")) - 1
-        return float(self.tar[index]), float(self._thresholds[index])

@@ -27,10 +27,10 @@ from util.data.decode import MAX_IMAGE_BYTES, decode_image
 from util.embedding import EmbeddedImages
 from util.errors import DataError
 from util.files import read_bytes
-from util.identification import PairRates, aggregate_templates, pair_scores, search
+from util.identification import aggregate_templates, pair_scores, search
 
+TITLES = {"ijbb": "IJB-B", "ijbc": "IJB-C"}
 GALLERIES = {"ijbb": ("S1", "S2"), "ijbc": ("G1", "G2")}
-FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 FPIRS = (1e-2, 1e-1)
 RANKS = (1, 5, 10)
 _FIX = "Restore it."
@@ -58,8 +58,10 @@ class IjbSet:
         pairs = _read_columns(meta / f"{name}_template_pair_label.txt", (0, 1, 2), np.int64)
         self.pairs = self._rows(pairs[:, :2], meta / f"{name}_template_pair_label.txt")
         self.is_same = pairs[:, 2] == 1
-        if self.is_same.all() or not self.is_same.any():
-            raise DataError(f"{meta / f'{name}_template_pair_label.txt'}: has pairs of one kind only. Copy it again.")
+        if min(np.count_nonzero(self.is_same), np.count_nonzero(~self.is_same)) < 2:
+            raise DataError(
+                f"{meta / f'{name}_template_pair_label.txt'}: lacks same or different pairs. Copy it again."
+            )
 
         # The lists of 1:N, which InsightFace offers in another archive.
         files = [meta / f"{name}_1N_gallery_{gallery}.csv" for gallery in GALLERIES[name]]
@@ -96,18 +98,17 @@ class IjbSet:
 
     def describe(self) -> str:
         """Return the line that the program prints."""
-        title = {"ijbb": "IJB-B", "ijbc": "IJB-C"}[self._name]
         searches = "with the lists of 1:N" if self.subjects else "without the lists of 1:N, which are left out"
         counts = f"{len(self):,} images, {len(np.unique(self.templates)):,} templates, {len(self.pairs):,} pairs"
-        return f"{title} in {self._folder}: {counts}, {searches}"
+        return f"{TITLES[self._name]} in {self._folder}: {counts}, {searches}"
 
     def evaluate(self, embedded: EmbeddedImages) -> Evaluation:
         """Verify the pairs of templates, and search the probes in both galleries, by the embeddings of all images."""
-        evaluation = Evaluation(self.describe().partition(" in ")[0], facts=[self.describe()])
+        evaluation = Evaluation(TITLES[self._name], facts=[self.describe()])
         weights = embedded.norms * self.scores
         _, templates = aggregate_templates(embedded.embeddings * weights[:, None], self.templates, self.media)
-        rates = PairRates(pair_scores(templates, self.pairs[:, 0], self.pairs[:, 1]), self.is_same)
-        evaluation.add_pairs("Verification (1:1)", rates, FARS)
+        scores = pair_scores(templates, self.pairs[:, 0], self.pairs[:, 1])
+        evaluation.add_pairs(TITLES[self._name], scores, self.is_same)
         if self.subjects:
             *galleries, (probe_rows, probe_ids) = self.subjects
             searches = {

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from util.identification import PairRates, SearchResult
+from util.analysis import operating_points
+from util.identification import SearchResult
+from util.pairs import interleaved_order
 from util.plot import COLORS, style_axes
+from util.training.report import format_far, format_table, threshold_rows
+from util.verification import verify_distances
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,30 +40,36 @@ class Evaluation:
     charts: dict[str, Figure] = field(default_factory=dict)
     pictures: dict[str, list[Picture]] = field(default_factory=dict)
 
-    def add_pairs(self, heading: str, rates: PairRates, fars: Sequence[float]) -> None:
-        """Add the verification (1:1) of pairs: the rates and thresholds at these FARs, as far as the pairs reach."""
-        rows = [["FAR", "TAR", "threshold: cosine", "squared distance"]]
-        points = []
-        for far in fars:
-            if (point := rates.at_far(far)) is not None:
-                tar, cosine = point
-                rows.append([f"{far:.0e}", f"{tar:.4f}", f"{cosine:.4f}", f"{2 - 2 * cosine:.4f}"])
-                points.append({"far": far, "tar": tar, "cosine": cosine, "squared_distance": 2 - 2 * cosine})
-        same = len(rates.scores) - rates.negatives
-        counts = f"{same:,} same and {rates.negatives:,} different pairs"
-        self.facts.append(f"{heading}: {counts}, AUC {rates.auc:.5f}, EER {rates.eer:.4f}")
-        self.tables[heading] = rows
-        self.figures[heading] = {
+    def add_pairs(self, name: str, scores: np.ndarray, is_same: np.ndarray) -> None:
+        """Add the verification (1:1) of pairs: rates and thresholds at each FAR that the pairs reach.
+
+        Args:
+            name: of the pairs.
+            scores: (P,) cosines.
+            is_same: (P,) bool, whether a pair shows one person.
+
+        Raises:
+            DataError: there are fewer than two pairs of a kind.
+        """
+        # The order matters for folds alone, and nothing here depends on them.
+        order = interleaved_order(is_same, folds=2)
+        result = verify_distances(2 - 2 * scores[order], is_same[order], folds=2)
+        same = result.pairs - result.negatives
+        counts = f"{same:,} same and {result.negatives:,} different pairs"
+        self.facts.append(f"Verification (1:1): {counts}, AUC {result.auc:.5f}, EER {result.eer:.4f}")
+        points = operating_points(result)
+        self.tables["Verification (1:1)"] = threshold_rows({"HR": {name: result}})
+        self.figures["verification"] = {
             "same_pairs": same,
-            "different_pairs": rates.negatives,
-            "auc": rates.auc,
-            "eer": rates.eer,
-            "at_far": points,
+            "different_pairs": result.negatives,
+            "auc": result.auc,
+            "eer": result.eer,
+            "at_far": [asdict(point) | {"cosine": point.cosine} for point in points],
         }
-        fars_drawn = np.logspace(np.log10(1 / rates.negatives), 0, _POINTS)
-        tars = rates.tar[np.searchsorted(rates.far, fars_drawn * (1 + 1e-9), side="right") - 1]
-        self.charts[f"{heading}: true accept rate over false accept rate"] = rate_figure(
-            {heading: (fars_drawn, tars)}, "False accept rate (FAR)", "True accept rate (%)"
+        fars = np.logspace(np.log10(1 / result.negatives), 0, _POINTS)
+        tars = np.array([result.tar_at_far(min(far * (1 + 1e-9), 1)) for far in fars.tolist()])
+        self.charts["True accept rate over false accept rate"] = rate_figure(
+            {name: (fars, tars)}, "False accept rate (FAR)", "True accept rate (%)"
         )
 
     def add_searches(self, searches: dict[str, SearchResult], ranks: Sequence[int], fpirs: Sequence[float]) -> None:
@@ -86,7 +96,7 @@ class Evaluation:
                 if threshold is None or tpir is None:
                     continue
                 distance = 2 - 2 * threshold
-                cells = [f"{fpir:.0e}", f"{tpir:.4f}", f"{threshold:.4f}", f"{distance:.4f}"]
+                cells = [format_far(fpir), f"{tpir:.4f}", f"{threshold:.4f}", f"{distance:.4f}"]
                 open_rows.append([name, f"{strangers:,}", *cells])
                 figure["at_fpir"].append(
                     {"fpir": fpir, "tpir": tpir, "cosine": threshold, "squared_distance": distance}
@@ -122,13 +132,11 @@ class Evaluation:
         for reached in zip(*(figure["at_fpir"] for figure in figures.values()), strict=False):
             tpir = float(np.mean([point["tpir"] for point in reached]))
             points.append({"fpir": reached[0]["fpir"], "tpir": tpir})
-            open_rows.append(["mean", "", f"{reached[0]['fpir']:.0e}", f"{tpir:.4f}", "", ""])
+            open_rows.append(["mean", "", format_far(reached[0]["fpir"]), f"{tpir:.4f}", "", ""])
         figures["mean"] = {"mated_probes": len(pooled), "ranks": mean_ranks, "at_fpir": points}
 
     def text(self) -> str:
         """Return the facts and tables for the console."""
-        from util.training.report import format_table
-
         tables = [f"{heading}\n{format_table(rows)}" for heading, rows in self.tables.items()]
         return "\n\n".join(["\n".join(self.facts), *tables])
 
