@@ -336,11 +336,14 @@ def test_ijb_without_lists_of_search_verifies_only(ijbc):
         ("ijbc_template_pair_label.txt", "10 20\n", "cannot be read as a list of IJB"),
         ("ijbc_template_pair_label.txt", "", "empty"),
         ("ijbc_face_tid_mid.txt", "1.jpg 10 1\n", "8 images in ijbc_name_5pts_score.txt and 1 in"),
+        ("ijbc_name_5pts_score.txt", "missing", "ijbc_name_5pts_score.txt: missing"),
         ("ijbc_name_5pts_score.txt", "1.jpg 1 2 3\n", "cannot be read as a list of IJB"),
     ],
 )
 def test_ijb_with_a_damaged_list_raises(ijbc, name, text, message):
     (ijbc / "meta" / name).write_text(text)
+    if text == "missing":
+        (ijbc / "meta" / name).unlink()
     with pytest.raises(DataError, match=message):
         IjbSet.find(ijbc)
 

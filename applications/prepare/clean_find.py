@@ -90,6 +90,7 @@ class TrainingSet:
     def __init__(self, embeddings: np.ndarray, labels: np.ndarray, own_far: float):
         self.embeddings = embeddings
         self.labels = labels
+        self.own_far = own_far
         order = np.argsort(labels, kind="stable")
         self.groups = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
         used = np.ones(len(labels), bool)
@@ -147,9 +148,8 @@ class TrainingSet:
             The findings, and the threshold.
         """
         doubtful = self.own < self.own_threshold
-        comparisons = max(1, int(doubtful.sum())) * (len(self.centers) - 1)
-        threshold = self.thresholds.at(far or 1 / comparisons)
-        margin = threshold - self.own_threshold
+        threshold = self._threshold(far, int(doubtful.sum()) * (len(self.centers) - 1))
+        margin = max(threshold - self.own_threshold, 0)
         is_mislabeled = (self.other_scores >= threshold) & (self.other_scores - self.own >= margin)
         findings = []
         for image in np.flatnonzero(doubtful | is_mislabeled).tolist():
@@ -170,6 +170,10 @@ class TrainingSet:
             )
         return findings, threshold
 
+    def _threshold(self, far: float | None, comparisons: int) -> float:
+        """Return the threshold of a search: at `far`, or at one false accept and at most `own_far`."""
+        return self.thresholds.at(far or min(self.own_far, 1 / max(comparisons, 1)))
+
     def _fits(self, image: int, others: np.ndarray) -> bool:
         """Return whether an image is accepted by the center of some images."""
         total = self.embeddings[others].sum(axis=0)
@@ -185,7 +189,7 @@ class TrainingSet:
             The findings and the threshold.
         """
         count = len(self.centers)
-        threshold = self.thresholds.at(far or 1 / max(1, count * (count - 1) // 2))
+        threshold = self._threshold(far, count * (count - 1) // 2)
         findings = []
         for block in _blocks(count, count):
             cosines = self.centers[block] @ self.centers.T
@@ -252,7 +256,7 @@ class TrainingSet:
         Returns:
             A finding for each person, with the most similar template, and the threshold.
         """
-        threshold = self.thresholds.at(far or 1 / (len(templates) * len(self.centers)))
+        threshold = self._threshold(far, len(templates) * len(self.centers))
         best = np.full(len(self.centers), -1, np.int64)
         scores = np.full(len(self.centers), -np.inf, np.float32)
         for block in _blocks(len(templates), len(self.centers)):
