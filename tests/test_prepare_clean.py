@@ -71,8 +71,8 @@ def test_training_set_equals_loops(labels, monkeypatch):
 def test_thresholds_are_measured_and_extrapolated():
     """Cosines of random directions in 64 dimensions are close to a normal distribution of deviation 1/8."""
     faces = made_faces(np.arange(1000), seed=2)
-    found = Thresholds(faces, np.arange(1000), faces, (1e-2, 1e-3))
     cosines = (faces @ faces.T)[~np.eye(1000, dtype=bool)]
+    found = Thresholds(cosines, (1e-2, 1e-3))
     assert found.at(1e-2) == pytest.approx(np.quantile(cosines, 0.99), abs=1e-4)
     assert found.at(1e-3) == pytest.approx(np.quantile(cosines, 0.999), abs=1e-4)
     assert np.mean(cosines > found.at(1e-4)) == pytest.approx(1e-4, rel=0.5)

@@ -50,17 +50,11 @@ class Thresholds:
     straight line through both points when the rate is turned into standard deviations of a normal distribution.
 
     Args:
-        embeddings: (N, D), L2-normalized, of images whose labels are not doubtful.
-        labels: (N,) their people.
-        centers: (C, D), L2-normalized. Only those of people with one of the images are compared.
+        scores: cosines of comparisons with other people.
         fars: the two rates to measure, the larger one first.
     """
 
-    def __init__(self, embeddings: np.ndarray, labels: np.ndarray, centers: np.ndarray, fars: tuple[float, float]):
-        rows = np.random.default_rng(0).permutation(len(labels))[:_SAMPLED_IMAGES]
-        people = np.unique(labels)
-        scores = embeddings[rows] @ centers[people].T
-        scores = scores[labels[rows][:, None] != people]
+    def __init__(self, scores: np.ndarray, fars: tuple[float, float]):
         self.fars = fars
         self.cosines = [float(np.quantile(scores, 1 - far)) for far in fars]
 
@@ -98,13 +92,20 @@ class TrainingSet:
         # change the cosine at 0.1 %.
         for fars in (_ROBUST_FARS, _FINAL_FARS if len(self.groups) >= _MANY_PEOPLE else _ROBUST_FARS):
             self._fit(used)
-            self.thresholds = Thresholds(embeddings[used], labels[used], self.centers, fars)
+            self.thresholds = Thresholds(self._sample_others(used), fars)
             self.own_threshold = self.thresholds.at(own_far)
             used = ~(self.own < self.own_threshold)
             if not used.any():
                 raise DataError("no image is similar to the others of its person. Check the network and its crop.")
         self._fit(used)
         self.others, self.other_scores = self._most_similar_others()
+
+    def _sample_others(self, used: np.ndarray) -> np.ndarray:
+        """Return cosines of some used images with the centers of all other people who have used images."""
+        rows = np.random.default_rng(0).permutation(np.flatnonzero(used))[:_SAMPLED_IMAGES]
+        people = np.unique(self.labels[used])
+        scores = self.embeddings[rows] @ self.centers[people].T
+        return scores[self.labels[rows][:, None] != people]
 
     def _fit(self, used: np.ndarray) -> None:
         """Compute the centers from the used images, and the cosine of each image with its own person."""
