@@ -174,9 +174,9 @@ class Doubts:
         for kind, found in self._findings.items():
             title, shown = _TITLES[kind]
             number = min(len(found), PICTURES)
-            note = f"{shown} The first {number} of {len(found):,}." if found else "None."
+            note = f"{shown} The first {number} of {len(found):,}." if number < len(found) else shown
             drawn = pictures([picture(*self._draw(kind, position)) for position in range(number)])
-            sections.append(Section(title, [paragraph(note), drawn]))
+            sections.append(Section(title, [paragraph(note if found else "None."), drawn]))
         return render_page(f"Findings in {printable(self._images.root)}", sections)
 
     def _row(self, kind: str, number: int) -> Row:
