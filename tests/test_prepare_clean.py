@@ -286,6 +286,14 @@ def test_program_copies_without_a_shortened_list(folder, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "copy" / "Ann").iterdir()) == ["1.png", "2.png"]
     assert (tmp_path / "copy/Ann/1.png").read_bytes() == (folder / "Ann/1.png").read_bytes()
     assert "left out: 4 images, and 1 people completely" in capsys.readouterr().out
+    rows = [
+        Row(DUPLICATE, "Bob", "Bob/0.png", "Ann", "Ann/0.png", "1.0", ""),  # Ann/0.png is in the copy …
+        Row(DUPLICATE, "Bob", "Bob/1.png", odd, f"{odd}/1.png", "1.0", ""),  # … and this person is not
+        Row(TWO_NAMES, odd, "", "Bob", "Bob/2.png", "0.8", ""),
+    ]
+    write_list(file, rows)
+    main([f"--data={folder}", f"--from_findings={file}", f"--copy_to={tmp_path}/kept"])
+    assert sorted(path.name for path in (tmp_path / "kept" / "Bob").iterdir()) == ["1.png", "2.png"]
     file.write_text(",".join(COLUMNS) + "\n")  # all lines deleted
     main([f"--data={folder}", f"--from_findings={file}", f"--copy_to={tmp_path}/all"])
     assert len(list((tmp_path / "all").rglob("*.png"))) == 37

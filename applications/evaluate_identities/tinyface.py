@@ -126,7 +126,7 @@ def _find_images(folder: Path) -> dict[str, Path]:
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
-    for place, names in walk(folder, folder / ".none"):
+    for place, names in walk(folder, dest=folder / ".none"):  # there is no destination to skip
         yield from (folder / place / name for name in names if Path(name).suffix.lower() in SUFFIXES)
 
 

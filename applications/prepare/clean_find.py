@@ -15,6 +15,7 @@ import numpy as np
 
 from applications.prepare.clean_list import DUPLICATE, MISLABELED, OUTLIER, TWO_NAMES, VERIFICATION
 from util.errors import DataError
+from util.progress import progress
 
 _BLOCK_SCORES = 2**24  # scores computed at once: 64 MB
 _SAMPLED_IMAGES = 2_000  # whose cosines with all other people make the thresholds
@@ -127,7 +128,8 @@ class TrainingSet:
     def _most_similar_others(self) -> tuple[np.ndarray, np.ndarray]:
         best = np.empty(len(self.labels), np.int64)
         scores = np.empty(len(self.labels), np.float32)
-        for block in _blocks(len(self.labels), len(self.centers)):
+        blocks = list(_blocks(len(self.labels), len(self.centers)))
+        for block in progress(blocks, "comparing with other people", "blocks"):
             cosines = self.embeddings[block] @ self.centers.T
             cosines[np.arange(len(cosines)), self.labels[block]] = -np.inf
             best[block] = cosines.argmax(axis=1)

@@ -97,7 +97,7 @@ def open_verification(text: str) -> VerificationImages:
     return VerificationImages(open_training_images(path) if is_people else load_pairs(path, root), path.name)
 
 
-class Doubts:
+class CleaningReport:
     """The findings in a training set.
 
     Args:
