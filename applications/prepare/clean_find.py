@@ -89,8 +89,8 @@ class TrainingSet:
         order = np.argsort(labels, kind="stable")
         self.groups = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
         used = np.ones(len(labels), bool)
-        # Doubtful images are left out, and the centers computed again. At first wrong labels may be so many that they
-        # change the cosine at 0.1 %.
+        # The second round is without doubtful images. In the first, wrong labels can be so many that they change the
+        # cosine at 0.1 %.
         for fars in (_ROBUST_FARS, _FINAL_FARS if len(self.groups) >= _MANY_PEOPLE else _ROBUST_FARS):
             self._fit(used)
             self.thresholds = Thresholds(self._sample_others(used), fars)
@@ -163,12 +163,12 @@ class TrainingSet:
             findings.append(
                 Finding(
                     MISLABELED if is_mislabeled[image] else OUTLIER,
-                    int(self.labels[image]),
-                    image,
-                    int(self.others[image]),
-                    self.nearest_to_center(int(self.others[image])),
-                    float(self.other_scores[image]),
-                    float(self.own[image]),
+                    person=int(self.labels[image]),
+                    image=image,
+                    other_person=int(self.others[image]),
+                    other_image=self.nearest_to_center(int(self.others[image])),
+                    cosine=float(self.other_scores[image]),
+                    own_cosine=float(self.own[image]),
                 )
             )
         return findings, threshold
@@ -183,7 +183,9 @@ class TrainingSet:
         return bool(self.embeddings[image] @ total >= self.own_threshold * np.linalg.norm(total))
 
     def find_two_names(self, far: float | None) -> tuple[list[Finding], float]:
-        """Find pairs of people with centers as similar as those of one person; the one with fewer images comes first.
+        """Find pairs of people whose centers are as similar as images of one person.
+
+        A finding is about the person with fewer images.
 
         Args:
             far: false accept rate of a comparison; None for one expected false accept among all pairs.
@@ -200,9 +202,14 @@ class TrainingSet:
             for a, b in zip((first + block.start).tolist(), second.tolist(), strict=True):
                 if a < b:
                     small, large = sorted((a, b), key=lambda label: len(self.groups[label]))
-                    shown = self.nearest_to_center(small), self.nearest_to_center(large)
                     findings.append(
-                        Finding(TWO_NAMES, small, -1, large, shown[1], float(cosines[a - block.start, b]), np.nan)
+                        Finding(
+                            TWO_NAMES,
+                            person=small,
+                            other_person=large,
+                            other_image=self.nearest_to_center(large),
+                            cosine=float(cosines[a - block.start, b]),
+                        )
                     )
         return findings, threshold
 
@@ -270,7 +277,8 @@ class TrainingSet:
             scores[is_higher] = highest[is_higher]
         found = np.flatnonzero(scores >= threshold).tolist()
         findings = [
-            Finding(VERIFICATION, person, -1, -1, int(images[best[person]]), float(scores[person])) for person in found
+            Finding(VERIFICATION, person, other_image=int(images[best[person]]), cosine=float(scores[person]))
+            for person in found
         ]
         return findings, threshold
 
