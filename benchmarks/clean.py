@@ -203,7 +203,7 @@ def _mean_and_deviation(runs: list[list[float]]) -> list[str]:
 
 
 def measure_scale(images: int = 500_000, people: int = 10_000, size: int = 512) -> None:
-    """Time the searches in made embeddings, and print the memory that they take beside the embeddings."""
+    """Time the searches in made embeddings, and print the memory that they need without the embeddings."""
     import numpy as np
 
     from applications.prepare.clean_find import THUMBNAIL, TrainingSet
@@ -233,7 +233,7 @@ def measure_scale(images: int = 500_000, people: int = 10_000, size: int = 512) 
         search()
         print(f"{name}: {time.process_time() - start_time:.0f} s of CPU time")
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"memory beside the embeddings: {(after - before) / 1e6:.2f} GB")
+    print(f"memory without the embeddings: {(after - before) / 1e6:.2f} GB")
 
 
 if __name__ == "__main__":

@@ -89,8 +89,7 @@ class TrainingSet:
         order = np.argsort(labels, kind="stable")
         self.groups = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
         used = np.ones(len(labels), bool)
-        # The second round is without doubtful images. In the first, wrong labels can be so many that they change the
-        # cosine at 0.1 %.
+        # The second round is without doubtful images. In the first, wrong labels can change the cosine at 0.1 %.
         for fars in (_ROBUST_FARS, _FINAL_FARS if len(self.groups) >= _MANY_PEOPLE else _ROBUST_FARS):
             self._fit(used)
             self.thresholds = Thresholds(self._sample_others(used), fars)
@@ -234,7 +233,13 @@ class TrainingSet:
                 pairs[high] = (low, cosine)
         return [
             Finding(
-                DUPLICATE, int(self.labels[copy]), copy, int(self.labels[kept]), kept, cosine, float(self.own[copy])
+                DUPLICATE,
+                person=int(self.labels[copy]),
+                image=copy,
+                other_person=int(self.labels[kept]),
+                other_image=kept,
+                cosine=cosine,
+                own_cosine=float(self.own[copy]),
             )
             for copy, (kept, cosine) in sorted(pairs.items())
         ]
