@@ -112,6 +112,7 @@ def _accuracy_table(results: Results) -> Markup:
     place = header.index("threshold") + 1
     for row, result in zip(rows, flatten_results(results).values(), strict=True):
         row.insert(place, f"{cosine(result.threshold):.3f}")
+        row[1] = row[1].replace("+-", "±")
     return table([*header[:place], "cosine", *header[place:]], rows)
 
 
@@ -139,8 +140,8 @@ def _sections(
         header, *rows = group_rows(results, groups)
         about = (
             "Accuracy with its Wilson interval, false accept rate (FAR) and false reject rate (FRR) at the thresholds "
-            "of the complete set. Own threshold: the accuracy of the protocol on the pairs of the group alone. The gap is "
-            "the difference between the highest and the lowest accuracy."
+            "of the complete set. Own threshold: the accuracy of the protocol on the pairs of the group alone. The gap "
+            "is the difference between the highest and the lowest accuracy."
         )
         sections.append(Section("Groups", [paragraph(about), table(header, rows)]))
     for pairs in pair_sets:
@@ -169,8 +170,8 @@ def _quality_parts(results: Mapping[str, VerificationResult]) -> list[Markup]:
     curves = {name: error_versus_reject(result) for name, result in results.items()}
     about = (
         "The norm of an embedding before it is normalized is small where the network sees little of a face. The "
-        "quality of a pair is the smaller of its two norms. If the error falls while the pairs of the lowest quality are "
-        "rejected, the norm can tell which images to refuse. Decisions are those of the accuracy."
+        "quality of a pair is the smaller of its two norms. If the error falls while the pairs of the lowest quality "
+        "are rejected, the norm can tell which images to refuse. Decisions are those of the accuracy."
     )
     rows = []
     for name, (_, error) in curves.items():
