@@ -91,17 +91,18 @@ def report_page(
         first_image_only: the second image of each pair was shown as in the view HR.
         now: the time of the report.
     """
-    sections = []
+    accuracies = []
     for name, evaluated in networks.items():
         about = f"{evaluated.file}: {evaluated.network.describe()}."
         heading = "Accuracy" if len(networks) == 1 else f"Accuracy of {name}"
-        sections.append(Section(heading, [paragraph(about), _accuracy_table(evaluated.results)]))
+        accuracies.append(Section(heading, [paragraph(about), _accuracy_table(evaluated.results)]))
     if len(networks) > 1:
-        sections += _comparison_sections(networks, pair_sets, first_image_only)
+        comparison, *details = _comparison_sections(networks, pair_sets, first_image_only)
+        sections = [comparison, *accuracies, *details]
         title = f"Comparison of {', '.join(networks)}"
     else:
         (evaluated,) = networks.values()
-        sections += _sections(evaluated, pair_sets, scales, first_image_only)
+        sections = [*accuracies, *_sections(evaluated, pair_sets, scales, first_image_only)]
         title = "Verification report"
     intro = f"Made by validation.py at {now:%Y-%m-%d %H:%M}. docs/evaluation.md explains the numbers."
     return render_page(title, sections, intro=intro)
