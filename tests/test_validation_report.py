@@ -290,7 +290,7 @@ def test_comparison_is_that_of_the_embeddings(compared, pairs):
     page, numbers = compared
     (row,) = rows(sections(page)["Comparison"])
     assert row[:5] == ["B", f"{second.mean():.4f}", "first", f"{first.mean():.4f}", "faces"]
-    assert row[5] == f"{second.mean() - first.mean():+.4f}"
+    assert row[5] == f"{second.mean() - first.mean():+z.4f}"
     assert row[7:] == [f"{wins} : {losses}", f"{min(1, 2 * tail):.3g}"] and wins > 3 and losses > 3
     gains = second.astype(int) - first
     rng = np.random.default_rng(2)
