@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from model.backbone import BACKBONES
 from tests.multiprocess import launch, signal_at
 from tests.test_torchrun import SMALL, assert_same, common_flags, start, states, train  # noqa: F401
+from tests.test_train import TinyNet
 from train import main
 from util.checkpoint import io, run_dir
 from util.training.engine import TrainingStep
@@ -56,17 +58,26 @@ def test_torchrun_passes_a_signal_on_to_ranks_that_save(start, data, tmp_path) -
     assert output.count("Stopped by SIGTERM: saved ") == 1, output
 
 
+def prepare(stop_at: int) -> None:
+    """Train a tiny network, and let torchrun receive SIGTERM in a step."""
+    BACKBONES["MobileFaceNet_025"] = TinyNet
+    signal_at(TrainingStep, "backward", stop_at, signal.SIGTERM)
+
+
 @pytest.mark.parametrize("flags", [(), ("--batch_size=4", "--accumulate=2", "--sample_rate=0.5"), ADAMW])
-def test_two_ranks_stopped_in_an_epoch_continue_bit_for_bit(train, data, tmp_path, flags) -> None:  # noqa: F811
-    whole, _ = train(2, "--epochs=3", *SMALL, *flags, data=data, name="whole")
-    stop = partial(signal_at, TrainingStep, "backward", 8, signal.SIGTERM)
-    arguments = [*common_flags(tmp_path, data), "--epochs=3", *SMALL, *flags]
-    output = launch(main, arguments, tmp_path / "output.txt", stop, ranks=2).output
+def test_two_ranks_stopped_in_an_epoch_continue_bit_for_bit(data, tmp_path, flags) -> None:
+    def train_tiny(name: str, *given: str, stop_at: int = 0) -> str:
+        arguments = [*common_flags(tmp_path, data, name), *given]
+        return launch(main, arguments, tmp_path / "output.txt", partial(prepare, stop_at), ranks=2).output
+
+    train_tiny("whole", "--epochs=3", *SMALL, *flags)
+    whole = run_dir.newest_run(tmp_path / "whole")
+    output = train_tiny("a", "--epochs=3", *SMALL, *flags, stop_at=8)
     assert output.count("Stopped by SIGTERM: saved ") == 1, output
     run = run_dir.newest_run(tmp_path / "a")
     stopped_in = io.load(run / "Optimizer_Last.pth")
-    resumed, _ = train(2, f"--resume_dir={run}", data=data)
-    assert resumed == run
+    train_tiny("a", f"--resume_dir={run}")
+    assert run_dir.newest_run(tmp_path / "a") == run
     suffix = "3_9" if "--batch_size=4" in flags else "3_18"
     assert any(run.glob("EMA_*.pth")) == (flags is ADAMW)
     for average in run.glob("EMA_*.pth"):
