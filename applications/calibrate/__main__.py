@@ -1,10 +1,12 @@
 """Measure how alike a network finds different people. Thresholds and false accept rates follow from it.
 
     python -m applications.calibrate --network Backbone_Best.pth --data data/imgs --out calibration.json
+    python -m applications.calibrate --network Backbone_Best.pth --data embeddings.npz --out calibration.json
 
-DATA holds aligned faces, PERSON/IMAGE.jpg or train.rec, of people that the network was not trained with. All pairs of
-images of different people are compared: 3,000 images of as many people make 4.5 million pairs, which show a false
-accept rate of 1e-6. applications.export, verify and identify read the file, for the network that it was made with.
+DATA holds aligned faces, PERSON/IMAGE.jpg or train.rec, of people that the network was not trained with, or it is a
+file of applications.embed with such faces. All pairs of images of different people are compared. 3,000 images of as many
+people make 4.5 million pairs, which show a false accept rate of 1e-6. applications.export, verify and identify read the
+calibration, and it is for the network that it was made with alone.
 """
 
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING
 from util.cli.options import GROUPS, TrainedNetworkSettings, eval_batch_size
 from util.cli.parser import PATHS, option, parse
 from util.cli.types import integer, to_file
-from util.errors import run_script
+from util.errors import DataError, run_script
 from util.files import require_writable_file
 
 if TYPE_CHECKING:
@@ -32,8 +34,8 @@ class Flags(TrainedNetworkSettings):
     data: Path = option(
         PATHS,
         type=to_file,
-        metavar="DIR",
-        help="aligned faces, a folder for each person, or a .rec file",
+        metavar="PATH",
+        help="aligned faces, a folder for each person, or a .rec file, or a file of embeddings",
         required=True,
     )
     out: Path = option(PATHS, type=to_file, metavar="FILE", help="calibration to write", required=True)
@@ -55,6 +57,7 @@ def main(arguments: list[str]) -> None:
     from util.data.loader import open_training_images
     from util.device import select_devices
     from util.embedding import embed_images
+    from util.embedding_table import SUFFIXES, read_table
     from util.files import sha256
     from util.image_tree import printable
     from util.public_networks import read_public_network
@@ -64,16 +67,24 @@ def main(arguments: list[str]) -> None:
     file = find_backbone(flags.network, flag="--network")
     network = read_public_network(file, flags.channel_order, flags.input_scale, crop=flags.eval_crop)
     print(f"{file}: {network.describe()}", flush=True)
-    images = open_training_images(flags.data)
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), flags.max_images)).astype(int))
-    if len(chosen) < len(images):
-        print(f"{len(chosen)} of {len(images)} images are compared, chosen evenly (--max_images)")
-
-    embedded = embed_images(network, Chosen(images, chosen), devices, flags.batch_size)
-    used = chosen[embedded.indices]
-    identities = images.labels[used]
-    source = f"{len(used)} images of {len(np.unique(identities))} people in {printable(flags.data.name)}"
-    calibration, closest = calibrate(embedded.embeddings, identities, source, sha256(file))
+    if flags.data.suffix in SUFFIXES:
+        table = read_table(flags.data)
+        if table.metadata.get("sha256") != sha256(file):
+            raise DataError(f"--data={flags.data}: was made with another network. Run applications.embed with {file}.")
+        chosen = evenly(len(table.names), flags.max_images)
+        embeddings = table.embeddings[chosen]
+        places = [table.names[index] for index in chosen]
+        _, identities = np.unique([place.partition("/")[0] for place in places], return_inverse=True)
+    else:
+        images = open_training_images(flags.data)
+        chosen = evenly(len(images), flags.max_images)
+        embedded = embed_images(network, Chosen(images, chosen), devices, flags.batch_size)
+        embeddings = embedded.embeddings
+        used = chosen[embedded.indices]
+        identities = images.labels[used]
+        places = [printable(images.where(int(index))) for index in used]
+    source = f"{len(places)} images of {len(np.unique(identities))} people in {printable(flags.data.name)}"
+    calibration, closest = calibrate(embeddings, identities, source, sha256(file))
     calibration.write(flags.out)
 
     print(f"{source}: {calibration.pairs:,} pairs of different people")
@@ -83,10 +94,19 @@ def main(arguments: list[str]) -> None:
             cosine = calibration.threshold(far)
             rows.append([f"{far:.0e}", f"{cosine:.4f}", f"{2 - 2 * cosine:.4f}"])
     print(format_table(rows))
-    first, second = (printable(images.where(int(used[index]))) for index in closest)
-    cosine = float(embedded.embeddings[closest[0]] @ embedded.embeddings[closest[1]])
-    print(f"most alike (cosine {cosine:.4f}; are they different people?): {first} and {second}")
+    first, second = closest
+    cosine = float(embeddings[first] @ embeddings[second])
+    print(f"most alike (cosine {cosine:.4f}; are they different people?): {places[first]} and {places[second]}")
     print(f"calibration: {flags.out}")
+
+
+def evenly(count: int, most: int) -> "np.ndarray":
+    """Return at most `most` of the positions 0 to count - 1, evenly chosen. Tell the user if some are left out."""
+    import numpy as np
+
+    if count > most:
+        print(f"{most} of {count} images are compared, chosen evenly (--max_images)")
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
 
 
 class Chosen:
