@@ -47,7 +47,7 @@ def draw_face(
     left, top, right, bottom = np.rint(box).astype(int).tolist()
     cv2.rectangle(image, (left, top), (right, bottom), color, thickness=thick, lineType=cv2.LINE_AA)
     for point in np.rint(landmarks).astype(int).tolist():
-        cv2.circle(image, point, radius=thick, color=color, thickness=-1, lineType=cv2.LINE_AA)
+        cv2.circle(image, point, radius=max(2, thick), color=color, thickness=-1, lineType=cv2.LINE_AA)
     if label:
         size = max(12, round(18 * scale))
         text_width, _ = text_size(label, size)
