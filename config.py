@@ -32,6 +32,7 @@ from util.cli.types import (
     integers,
     number,
     to_assignments,
+    to_checkpoints,
     to_path,
 )
 from util.console import logger
@@ -304,6 +305,29 @@ class ValidationConfig(ReportSettings, Config):
     backbone: str | None = choice(
         BACKBONE_NAMES, default=None, group="Model", default_help="the checkpoint's; must agree with it"
     )
+    compare: tuple[str, ...] = option(
+        PATHS,
+        default=(),
+        type=to_checkpoints,
+        metavar="NAME=PATH ...",
+        help="two networks or more to compare, each a run or a .pth file: the others with the first; NAME: in tables",
+        default_help="one network, that of resume_dir",
+        split_words=True,
+    )
+    report: str | None = option(
+        "Output",
+        type=to_path,
+        metavar="FILE.html",
+        help="write a page with tables, curves, thresholds and the pairs that went wrong",
+        default_help="not written",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.compare) == 1:
+            raise UsageError(f"--compare={self.compare[0]}: is one network. Name two or more, or use --resume_dir.")
+        if self.compare and self.resume_dir:
+            raise UsageError("--compare: names its networks itself. Leave --resume_dir out.")
 
 
 def parse_train(

@@ -1,6 +1,8 @@
 """Fixtures shared by all tests."""
 
+import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -146,3 +148,24 @@ def made_pairs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarr
     images[1::2][issame] = images[0::2][issame]
     write_carray(path, images, issame)
     return path, images, issame
+
+
+@pytest.fixture
+def open_in_chromium(tmp_path: Path) -> Callable[..., str]:
+    """Return a function that opens a page in headless Chromium and returns its output. A message of the page fails."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("needs Chromium, absent here")
+    unused = ("gpu", "quic", "background-networking", "component-update", "sync")
+    quiet = ["--headless", "--no-sandbox", "--no-first-run", "--hide-scrollbars", *(f"--disable-{it}" for it in unused)]
+
+    def open_page(page: Path, *flags: str) -> str:
+        log = ["--enable-logging=stderr", "--v=0", f"--user-data-dir={tmp_path}/chromium"]
+        command = [program, *quiet, *log, *flags, page.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
+        assert done.returncode == 0, done.stderr[-2000:]
+        messages = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+        assert not messages, messages
+        return done.stdout
+
+    return open_page

@@ -1,6 +1,8 @@
 """Device selection, precision, module wrappers and prefetching."""
 
 import copy
+import resource
+import sys
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from util.device import (
     default_eval_batch_size,
     default_num_workers,
     grad_scaler,
+    keep_freed_memory,
     prefetch_to_device,
     prepare_module,
     resolve_dtype,
@@ -218,3 +221,17 @@ def test_prefetch_to_device_reads_one_batch_at_a_time():
 
     for index, _ in enumerate(prefetch_to_device(recorded(), CPU)):
         assert requested == list(range(index + 1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc on Linux gives memory back to the kernel")
+def test_keep_freed_memory_reuses_the_same_pages():
+    keep_freed_memory()
+
+    def page_faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)  # 64 MiB: 16,384 pages of 4 KiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    first = [page_faults() for _ in range(20)]  # glibc sets the remainder of each of the first blocks aside
+    assert max(first) > 10_000
+    assert page_faults() < 100

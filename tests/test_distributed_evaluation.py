@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,8 +17,11 @@ def accuracies(data: str, batch_size: int) -> list[float]:
     pairs = load_pairs(data)
     pairs.name = "noise"
     result = evaluate(backbone, [pairs], batch_size=batch_size, views=("HR", "LR"))
-    values = [[found["noise"].accuracy, found["noise"].threshold, found["noise"].auc] for found in result.values()]
-    return np.ravel(values).tolist()
+    values = []
+    for sets in result.values():
+        found = sets["noise"]
+        values += [found.accuracy, found.threshold, found.auc, *found.norms.tolist()]
+    return values
 
 
 def all_batch_sizes(data: str, *_: int) -> list[list[float]]:

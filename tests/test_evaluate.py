@@ -55,13 +55,15 @@ def test_evaluate_is_independent_of_the_batch_size(made_pairs):
     backbone = Projection()
     results = {size: evaluate(backbone, [pairs], batch_size=size)["HR"]["made"] for size in (64, 7, 46, 1)}
     crops = eval_crop(images)
-    vectors = []
+    vectors, norms = [], []
     for crop in crops:
         both = [as_input(flipped[None])[0] for flipped in (crop, crop[:, ::-1])]
         summed = sum(backbone(one[None])[0].detach().double() for one in both)
         vectors.append((summed / summed.norm()).numpy())
+        norms.append(float((summed / 2).norm()))
     expected = verify(np.array(vectors), issame)
     for result in results.values():
+        np.testing.assert_allclose(result.norms, norms, rtol=1e-5)
         np.testing.assert_allclose(result.distances, expected.distances, atol=1e-5)
         assert result.accuracy == expected.accuracy
         np.testing.assert_array_equal(result.fold_accuracies, expected.fold_accuracies)
@@ -205,6 +207,9 @@ def test_first_image_only_leaves_the_second_at_full_resolution(made_pairs, batch
     expected = ((vectors[::2] - vectors[1::2]) ** 2).sum(axis=1)
     np.testing.assert_allclose(result["LR"]["made"].distances, expected, atol=1e-5)
     both = evaluate(Projection(), [MadePairs(images, issame)], **views)
+    for side, view in ((0, "LR"), (1, "HR")):
+        expected_norms = both[view]["made"].norms[side::2]
+        np.testing.assert_allclose(result["LR"]["made"].norms[side::2], expected_norms, rtol=1e-5)
     np.testing.assert_allclose(result["HR"]["made"].distances, both["HR"]["made"].distances, atol=1e-6)
     assert np.abs(result["LR"]["made"].distances - both["LR"]["made"].distances).max() > 1e-4
 

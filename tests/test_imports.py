@@ -24,8 +24,11 @@ ALLOWED = {
     "applications": {"applications", "util", "model"},
     "benchmarks": {"benchmarks", "applications", "config", "util", "model"},
 }
-# Pairs of photographs are aligned by the alignment program itself, which is no part of util.
-ACROSS_APPLICATIONS = {("applications.prepare", "applications.align")}
+# Pairs of photographs and IJB's loose crops are aligned by the alignment program itself, which is no part of util.
+ACROSS_APPLICATIONS = {
+    ("applications.prepare", "applications.align"),
+    ("applications.evaluate_identities", "applications.align"),
+}
 # Their __init__.py exports names that other code relies on. All others are empty.
 CONTRACTS = {"model.backbone", "model.head", "model.loss", "model.super_resolution", "util.pairs", "applications.align"}
 
@@ -45,6 +48,8 @@ LIGHT = (
 # Modules that import no torch.
 TORCH_FREE = (
     *LIGHT,
+    "util.analysis",
+    "util.html_page",
     "util.image_*",
     "util.pairs*",
     "util.parallel",

@@ -213,6 +213,26 @@ def copy_set(source: Path, target: Path) -> None:
     shutil.copy(source.parent / f"{source.name}_list.npy", target.parent / f"{target.name}_list.npy")
 
 
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("CALFW", "calfw"), ("CPLFW", "cplfw_align_112/cplfw"), ("VGG2_FP", "vgg2_fp"), ("VGG2_FP", "vgg2_fp/vgg2_fp")],
+)
+def test_further_sets_are_found_by_their_published_names(tmp_path, made_pairs, name, place):
+    copy_set(made_pairs[0], tmp_path / place)
+    found, missing = find_pair_sets(tmp_path)
+    assert [pairs.name for pairs in found] == [name]
+    assert missing == ["LFW", "CFP_FF", "CFP_FP", "AgeDB"]  # the others are not expected
+
+
+def test_further_bins_and_the_list_of_xqlfw_are_found(tmp_path, formats):
+    for name in ("calfw", "cplfw", "vgg2_fp"):
+        shutil.copy(formats / "set.bin", tmp_path / f"{name}.bin")
+    shutil.copy(formats / "plain.txt", tmp_path / "xqlfw_pairs.txt")
+    assert [pairs.name for pairs in find_pair_sets(tmp_path)[0]] == ["CALFW", "CPLFW", "VGG2_FP"]  # no images yet
+    shutil.copytree(formats, tmp_path / "xqlfw_aligned_112")
+    assert [pairs.name for pairs in find_pair_sets(tmp_path)[0]] == ["CALFW", "CPLFW", "VGG2_FP", "XQLFW"]
+
+
 @pytest.mark.parametrize("place", ["AgeDB/agedb_30", "agedb_30/agedb_30", "agedb_30"])
 def test_agedb_is_found_in_each_of_its_places(tmp_path, made_pairs, place):
     copy_set(made_pairs[0], tmp_path / "data" / place)

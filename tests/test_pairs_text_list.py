@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from util.errors import DataError
-from util.pairs import load_pairs
+from util.pairs import PairSubset, load_pairs
 from util.pairs.text_list import Pair, read_pair_list
 
 NAMES = ["Ann/Ann_0001", "Ann/Ann_0002", "Bob/Bob_0001", "Bob/Bob_0012"]
@@ -207,3 +207,68 @@ def test_lfws_own_list_is_read(shared):
         np.testing.assert_array_equal(pairs.images(index, index + 1)[0], expected)
     with pytest.raises(DataError, match="250x250"):
         load_pairs(shared / "lfw" / "pairs.txt", shared / "lfw" / "images")
+
+
+@pytest.mark.parametrize("text", ["A B 1 x\nA C 0 two\n", "A\tB\t1\tx\nA\tC\t0\ttwo\n", "A, B, 1, x\nA,C,0,two\n"])
+def test_a_fourth_column_is_the_group(write, text):
+    pairs = read_pair_list(write(text))
+    assert [(pair.first, pair.second, pair.same, pair.group) for pair in pairs] == [
+        ("A", "B", True, "x"),
+        ("A", "C", False, "two"),
+    ]
+
+
+def test_commas_in_names_are_no_columns(write):
+    (pair,) = read_pair_list(write("a,b,c.jpg d,e.jpg 1\n"))
+    assert (pair.first, pair.second, pair.group) == ("a,b,c.jpg", "d,e.jpg", "")
+
+
+def test_groups_and_names_follow_the_pairs(write, faces):
+    path = write("Ann/Ann_0001 Ann/Ann_0002 1 north\nAnn/Ann_0001 Bob/Bob_0001 0 south\nBob/Bob_0001 Bob/Bob_0012 1\n")
+    pairs = load_pairs(path, faces)
+    assert pairs.groups.tolist() == ["north", "south", ""]
+    subset = PairSubset(pairs, np.array([1, 0]))
+    assert subset.groups.tolist() == ["south", "north"]
+    assert [subset.image_name(index) for index in range(3)] == [
+        "Ann/Ann_0001.png",
+        "Bob/Bob_0001.bmp",
+        "Ann/Ann_0001.png",
+    ]
+    assert load_pairs(write("Ann/Ann_0001 Ann/Ann_0002 1\n"), faces).groups is None
+
+
+@pytest.mark.parametrize("is_rfw", [True, False])
+def test_lists_of_groups_share_out_over_the_folds(tmp_path, is_rfw):
+    """RFW's layout: 20 pairs of each of two groups; every tenth of the pairs has one tenth of each group."""
+    lists, images = (tmp_path / "txts", tmp_path / "data") if is_rfw else (tmp_path, tmp_path)
+    for level, group in enumerate(("Asian", "Indian")):
+        (images / group / "m.1").mkdir(parents=True)
+        for number in range(1, 4):
+            image = np.full((112, 112, 3), 100 * level + number, np.uint8)
+            cv2.imwrite(str(images / group / "m.1" / f"m.1_{number:04d}.png"), image)
+        (lists / group).mkdir(parents=True, exist_ok=True)
+        (lists / group / f"{group}_pairs.txt").write_text("m.1\t1\t2\nm.1\t1\tm.1\t3\n" * 10)
+        (lists / group / f"{group}_people.txt").write_text("m.1\t3\n")
+    pairs = load_pairs(tmp_path)
+    assert len(pairs) == 40
+    for tenth in range(10):
+        chosen = slice(4 * tenth, 4 * tenth + 4)
+        assert sorted(zip(pairs.groups[chosen], pairs.issame[chosen], strict=True)) == [
+            ("Asian", False), ("Asian", True), ("Indian", False), ("Indian", True)
+        ]  # fmt: skip
+    for index in range(80):
+        level = 100 * (pairs.groups[index // 2] == "Indian")
+        number = 1 if index % 2 == 0 else 2 if pairs.issame[index // 2] else 3
+        assert pairs.images(index, index + 1)[0, 0, 0, 0] == level + number
+    assert pairs.image_name(1) == "Asian/m.1/m.1_0002.png"
+    assert len(load_pairs(lists, images)) == 40
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b_pairs.txt").touch()
+    with pytest.raises(DataError, match=r"not a bcolz carray, nor lists of groups\. Name a folder"):
+        load_pairs(tmp_path)
+    (tmp_path / "a" / "a_pairs.txt").touch()
+    with pytest.raises(DataError, match=r"a_pairs\.txt: lists no pairs"):
+        load_pairs(tmp_path)

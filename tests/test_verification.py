@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.model_selection import KFold
 
 from util.errors import DataError, UsageError
-from util.verification import THRESHOLD_GRID, verify
+from util.verification import THRESHOLD_GRID, cosine, verify, verify_distances
 
 
 def made_pairs(pairs: int, dimensions: int = 16, noise: float = 0.9, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -324,3 +324,40 @@ def test_verify_refuses_more_components_than_embeddings():
     embeddings, _ = made_pairs(5)
     with pytest.raises(UsageError, match="between 1 and 4"):
         verify(embeddings, [True, False, True, False, True], folds=2, pca=5)
+
+
+@pytest.mark.parametrize("decimals", [1, 2, 7])
+def test_threshold_at_far_is_the_largest_of_its_rate(decimals):
+    embeddings, issame = made_pairs(400)
+    rounded = np.round(verify(embeddings, issame).distances.astype(np.float64), decimals)
+    result = verify_distances(rounded, issame)
+    for far in (0, 0.004, 1 / 200, 0.01, 0.1, 0.5):
+        threshold = result.threshold_at_far(far)
+        assert np.mean(rounded[~issame] < threshold) <= far < np.mean(rounded[~issame] <= threshold)
+        assert np.mean(rounded[issame] < threshold) == result.tar_at_far(far)
+    assert result.threshold_at_far(1) == np.inf
+
+
+def test_correct_pairs_are_those_of_the_accuracy():
+    embeddings, issame = made_pairs(430)
+    result = verify(embeddings, issame)
+    for fold, pairs in enumerate(np.split(np.arange(430), 10)):
+        accepted = result.distances[pairs] < result.thresholds[fold]
+        assert np.array_equal(result.accepted[pairs], accepted)
+        assert result.correct[pairs].mean() == result.fold_accuracies[fold]
+    assert 0 < np.count_nonzero(~result.correct) < 100
+
+
+def test_cosine_belongs_to_the_squared_distance():
+    embeddings, issame = made_pairs(200)
+    for left, right, distance in zip(
+        embeddings[::2], embeddings[1::2], verify(embeddings, issame).distances, strict=True
+    ):
+        assert cosine(distance) == pytest.approx(left @ right, abs=1e-6)
+
+
+def test_verify_distances_equals_verify():
+    embeddings, issame = made_pairs(100)
+    expected = verify(embeddings, issame)
+    found = verify_distances(expected.distances, issame)
+    assert found.to_dict() == expected.to_dict() and np.array_equal(found.tpr, expected.tpr)

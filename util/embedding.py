@@ -81,6 +81,7 @@ def embed_images(
     batch_size: int | None = None,
     *,
     dtype: torch.dtype = torch.float32,
+    strict: bool = False,
 ) -> EmbeddedImages:
     """Embed images and mirror images. Warn about the images that cannot be read, and leave them out.
 
@@ -90,6 +91,7 @@ def embed_images(
         devices: where to run the network.
         batch_size: images in a batch; None for the default of the devices.
         dtype: what the network computes in.
+        strict: raise at the first image that cannot be read, for protocols that need every image.
 
     Raises:
         DataError: no image can be read, or the embedding of an image is not finite or zero.
@@ -107,6 +109,8 @@ def embed_images(
                 crops.append(crop(images.image(index)))
                 indices.append(index)
             except DataError as error:
+                if strict:
+                    raise
                 unreadable[index] = str(error)
         return indices, crops
 

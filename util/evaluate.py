@@ -23,6 +23,8 @@ from util.verification import VerificationResult, verify
 
 # Turns evaluation crops, (n, 112, 112, 3) RGB uint8 on the CPU, into what the network is shown, the same on the device.
 View = Callable[[np.ndarray], torch.Tensor]
+# The embeddings of a set, (2P, D) float32, and their norms before they were normalized, (2P,) float32.
+Embeddings = tuple[np.ndarray, np.ndarray]
 LOW_RES_VIEWS = ("LR", "SR")
 _READERS = 4  # threads that read for a GPU; on a CPU the network needs the cores itself
 
@@ -84,12 +86,14 @@ def view_label(name: str, scale: int, scales: Sequence[int]) -> str:
 @torch.inference_mode()
 def embed(backbone: nn.Module, images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
     """Embed images and mirror images, sum both, L2-normalize: (n, 112, 112, 3) RGB uint8 -> (n, D)."""
-    return _embed(backbone, hr_view(device)(images))
+    return _embed(backbone, hr_view(device)(images))[0]
 
 
-def _embed(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def _embed(backbone: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the normalized embeddings (n, D), and the norms (n,) of the means over image and mirror image."""
     straight, mirrored = with_flip(images)
-    return F.normalize(backbone(straight) + backbone(mirrored))
+    summed = backbone(straight) + backbone(mirrored)
+    return F.normalize(summed), summed.norm(dim=1) / 2
 
 
 def with_flip(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,12 +153,12 @@ def evaluate(
             start_time = time.perf_counter()
             embeddings = _split_over_ranks(embed_set, pairs, batch_size)
             rate = 2 * len(pairs) * len(views) / (time.perf_counter() - start_time)
-            for view, vectors in embeddings.items():
+            for view, (vectors, norms) in embeddings.items():
                 try:
                     result = verify(vectors, pairs.issame)
                 except DataError as error:
                     raise DataError(f"{pairs.name}: {error}") from None
-                results[view][pairs.name] = replace(result, images_per_second=rate)
+                results[view][pairs.name] = replace(result, images_per_second=rate, norms=norms)
     finally:
         backbone.train(was_training)
     return results
@@ -180,8 +184,8 @@ def average_accuracy(results: Mapping[str, VerificationResult]) -> float:
 
 
 def _split_over_ranks(
-    embed_set: Callable[[PairSet, int], dict[str, np.ndarray]], pairs: PairSet, batch_size: int
-) -> dict[str, np.ndarray]:
+    embed_set: Callable[[PairSet, int], dict[str, Embeddings]], pairs: PairSet, batch_size: int
+) -> dict[str, Embeddings]:
     """Embed a set like _embed_set, with the batches split over the ranks of torch.distributed.
 
     Every rank gets all embeddings. If batch_size is even, the batches, and with them the embeddings, are the same as in
@@ -196,13 +200,17 @@ def _split_over_ranks(
     rank = dist.get_rank()
     first = min(batch_pairs * (num_batches * rank // world_size), len(pairs))
     last = min(batch_pairs * (num_batches * (rank + 1) // world_size), len(pairs))
-    local: dict[str, np.ndarray] = {}
+    local: dict[str, Embeddings] = {}
     if first < last:
         local = embed_set(PairSubset(pairs, np.arange(first, last)), 2 * batch_pairs)
-    gathered: list[dict[str, np.ndarray]] = [{}] * world_size
+    gathered: list[dict[str, Embeddings]] = [{}] * world_size
     dist.all_gather_object(gathered, local)
     non_empty = [embeddings for embeddings in gathered if embeddings]
-    return {view: np.concatenate([embeddings[view] for embeddings in non_empty]) for view in non_empty[0]}
+    joined = {}
+    for view in non_empty[0]:
+        vectors, norms = zip(*(embeddings[view] for embeddings in non_empty), strict=True)
+        joined[view] = np.concatenate(vectors), np.concatenate(norms)
+    return joined
 
 
 @torch.inference_mode()
@@ -215,9 +223,9 @@ def _embed_set(
     first_image_only: bool,
     readers: int,
     crop: str,
-) -> dict[str, np.ndarray]:
-    """Embed a set: {view: (2P, D) float32}. The embeddings stay on the device until the last batch."""
-    batches: dict[str, list[torch.Tensor]] = {view: [] for view in views}
+) -> dict[str, Embeddings]:
+    """Embed a set: {view: (embeddings, norms)}. The embeddings stay on the device until the last batch."""
+    batches: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {view: [] for view in views}
     done = 0
     for crops in _read_ahead(pairs, batch_size, readers, crop=crop):
         first_of_pairs = crops[done % 2 :: 2]
@@ -226,12 +234,19 @@ def _embed_set(
             shown = first_of_pairs if first_image_only and name != "HR" else crops
             if len(shown):
                 batches[name].append(_embed(backbone, view(shown)))
-    embeddings = {name: torch.cat(vectors) for name, vectors in batches.items()}
+    embeddings = {}
+    for name, embedded in batches.items():
+        vectors, norms = map(torch.cat, zip(*embedded, strict=True))
+        embeddings[name] = vectors, norms
     if first_image_only:
-        # Interleave the degraded first images with the second images of the view HR: (P, 2, D) -> (2P, D).
+        # Interleave the degraded first images with the second images of the view HR: (P, …) twice -> (2P, …).
         for name in embeddings.keys() - {"HR"}:
-            embeddings[name] = torch.stack([embeddings[name], embeddings["HR"][1::2]], dim=1).flatten(0, 1)
-    return {name: vectors.cpu().numpy() for name, vectors in embeddings.items()}
+            vectors, norms = (
+                torch.stack([degraded, full[1::2]], dim=1).flatten(0, 1)
+                for degraded, full in zip(embeddings[name], embeddings["HR"], strict=True)
+            )
+            embeddings[name] = vectors, norms
+    return {name: (vectors.cpu().numpy(), norms.cpu().numpy()) for name, (vectors, norms) in embeddings.items()}
 
 
 def _read_ahead(pairs: PairSet, batch_size: int, readers: int, crop: str = "128") -> Iterator[np.ndarray]:

@@ -273,9 +273,9 @@ def check_source_and_dest(source_flag: str, source: Path, flag: str, folder: Pat
     require_writable_dir(flag, folder)
 
 
-def check_report_paths(json_file: str | None, plot: str | None) -> None:
-    """Raise UsageError if a file of --json or --plot cannot be written: before the work, not after it."""
-    for flag, file in (("--json", json_file), ("--plot", plot)):
+def check_report_paths(json_file: str | None, plot: str | None, report: str | None = None) -> None:
+    """Raise UsageError if a file of --json, --plot or --report cannot be written: before the work, not after it."""
+    for flag, file in (("--json", json_file), ("--plot", plot), ("--report", report)):
         if file is not None:
             require_writable_file(flag, file)
     if plot is not None and Path(plot).suffix.lower() not in _PLOT_SUFFIXES:

@@ -26,32 +26,47 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#22
 DASHES = ("-", (0, (4, 1.6)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 INK, PALE_INK, SPINE, GRID = "#333333", "#777777", "#888888", "#DDDDDD"
 LOWEST_FAR = 1e-4
+_PAGE_SIZE = (5.2, 3.8)  # inches: 500 pixels, which a telephone shows in readable size
+
+Band = tuple[np.ndarray, np.ndarray, np.ndarray]  # x, lower and upper end
 
 
-def roc_figure(results: Mapping[str, VerificationResult]) -> Figure:
+def roc_figure(results: Mapping[str, VerificationResult], bands: Mapping[str, Band] | None = None) -> Figure:
     """Draw ROC curves over a logarithmic false accept rate.
 
     The legend has accuracy (± standard deviation) and AUC. A curve is a staircase of the largest true accept rate at
     each false accept rate. It begins at 1 / negatives, the smallest rate that its set can show, or at 1e-4. "LFW LR"
     has the color of "LFW", dashed. Later curves are thinner, so that they do not hide earlier curves below them.
+
+    Args:
+        results: {name of the curve: result}.
+        bands: draw a small figure for a page with a band around each curve, {name: (FAR, lower TAR, upper TAR)}. The
+            legend then has names alone, because the page has the numbers.
     """
     from matplotlib.figure import Figure
 
     if not results:
         raise ValueError("a ROC figure needs one result or more")
-    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
+    figure = Figure(figsize=_PAGE_SIZE if bands else (8.4, 4.4), layout="constrained")
     axes = figure.add_subplot()
     curves = {name: _staircase(result) for name, result in results.items()}
     widths = np.linspace(2.2, 1.3, len(curves))
     for (name, (far, tar)), width, style in zip(curves.items(), widths, _styles(curves), strict=True):
         axes.plot(far, tar, drawstyle="steps-post", linewidth=width, label=name, **style)
+        if bands:
+            axes.fill_between(*bands[name], step="post", color=style["color"], alpha=0.15, linewidth=0)
     lowest = min(tar[0] for _, tar in curves.values())
+    if bands:
+        lowest = min(low[0] for _, low, _ in bands.values())
     bottom = max(0.0, np.floor(20 * lowest - 0.5) / 20)  # a multiple of 5 % below all curves
     axes.set(xscale="log", xlabel="False accept rate", ylabel="True accept rate (%)")
     axes.set_xlim(min(far[0] for far, _ in curves.values()), 1)
     axes.set_ylim(bottom, 1 + 0.02 * (1 - bottom))
     axes.yaxis.set_major_formatter(_percent)
     style_axes(axes, grid="both")
+    if bands:
+        _names_legend(figure, axes)
+        return figure
     columns = {
         "accuracy (%)": [f"{100 * r.accuracy:.2f} ± {100 * r.accuracy_std:.2f}" for r in results.values()],
         "AUC": [f"{r.auc:.4f}" for r in results.values()],
@@ -64,7 +79,7 @@ def score_histogram(result: VerificationResult) -> Figure:
     """Draw how squared distances of same and different pairs are distributed, and the threshold."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    figure = Figure(figsize=_PAGE_SIZE, layout="constrained")
     axes = figure.add_subplot()
     top = 1.02 * max(float(result.distances.max()), result.threshold)
     bins = np.linspace(0, top, 61) if top > 0 else np.linspace(0, 1, 61)
@@ -84,7 +99,58 @@ def score_histogram(result: VerificationResult) -> Figure:
     axes.set(xlabel="Squared distance between embeddings", ylabel="Share of pairs (%)", xlim=(0, bins[-1]))
     axes.yaxis.set_major_formatter(_percent)
     style_axes(axes, grid="y")
-    figure.legend(loc="outside upper center", ncols=3, fontsize=9, labelcolor=INK, frameon=False)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=9, labelcolor=INK, frameon=False)
+    return figure
+
+
+def fold_figure(results: Mapping[str, VerificationResult]) -> Figure:
+    """Draw the accuracy in each fold."""
+    lines = {
+        name: (np.arange(1, len(result.fold_accuracies) + 1), result.fold_accuracies)
+        for name, result in results.items()
+    }
+    figure = _line_figure(lines, xlabel="Fold", ylabel="Accuracy (%)", marker="o", markersize=4)
+    figure.axes[0].set_xticks(range(1, max(len(folds) for folds, _ in lines.values()) + 1))
+    return figure
+
+
+def reject_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """Draw error rates over the fraction of pairs that is rejected for its quality, {name: (fraction, error rate)}."""
+    shown = {name: (rejected[rejected <= 0.5], error[rejected <= 0.5]) for name, (rejected, error) in curves.items()}
+    figure = _line_figure(shown, xlabel="Rejected pairs (%)", ylabel="Error among the other pairs (%)")
+    (axes,) = figure.axes
+    axes.xaxis.set_major_formatter(_percent)
+    axes.set_ylim(0)
+    return figure
+
+
+def resolution_figure(curves: Mapping[str, Mapping[int, float]]) -> Figure:
+    """Draw accuracies over the resolution of the face, {name: {pixels a side: accuracy}}."""
+    lines = {name: (np.array([*points]), np.array([*points.values()])) for name, points in curves.items()}
+    xlabel = "Resolution of the face (pixels a side)"
+    figure = _line_figure(lines, xlabel=xlabel, ylabel="Accuracy (%)", marker="o", markersize=4)
+    (axes,) = figure.axes
+    sizes = sorted({size for points in curves.values() for size in points})
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, labels=[str(size) for size in sizes])
+    axes.minorticks_off()
+    return figure
+
+
+def _line_figure(
+    lines: Mapping[str, tuple[np.ndarray, np.ndarray]], *, xlabel: str, ylabel: str, **style: Any
+) -> Figure:
+    """Draw a small figure for a page with a line for each name, {name: (x, fraction)}."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_PAGE_SIZE, layout="constrained")
+    axes = figure.add_subplot()
+    for (name, (x, y)), own_style in zip(lines.items(), _styles(lines), strict=True):
+        axes.plot(x, y, label=name, linewidth=1.6, **own_style, **style)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.yaxis.set_major_formatter(_percent)
+    style_axes(axes, grid="y")
+    _names_legend(figure, axes)
     return figure
 
 
@@ -180,6 +246,22 @@ def _table_legend(figure: Figure, axes: Axes, columns: Mapping[str, Sequence[str
     for text in legend.get_texts():
         if text.get_text() in columns:
             text.set_color(PALE_INK)
+
+
+def _names_legend(figure: Figure, axes: Axes) -> None:
+    """Add a legend of names above the axes."""
+    lines = axes.get_lines()
+    longest = max(len(str(line.get_label())) for line in lines)
+    columns = min(len(lines), max(1, 50 // (longest + 8)))
+    figure.legend(
+        handles=lines,
+        loc="outside upper center",
+        ncols=columns,
+        fontsize=9,
+        labelcolor=INK,
+        frameon=False,
+        handlelength=3,
+    )
 
 
 def _percent(fraction: float, position: float) -> str:

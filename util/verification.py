@@ -29,7 +29,8 @@ class VerificationResult:
     two neighboring points of the ROC.
 
     `distances` (P,) and `issame` (P,) are the input. With PCA, the distance of a pair is the distance in the fold in
-    which the pair was tested. `images_per_second` is for callers that have timed the embedding.
+    which the pair was tested. `images_per_second` and `norms` (2P,), the norms of the embeddings before they were
+    normalized, are for callers that have embedded the images.
     """
 
     accuracy: float
@@ -46,6 +47,7 @@ class VerificationResult:
     distances: np.ndarray
     issame: np.ndarray
     images_per_second: float | None = None
+    norms: np.ndarray | None = None
 
     @property
     def pairs(self) -> int:
@@ -57,14 +59,37 @@ class VerificationResult:
         """Return the number of pairs of different people; 1 / negatives is the smallest FAR above 0."""
         return self.pairs - int(np.count_nonzero(self.issame))
 
+    @property
+    def accepted(self) -> np.ndarray:
+        """Return whether each pair (P,) is accepted as one person, at the threshold of its fold."""
+        return self.distances < self.thresholds[contiguous_folds(self.issame, len(self.thresholds))]
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Return whether the decision about each pair (P,), at the threshold of its fold, is right."""
+        return self.accepted == self.issame
+
     def tar_at_far(self, far: float) -> float:
         """Return the largest true accept rate, in [0, 1], at a false accept rate of at most `far`.
 
         Below 1 / negatives that is the rate without any false accept.
         """
+        return float(self.tar[self._roc_point(far)])
+
+    def threshold_at_far(self, far: float) -> float:
+        """Return the largest threshold at which the false accept rate is at most `far`: infinite for 1.
+
+        It is the distance of the first pair of different people that must not be accepted.
+        """
+        accepts = round(self.far[self._roc_point(far)] * self.negatives)
+        different = np.sort(self.distances[~self.issame])
+        return float(different[accepts]) if accepts < len(different) else float("inf")
+
+    def _roc_point(self, far: float) -> int:
+        """Return the index of the last point of the ROC with a false accept rate of at most `far`."""
         if not 0 <= far <= 1:
             raise UsageError(f"tar_at_far({far}): a false accept rate lies between 0 and 1. Name such a rate.")
-        return float(self.tar[np.searchsorted(self.far, far, side="right") - 1])
+        return int(np.searchsorted(self.far, far, side="right")) - 1
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers that people quote, as JSON can hold them."""
@@ -102,13 +127,29 @@ def verify(embeddings: np.ndarray, issame: np.ndarray, folds: int = FOLDS, pca: 
     embeddings, issame = _check_inputs(embeddings, issame)
     distances = _squared_distances(embeddings)
     _check_finite(embeddings, distances)
+    if not pca:
+        return verify_distances(distances, issame, folds)
     fold_ids = contiguous_folds(issame, folds)
-    if pca:
-        distances, test_counts, train_counts = _count_accepts_after_pca(embeddings, issame, fold_ids, pca)
-    else:
-        test_counts = _count_accepts(distances, issame, fold_ids)  # (F, 2, 400)
-        train_counts = test_counts.sum(axis=0) - test_counts  # all folds but one
+    return _evaluate_folds(issame, fold_ids, *_count_accepts_after_pca(embeddings, issame, fold_ids, pca))
 
+
+def verify_distances(distances: np.ndarray, issame: np.ndarray, folds: int = FOLDS) -> VerificationResult:
+    """Verify pairs like verify(), from their squared distances (P,) and issame (P,) bool.
+
+    Raises:
+        DataError: a fold lacks same or different pairs.
+        UsageError: `folds` is out of range.
+    """
+    fold_ids = contiguous_folds(issame, folds)
+    test_counts = _count_accepts(distances, issame, fold_ids)  # (F, 2, 400)
+    train_counts = test_counts.sum(axis=0) - test_counts  # all folds but one
+    return _evaluate_folds(issame, fold_ids, distances, test_counts, train_counts)
+
+
+def _evaluate_folds(
+    issame: np.ndarray, fold_ids: np.ndarray, distances: np.ndarray, test_counts: np.ndarray, train_counts: np.ndarray
+) -> VerificationResult:
+    """Return the result of pairs, from the accepts in each fold and in the other folds, (F, 2, 400) each."""
     # The best threshold has the most true minus false accepts. argmax takes the first of equally good ones.
     best = np.argmax(train_counts[:, 1] - train_counts[:, 0], axis=1)  # (F,)
     negatives, positives = _count_classes(issame, fold_ids)  # (F,) each
@@ -131,6 +172,11 @@ def verify(embeddings: np.ndarray, issame: np.ndarray, folds: int = FOLDS, pca: 
         distances=distances,
         issame=issame,
     )
+
+
+def cosine(squared_distance: float) -> float:
+    """Return the cosine of two unit vectors with this squared distance: d = 2 - 2 cos."""
+    return 1 - squared_distance / 2
 
 
 def _check_inputs(embeddings: np.ndarray, issame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -77,7 +77,7 @@ def check_sets(flags: Flags, processes: int) -> "Iterator[Findings]":
     from applications.prepare.check_pairs import check_pairs
     from applications.prepare.check_training import check_training
     from util.data.loader import find_train_data
-    from util.pairs import VERIFICATION_SETS
+    from util.pairs import USUAL_SETS, locate_sets
 
     if flags.paths:
         for path in flags.paths:
@@ -86,22 +86,18 @@ def check_sets(flags: Flags, processes: int) -> "Iterator[Findings]":
             else:
                 yield check_pairs(path.stem, path, flags.root)
         return
-    sets = {}
-    for name, places in VERIFICATION_SETS.items():
-        paths = [flags.data_dir / place for place in places]
-        sets[name] = next((path for path in paths if (path / "meta").is_dir() or path.is_file()), None)
+    sets = locate_sets(flags.data_dir)
     try:
         images = find_train_data(flags.data_dir, None)
     except DataError as error:
-        if not any(sets.values()):
+        if not sets:
             raise DataError(f"{error} There is no verification set either.") from None
         print(f"no training images: {error}")
     else:
         yield check_training(images, processes)
-    for name, found in sets.items():
-        if found is not None:
-            yield check_pairs(name, found)
-    absent = [name for name, found in sets.items() if found is None]
+    for name, (place, root) in sets.items():
+        yield check_pairs(name, Path(place), None if root is None else Path(root))
+    absent = [name for name in USUAL_SETS if name not in sets]
     if absent:
         print(f"not in {flags.data_dir}: {', '.join(absent)}")
 

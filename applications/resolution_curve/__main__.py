@@ -7,7 +7,6 @@ python -m applications.resolution_curve --checkpoints RUN --val_data qmul=/sets/
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 from model.names import SR_SCALES
 from util.cli.options import GROUPS, EvaluationSettings, ReportSettings
 from util.cli.parser import PATHS, flag, option, parse
-from util.cli.types import different_integers, to_path
+from util.cli.types import checkpoint_paths, different_integers, to_checkpoints
 from util.errors import DataError, run_script
 from util.face import FACE_SIZE
 from util.files import check_report_paths
@@ -28,29 +27,6 @@ if TYPE_CHECKING:
     from util.verification import VerificationResult
 
 
-def _to_checkpoints(value: object) -> tuple[str, ...]:
-    """Return a tuple of `NAME=PATH` for one or several of them; without NAME it is the name of the run."""
-    items = [value] if isinstance(value, str) else value
-    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
-        raise ValueError("a list of runs or Backbone files, like HR=checkpoints_best/HRTRAIN_… LR=…")
-    named = []
-    for item in items:
-        name, equals, path = item.partition("=")
-        if not equals or not name or "/" in name or "\\" in name:  # an = in a folder's name stands after a slash
-            name, path = "", item
-        path = to_path(path)
-        named.append(f"{name or _own_name(Path(path))}={path}")
-    twice = [name for name, count in Counter(item.partition("=")[0] for item in named).items() if count > 1]
-    if twice:
-        raise ValueError(f"a list of runs or Backbone files with different names ({twice[0]!r:.100} is there twice)")
-    return tuple(named)
-
-
-def _own_name(path: Path) -> str:
-    """Return the name of the run that the path is, or that its file belongs to."""
-    return (path.absolute().parent if path.suffix == ".pth" else path.absolute()).name.replace("=", "_")
-
-
 @dataclass(frozen=True, kw_only=True)
 class CurveSettings(ReportSettings, EvaluationSettings):
     """The settings of applications/resolution_curve. UsageError where a value breaks its rule."""
@@ -58,7 +34,7 @@ class CurveSettings(ReportSettings, EvaluationSettings):
     checkpoints: tuple[str, ...] = option(
         PATHS,
         default=(),
-        type=_to_checkpoints,
+        type=to_checkpoints,
         metavar="NAME=PATH ...",
         help="recognition networks to compare: runs (their best or newest epoch) or Backbone files; NAME: legend",
         required=True,
@@ -76,7 +52,7 @@ class CurveSettings(ReportSettings, EvaluationSettings):
     @property
     def paths(self) -> dict[str, Path]:
         """Return {name: path} of `checkpoints`."""
-        return {name: Path(path) for name, path in (item.split("=", 1) for item in self.checkpoints)}
+        return checkpoint_paths(self.checkpoints)
 
 
 def main(arguments: list[str]) -> None:

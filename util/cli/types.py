@@ -9,6 +9,7 @@ import math
 import os
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,3 +261,38 @@ def split_pair_set(text: str) -> tuple[str, str, str | None]:
     name, path, root = match.groups()
     path, root = os.path.expanduser(path), os.path.expanduser(root) if root else None
     return Path(path).stem if name is None else name, path, root
+
+
+def to_checkpoints(value: object) -> tuple[str, ...]:
+    """Return a tuple of `NAME=PATH` for one or several of them; without NAME it is the name of the run."""
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        raise ValueError("a list of runs or Backbone files, like HR=checkpoints_best/HRTRAIN_… LR=…")
+    named = []
+    for item in items:
+        name, equals, path = item.partition("=")
+        if not equals or not name or "/" in name or "\\" in name:  # an = in a folder's name stands after a slash
+            name, path = "", item
+        path = to_path(path)
+        named.append(f"{name or _own_name(Path(path))}={path}")
+    twice = [name for name, count in Counter(item.partition("=")[0] for item in named).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"a list of runs or Backbone files with different names ({twice[0]!r:.100} is there twice; write NAME=PATH)"
+        )
+    return tuple(named)
+
+
+def _own_name(path: Path) -> str:
+    """Return the name of the run that the path is, or that its file belongs to. Files of others have their own name."""
+    path = path.absolute()
+    if path.suffix == ".pth":
+        name = path.parent.name if path.name.startswith(("Backbone_", "EMA_")) else path.stem
+    else:
+        name = path.name
+    return name.replace("=", "_")
+
+
+def checkpoint_paths(checkpoints: Sequence[str]) -> dict[str, Path]:
+    """Return {name: path} of the tuple of to_checkpoints, in its order."""
+    return {name: Path(path) for name, path in (item.split("=", 1) for item in checkpoints)}

@@ -13,16 +13,22 @@ from util.errors import DataError
 from util.pairs.bcolz import CarrayPairs
 from util.pairs.bin import BIN_LIMIT, BinPairs
 from util.pairs.images import PairSet, read_regular
-from util.pairs.text_list import ListPairs
+from util.pairs.text_list import GroupLists, ListPairs, group_lists
 from util.verification import FOLDS, contiguous_folds
 
-# Where the sets lie under data_dir, in the order in which they are reported.
+# Where the sets lie under data_dir, in the order in which they are reported: bcolz folders, InsightFace's .bin files,
+# or LIST:ROOT. If one of the first four is missing, that is reported.
 VERIFICATION_SETS = {
     "LFW": ("lfw_align_112/lfw", "lfw.bin"),
     "CFP_FF": ("cfp_align_112/cfp_ff", "cfp_ff.bin"),
     "CFP_FP": ("cfp_align_112/cfp_fp", "cfp_fp.bin"),
     "AgeDB": ("AgeDB/agedb_30", "agedb_30/agedb_30", "agedb_30", "agedb_30.bin"),
+    "CALFW": ("calfw_align_112/calfw", "calfw/calfw", "calfw", "calfw.bin"),
+    "CPLFW": ("cplfw_align_112/cplfw", "cplfw/cplfw", "cplfw", "cplfw.bin"),
+    "VGG2_FP": ("vgg2_fp_align_112/vgg2_fp", "vgg2_fp/vgg2_fp", "vgg2_fp", "vgg2_fp.bin"),
+    "XQLFW": ("xqlfw_pairs.txt:xqlfw_aligned_112", "xqlfw/xqlfw_pairs.txt:xqlfw/xqlfw_aligned_112", "xqlfw.bin"),
 }
+USUAL_SETS = tuple(VERIFICATION_SETS)[:4]
 # How pickles begin: in the binary protocols; two lists in the text protocols; a call, which is refused by name later.
 _PICKLE = re.compile(rb"\x80|\(?(\(l|\]q|c\w[\w.]*\n\w+\n)")
 
@@ -33,39 +39,65 @@ class PairSubset(PairSet):
     def __init__(self, pairs: PairSet, order: np.ndarray):
         self.name = pairs.name
         self.issame = pairs.issame[order]
+        if pairs.groups is not None:
+            self.groups = pairs.groups[order]
         self._pairs = pairs
         self._order = order
 
+    def image_name(self, index: int) -> str:
+        return self._pairs.image_name(self._number(index))
+
     def _image(self, index: int) -> np.ndarray:
-        number = 2 * int(self._order[index // 2]) + index % 2
+        number = self._number(index)
         return self._pairs.images(number, number + 1)[0]
+
+    def _number(self, index: int) -> int:
+        return 2 * int(self._order[index // 2]) + index % 2
 
 
 def load_pairs(path: str | Path, root: str | Path | None = None) -> PairSet:
     """Open a verification set. Its content tells its format; the pairs have the order of the file.
 
     Args:
-        path: a bcolz folder, with the list `path`_list.npy next to it; a .bin file of InsightFace; or a list of pairs
-            in text, see util/pairs/text_list.py.
-        root: the folder with the images of a text list; None for the list's own folder. Other formats ignore it.
+        path: a bcolz folder, with the list `path`_list.npy next to it; a .bin file of InsightFace; a list of pairs in
+            text, or a folder with lists of groups, see util/pairs/text_list.py.
+        root: the folder with the images of text lists; None for the list's own folder, or RFW's folder data. Other
+            formats ignore it.
 
     Raises:
         DataError: the set cannot be read. Images between the first and the last one are decoded when they are read.
     """
     path = Path(path)
-    if os.path.isdir(path):
-        if not os.path.isfile(path / "meta" / "storage"):
-            raise DataError(f"{path}: not a bcolz carray. Name a folder with meta/ and data/ in it.")
+    if os.path.isfile(path / "meta" / "storage"):
         return CarrayPairs(path)  # which decodes its first and last image
-    if not os.path.exists(path):
+    if os.path.isdir(path):
+        if not group_lists(path):
+            raise DataError(
+                f"{path}: not a bcolz carray, nor lists of groups. Name a folder with meta/ and data/ in it, or with "
+                f"GROUP/GROUP_pairs.txt."
+            )
+        pairs: PairSet = GroupLists(path, None if root is None else Path(root))
+    elif not os.path.exists(path):
         raise DataError(f"{path}: no such verification set. Correct the path.")
-    if _PICKLE.match(read_regular(path, BIN_LIMIT, fix="Name another file.", length=256)):
-        pairs: PairSet = BinPairs(path)
+    elif _PICKLE.match(read_regular(path, BIN_LIMIT, fix="Name another file.", length=256)):
+        pairs = BinPairs(path)
     else:
         pairs = ListPairs(path, path.parent if root is None else Path(root))
     for index in (0, 2 * len(pairs) - 1):
         pairs.images(index, index + 1)
     return pairs
+
+
+def locate_sets(data_dir: str | Path) -> dict[str, tuple[str, str | None]]:
+    """Return {name: (path, folder of the images or None)} of the sets of VERIFICATION_SETS that exist."""
+    located = {}
+    for name, places in VERIFICATION_SETS.items():
+        for place in places:
+            path, *root = (str(Path(data_dir, part)) for part in place.split(":"))
+            if os.path.isdir(Path(path, "meta")) or (os.path.isfile(path) and all(map(os.path.isdir, root))):
+                located[name] = path, root[0] if root else None
+                break
+    return located
 
 
 def find_pair_sets(
@@ -79,25 +111,16 @@ def find_pair_sets(
             same name, in any case.
 
     Returns:
-        The sets, and the names of the sets of VERIFICATION_SETS that do not exist. If there are only extra sets, no
-        other set counts as missing.
+        The sets, and the names of USUAL_SETS that do not exist. If there are only extra sets, no set counts as missing.
 
     Raises:
         DataError: a set exists and cannot be evaluated. Leaving it out silently would change the average.
     """
     extra_sets = extra_sets or {}
     replaced = {name.lower() for name in extra_sets}
-    found: list[PairSet] = []
-    missing: list[str] = []
-    for name, places in VERIFICATION_SETS.items():
-        if name.lower() in replaced:
-            continue
-        paths = [Path(data_dir) / place for place in places]
-        path = next((path for path in paths if os.path.isdir(path / "meta") or os.path.isfile(path)), None)
-        if path is None:
-            missing.append(name)
-        else:
-            found.append(_open(name, path))
+    places = {name: place for name, place in locate_sets(data_dir).items() if name.lower() not in replaced}
+    found = [_open(name, path, root) for name, (path, root) in places.items()]
+    missing = [name for name in USUAL_SETS if name not in places and name.lower() not in replaced]
     if extra_sets and not found:
         missing = []
     return found + [_open(name, path, root) for name, (path, root) in extra_sets.items()], missing

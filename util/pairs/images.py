@@ -16,6 +16,7 @@ class PairSet(ABC):
 
     name: str
     issame: np.ndarray  # (P,) bool
+    groups: np.ndarray | None = None  # (P,) of text: the group of people that a pair belongs to
 
     def __len__(self) -> int:
         return len(self.issame)
@@ -26,6 +27,10 @@ class PairSet(ABC):
         for index in range(start, stop):
             images[index - start] = self._image(index)
         return images
+
+    def image_name(self, index: int) -> str:
+        """Return what users find image `index` by: its number in the file, or its name."""
+        return f"image {index}"
 
     @abstractmethod
     def _image(self, index: int) -> np.ndarray:

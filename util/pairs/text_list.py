@@ -2,8 +2,12 @@
 
 LFW's pairs.txt (http://vis-www.cs.umass.edu/lfw/README.txt): a header `10 300` (folds, pairs of each kind in a fold),
 `300`, or no header; then `NAME 1 4` for images NAME/NAME_0001 and NAME/NAME_0004 of one person, and `NAME 1 OTHER 2`
-for two people. Or a plain list: `PATH PATH 1` for the same person, `PATH PATH 0` for different ones. Columns are
-separated by tabs, commas or spaces. The suffixes of the images may be left out.
+for two people. Or a plain list: `PATH PATH 1` for the same person, `PATH PATH 0` for different ones, and if wanted the
+group of people that the pair belongs to in a fourth column. Columns are separated by tabs, commas or spaces. The
+suffixes of the images may be left out.
+
+Or lists of groups, as RFW (Wang et al. 2019) publishes them: GROUP/GROUP_pairs.txt in LFW's form, with the images in
+ROOT/GROUP. The folder of RFW has the lists in txts/ and the images in data/.
 """
 
 import os
@@ -25,12 +29,13 @@ _MAX_IMAGE = 1 << 26  # bytes of an image file
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two images by their names in the list (LFW's NAME 4 as NAME/NAME_0004), and the number of the line."""
+    """Two images by their names in the list (LFW's NAME 4 as NAME/NAME_0004), the number of the line, and a group."""
 
     first: str
     second: str
     same: bool
     line: int
+    group: str = ""
 
 
 class ListPairs(PairSet):
@@ -41,10 +46,51 @@ class ListPairs(PairSet):
         pairs = read_pair_list(path)
         self.issame = np.array([pair.same for pair in pairs], dtype=bool)  # (P,)
         self._files = find_images(path, root, pairs)
+        if any(pair.group for pair in pairs):
+            self.groups = np.array([pair.group for pair in pairs])
+        self._root = root
+
+    def image_name(self, index: int) -> str:
+        return os.path.relpath(self._files[index], self._root)
 
     def _image(self, index: int) -> np.ndarray:
         file = self._files[index]
         return decode_pair_image(read_regular(Path(file), _MAX_IMAGE, fix="Restore it."), file)
+
+
+class GroupLists(PairSet):
+    """The pairs of the lists of several groups. Raises DataError as ListPairs does, or if there is no list."""
+
+    def __init__(self, folder: Path, root: Path | None):
+        self.name = folder.name
+        in_txts = (folder / "txts").is_dir()
+        lists = group_lists(folder)
+        root = root or (folder / "data" if in_txts else folder)
+        sets = [ListPairs(file, root / file.parent.name) for file in lists]
+        for pairs, file in zip(sets, lists, strict=True):
+            pairs.name = file.parent.name
+        # A pair's place in its group, from 0 to 1: each of the ten folds then holds the same fold of all groups.
+        places = np.concatenate([(np.arange(len(pairs)) + 0.5) / len(pairs) for pairs in sets])
+        order = np.argsort(places, kind="stable")
+        self.issame = np.concatenate([pairs.issame for pairs in sets])[order]
+        names = np.repeat([pairs.name for pairs in sets], [len(pairs) for pairs in sets])
+        self.groups = names[order]
+        members = [(pairs, 2 * number) for pairs in sets for number in range(len(pairs))]
+        self._members = [members[number] for number in order]
+
+    def image_name(self, index: int) -> str:
+        pairs, first = self._members[index // 2]
+        return os.path.join(pairs.name, pairs.image_name(first + index % 2))
+
+    def _image(self, index: int) -> np.ndarray:
+        pairs, first = self._members[index // 2]
+        return pairs._image(first + index % 2)
+
+
+def group_lists(folder: Path) -> list[Path]:
+    """Return the lists GROUP/GROUP_pairs.txt in a folder, or in its folder txts."""
+    place = folder / "txts" if (folder / "txts").is_dir() else folder
+    return sorted(file for file in place.glob("*/*_pairs.txt") if file.name == f"{file.parent.name}_pairs.txt")
 
 
 def read_pair_list(path: Path) -> list[Pair]:
@@ -62,11 +108,12 @@ def read_pair_list(path: Path) -> list[Pair]:
             first = f"{row[0]}/{row[0]}_{int(row[1]):04d}"
             second = f"{other}/{other}_{int(row[-1]):04d}"
             pairs.append(Pair(first, second, same=len(row) == 3, line=line))
-        elif not is_lfw_form and len(row) == 3 and row[0] and row[1] and row[2] in ("0", "1"):
-            pairs.append(Pair(row[0], row[1], same=row[2] == "1", line=line))
+        elif not is_lfw_form and len(row) in (3, 4) and all(row) and row[2] in ("0", "1"):
+            pairs.append(Pair(row[0], row[1], same=row[2] == "1", line=line, group="".join(row[3:])))
         else:
             form = (
-                "two images and then 1 (same person) or 0, separated by tabs or commas, or by spaces that no name has"
+                "two images and then 1 (same person) or 0, and a group if wanted, separated by tabs or commas, or by "
+                "spaces that no name has"
             )
             if is_lfw_form:
                 form = "`NAME 1 4` or `NAME 1 OTHER 2`, as in LFW's pairs.txt"
@@ -100,8 +147,9 @@ def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
     rows = []
     for number, line in enumerate(re.split("\r\n|\r|\n", text), start=1):
         if line := line.strip():
-            # With tabs or two commas, names may hold spaces.
-            separator = "\t" if "\t" in line else "," if line.count(",") == 2 else None
+            # With tabs or two commas, names may hold spaces. A third comma comes before a group.
+            commas = re.fullmatch(r"[^,]*,[^,]*,\s*[01]\s*(,[^,]*)?", line) or line.count(",") == 2
+            separator = "\t" if "\t" in line else "," if commas else None
             rows.append((number, [word.strip() for word in line.split(separator)]))
     return rows
 

@@ -1,25 +1,32 @@
 """Verification results as text and JSON: for train.py, validation.py and applications/resolution_curve."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from util.analysis import Comparison, accuracy_gap, compare, evaluate_groups, operating_points
 from util.evaluate import average_accuracy, recovered_fraction, view_label
 from util.files import atomic_write
-from util.verification import VerificationResult
+from util.pairs import PairSet
+from util.verification import VerificationResult, cosine
 
 SetResults = Mapping[str, VerificationResult]  # {set: result}
 Results = Mapping[str, SetResults]  # {view: {set: result}}
+Groups = Mapping[str, np.ndarray]  # {set: group of each pair (P,)}
 
 
 def flatten_results(results: Results) -> dict[str, VerificationResult]:
     """Return {view: {set: result}} as {"LFW": …, "LFW LR": …}, the names of curves and table rows."""
-    flat = {}
-    for view, sets in results.items():
-        for name, result in sets.items():
-            flat[name if view == "HR" else f"{name} {view}"] = result
-    return flat
+    return {row_name(name, view): result for view, sets in results.items() for name, result in sets.items()}
+
+
+def row_name(name: str, view: str) -> str:
+    """Return what a set in a view is called in tables and legends."""
+    return name if view == "HR" else f"{name} {view}"
 
 
 def evaluation_lines(results: Results, separator: str) -> list[str]:
@@ -46,7 +53,12 @@ def format_table(rows: Iterable[Sequence[str]]) -> str:
 
 
 def results_table(results: Results) -> str:
-    """Return a table with one row for each set and view.
+    """Return the table of results_rows() as text."""
+    return format_table(results_rows(results))
+
+
+def results_rows(results: Results) -> list[list[str]]:
+    """Return a heading, and a row of cells for each set and view.
 
     TAR@FAR=1e-2 is added if a set has too few negative pairs for 1e-3 to mean much.
     """
@@ -67,31 +79,169 @@ def results_table(results: Results) -> str:
                 f"{result.images_per_second:.0f}",
             ]
         )
-    return format_table(rows)
+    return rows
+
+
+def threshold_rows(results: Results) -> list[list[str]]:
+    """Return a heading, and a row of cells for each set, view and false accept rate that the pairs reach."""
+    interval = "95 % interval"
+    rows = [["FAR", "set", "threshold", interval, "cosine", interval, "TAR", interval]]
+    for name, result in flatten_results(results).items():
+        for point in operating_points(result):
+            cells = [format_far(point.far), name]
+            for value, ends in (
+                (point.threshold, point.threshold_interval),
+                (point.cosine, point.cosine_interval),
+                (point.tar, point.tar_interval),
+            ):
+                cells += [f"{value:.4f}", format_interval(ends)]
+            rows.append(cells)
+    return rows
+
+
+def lowest_rates(results: Results) -> str:
+    """Return which false accept rates the pairs cannot show."""
+    rates = {name: result.negatives for sets in results.values() for name, result in sets.items()}
+    limits = ", ".join(f"1/{negatives} ({name})" for name, negatives in rates.items())
+    return f"False accept rates below one of the pairs of different people are not shown: {limits}"
+
+
+def group_rows(results: Results, groups: Groups) -> list[list[str]]:
+    """Return a heading, and a row of cells for each group of each set and view, and for the gap between groups."""
+    rows = [["group", "set", "pairs", "accuracy", "95 % interval", "FAR", "FRR", "own threshold"]]
+    for name, result, members in _grouped(results, groups):
+        found = evaluate_groups(result, members)
+        for group in found:
+            rates = [format_number(rate) for rate in (group.far, group.frr, group.own_accuracy)]
+            rows.append(
+                [group.name, name, str(group.pairs), f"{group.accuracy:.4f}", format_interval(group.interval), *rates]
+            )
+        rows.append(["gap", name, "", f"{accuracy_gap(found):.4f}", "", "", "", ""])
+    return rows
+
+
+def _grouped(results: Results, groups: Groups) -> Iterator[tuple[str, VerificationResult, np.ndarray]]:
+    """Yield the name of each set and view that has groups, its result, and the groups of its pairs."""
+    for view, sets in results.items():
+        for name, result in sets.items():
+            if name in groups:
+                yield row_name(name, view), result, groups[name]
+
+
+def comparison_rows(networks: Mapping[str, Results]) -> list[list[str]]:
+    """Return a heading, and a row of cells for each set and view and each network after the first."""
+    rows = [["network", "accuracy", "baseline", "accuracy", "set", "difference", "95 % interval", "only right", "p"]]
+    for name, baseline, other, (first, second), found in compare_networks(networks):
+        rows.append(
+            [
+                other,
+                f"{second.accuracy:.4f}",
+                baseline,
+                f"{first.accuracy:.4f}",
+                name,
+                f"{found.difference:+.4f}",
+                format_interval(found.interval, "+.4f"),
+                f"{found.only_second} : {found.only_first}",
+                f"{found.p_value:.3g}",
+            ]
+        )
+    return rows
+
+
+def compare_networks(
+    networks: Mapping[str, Results],
+) -> Iterator[tuple[str, str, str, tuple[VerificationResult, VerificationResult], Comparison]]:
+    """Compare each network with the first one, on each set and view.
+
+    Yields:
+        The set and view, the names of the first network and of the other one, both results, and their comparison.
+    """
+    (baseline, first), *others = networks.items()
+    expected = flatten_results(first)
+    for name, result in expected.items():
+        for other, results in others:
+            theirs = flatten_results(results)[name]
+            yield name, baseline, other, (result, theirs), compare(result, theirs)
 
 
 def sr_recovery_table(results: Results, scales: Sequence[int]) -> str:
-    """Return a table of the accuracy lost at low resolution, and the fraction of it that super resolution recovers.
+    """Return the table of low_res_rows() as text."""
+    return format_table(low_res_rows(results, scales))
+
+
+def low_res_rows(results: Results, scales: Sequence[int]) -> list[list[str]]:
+    """Return rows of the accuracy lost at low resolution, and the fraction of it that super resolution recovers.
 
     Args:
-        results: has the views HR, LR and SR, the last two at each of the scales.
+        results: has the views HR and LR, and SR if wanted, the last two at each of the scales.
         scales: low resolution is 112 // scale pixels.
     """
-    rows = [["set", "scale", "HR", "LR", "SR", "lost", "won back"]]
+    with_sr = view_label("SR", scales[0], scales) in results
+    rows = [["set", "scale", "HR", "LR", *(["SR"] if with_sr else []), "lost", *(["won back"] if with_sr else [])]]
     for name, high in results["HR"].items():
         for scale in scales:
             low = results[view_label("LR", scale, scales)][name]
-            enlarged = results[view_label("SR", scale, scales)][name]
-            accuracies = [f"{result.accuracy:.4f}" for result in (high, low, enlarged)]
-            fraction = recovered_fraction(high, low, enlarged)
-            recovered = "n/a" if fraction is None else f"{fraction:.0%}"
-            rows.append([name, f"x{scale}", *accuracies, f"{high.accuracy - low.accuracy:.4f}", recovered])
-    return format_table(rows)
+            row = [name, f"x{scale}", f"{high.accuracy:.4f}", f"{low.accuracy:.4f}"]
+            lost = f"{high.accuracy - low.accuracy:.4f}"
+            if with_sr:
+                enlarged = results[view_label("SR", scale, scales)][name]
+                fraction = recovered_fraction(high, low, enlarged)
+                row += [f"{enlarged.accuracy:.4f}", lost, "n/a" if fraction is None else f"{fraction:.0%}"]
+            else:
+                row.append(lost)
+            rows.append(row)
+    return rows
 
 
-def sets_to_dict(sets: SetResults) -> dict[str, Any]:
-    """Return the results of one view, and their average accuracy, for JSON."""
-    return {"sets": {name: result.to_dict() for name, result in sets.items()}, "average": average_accuracy(sets)}
+def format_far(far: float) -> str:
+    """Return a false accept rate as 1e-3."""
+    return f"{far:.0e}".replace("e-0", "e-")
+
+
+def format_interval(ends: tuple[float, float], spec: str = ".4f") -> str:
+    """Return an interval as `0.1 to 0.2`."""
+    return f"{ends[0]:{spec}} to {ends[1]:{spec}}"
+
+
+def format_number(value: float | None) -> str:
+    """Return a rate with four digits, or n/a."""
+    return "n/a" if value is None else f"{value:.4f}"
+
+
+def sets_to_dict(sets: SetResults, groups: Groups | None = None) -> dict[str, Any]:
+    """Return the results of one view, and their average accuracy, for JSON. `groups` are those of find_groups()."""
+    content = {}
+    for name, result in sets.items():
+        points = {
+            format_far(point.far): {
+                "threshold": point.threshold,
+                "threshold_interval": point.threshold_interval,
+                "cosine": point.cosine,
+                "cosine_interval": point.cosine_interval,
+                "tar": point.tar,
+                "tar_interval": point.tar_interval,
+            }
+            for point in operating_points(result)
+        }
+        content[name] = result.to_dict() | {"cosine": cosine(result.threshold), "thresholds_at_far": points}
+        if groups and name in groups:
+            found = evaluate_groups(result, groups[name])
+            content[name]["groups"] = {group.name: asdict(group) for group in found}
+            content[name]["accuracy_gap"] = accuracy_gap(found)
+    return {"sets": content, "average": average_accuracy(sets)}
+
+
+def comparisons_to_list(networks: Mapping[str, Results]) -> list[dict[str, Any]]:
+    """Return the comparisons of each network with the first one, for JSON."""
+    return [
+        {"set": name, "baseline": baseline, "network": other, **asdict(found)}
+        for name, baseline, other, _, found in compare_networks(networks)
+    ]
+
+
+def find_groups(pair_sets: Iterable[PairSet]) -> Groups:
+    """Return {set: group of each pair} of the sets that know groups of people."""
+    return {pairs.name: pairs.groups for pairs in pair_sets if pairs.groups is not None}
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:

@@ -1,0 +1,216 @@
+"""Find wrong labels, duplicates and people of a verification set in a training set, with a trained network.
+
+    python -m applications.prepare.clean --data data/imgs --network RUN --findings doubts.csv --report doubts.html
+    python -m applications.prepare.clean --data data/imgs --network RUN --against data/lfw.bin pairs.txt:faces other_set
+    python -m applications.prepare.clean --data data/imgs --from_findings doubts.csv --copy_to data/imgs_clean
+
+The training set is a folder of people or a .rec file. It is only read. Look at the page, delete the lines that are
+wrong from the findings, and let the last command copy the set without the others. With --network, --copy_to
+copies without everything that was found. docs/data.md explains what is found and how thresholds are chosen.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from applications.prepare.clean_list import KINDS, Row, read_list, write_list
+from util.cli.options import NetworkSettings, eval_batch_size, gpus
+from util.cli.parser import choice, option, parse
+from util.cli.types import PRECISIONS, number, to_file
+from util.console import logger
+from util.errors import DataError, RunError, UsageError, run_script
+from util.face import CROPS
+from util.files import format_names, path_inside, require_writable_dir, require_writable_file
+
+if TYPE_CHECKING:
+    from applications.prepare.clean_report import Doubts
+    from util.data.image_folder import ImageFolder
+    from util.data.loader import TrainingImages
+
+RATE = number("a number above 0 and below 1", lambda value: 0 < value < 1)
+SHOWN = 5  # findings of each kind on the console
+
+
+def _to_words(value: object) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(map(str, value)) if isinstance(value, list | tuple) else ()
+
+
+def _to_kinds(value: object) -> tuple[str, ...]:
+    words = _to_words(value)
+    if not words or not set(words) <= set(KINDS):
+        raise ValueError(f"a list of {', '.join(KINDS)}")
+    return words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(NetworkSettings):
+    """The settings of applications.prepare.clean."""
+
+    data: Path = option(type=to_file, help="training set: a folder of people or a .rec file", required=True)
+    network: Path | None = option(type=to_file, help="run, Backbone file, or network of another project")
+    against: tuple[str, ...] = option(
+        default=(),
+        type=_to_words,
+        metavar="SET ...",
+        help="verification sets, whose people should not be in it: bcolz folder, .bin, LIST:ROOT, or folder of people",
+        split_words=True,
+    )
+    from_findings: Path | None = option(
+        type=to_file, metavar="FILE.csv", help="take the findings of an earlier --findings"
+    )
+    findings: Path | None = option(type=to_file, metavar="FILE.csv", help="write what is found, a line each")
+    report: Path | None = option(type=to_file, metavar="FILE.html", help="write a page with pictures of what is found")
+    copy_to: Path | None = option(type=to_file, metavar="DIR", help="new folder for a copy without what is found")
+    remove: tuple[str, ...] = option(
+        default=KINDS, type=_to_kinds, metavar="KIND ...", help="what is left out of the copy", split_words=True
+    )
+    own_far: float = option(
+        default=1e-3, type=RATE, help="an image is doubtful if a stranger would fit its person as well at this FAR"
+    )
+    far: float | None = option(
+        type=RATE,
+        help="false accept rate of a comparison with other people",
+        default_help="one expected false accept in each search",
+    )
+    eval_crop: str | None = choice(
+        CROPS, default=None, group="Model", help="what the network sees of a face", default_help="as it was trained"
+    )
+    gpu_num: tuple[int, ...] = gpus()
+    precision: str = choice(PRECISIONS, default="auto", group="Machine", help="what the network computes in")
+    batch_size: int | None = eval_batch_size()
+
+
+def main(arguments: list[str]) -> None:
+    flags = parse(Flags, "-m applications.prepare.clean", arguments, description=__doc__, check=check_flags)
+    # torch takes seconds to import: import it after the command line was read without an error.
+    from util.data.image_folder import ImageFolder
+    from util.data.loader import open_training_images
+
+    images = open_training_images(flags.data)
+    if flags.copy_to and not isinstance(images, ImageFolder):
+        raise UsageError(
+            f"--copy_to: copies folders, and {flags.data} is a .rec file. Unpack it with prepare.rec first."
+        )
+    if flags.from_findings:
+        rows = read_list(flags.from_findings)
+    else:
+        from util.html_page import write_page
+
+        doubts = find_doubts(images, flags)
+        logger.info(doubts.text(SHOWN))
+        rows = doubts.rows()
+        if flags.findings:
+            write_list(flags.findings, rows)
+            logger.info(f"findings: {flags.findings}")
+        if flags.report:
+            write_page(flags.report, doubts.page())
+            logger.info(f"report: {flags.report}")
+    if flags.copy_to and isinstance(images, ImageFolder):
+        copy_without(
+            images, [row for row in rows if row.kind in flags.remove], flags.copy_to, source=flags.from_findings
+        )
+
+
+def check_flags(flags: Flags) -> None:
+    """Raise UsageError if flags do not fit together, or a destination cannot be written."""
+    if (flags.network is None) == (flags.from_findings is None):
+        raise UsageError("--network: give either a network or --from_findings.")
+    if flags.from_findings and not flags.copy_to:
+        raise UsageError("--from_findings: is used with --copy_to. Add it.")
+    for flag, file in (("--findings", flags.findings), ("--report", flags.report)):
+        if file and flags.from_findings:
+            raise UsageError(f"{flag}: is used with --network. Leave it or --from_findings out.")
+        if file:
+            require_writable_file(flag, file)
+    if flags.copy_to:
+        if flags.copy_to.exists():
+            raise UsageError(f"--copy_to={flags.copy_to}: is there already. Name a new folder.")
+        if flags.copy_to.resolve().is_relative_to(flags.data.resolve()):
+            raise UsageError(f"--copy_to={flags.copy_to}: lies in the training set. Name another folder.")
+        require_writable_dir("--copy_to", flags.copy_to.parent)
+
+
+def find_doubts(images: TrainingImages, flags: Flags) -> Doubts:
+    """Embed the training set, and the verification sets, and search."""
+    import numpy as np
+
+    from applications.prepare.clean_find import TrainingSet
+    from applications.prepare.clean_report import Doubts, FingerprintedImages, open_verification
+    from util.checkpoint.run_dir import find_backbone
+    from util.device import resolve_dtype, select_devices
+    from util.embedding import embed_images
+    from util.public_networks import read_public_network
+
+    devices = select_devices(flags.gpu_num)
+    dtype = resolve_dtype(flags.precision, devices[0])
+    assert flags.network is not None
+    file = find_backbone(flags.network, flag="--network")
+    network = read_public_network(file, flags.channel_order, flags.input_scale, crop=flags.eval_crop)
+    logger.info(f"{file}: {network.describe()}")
+    verification = [open_verification(text) for text in flags.against]
+
+    fingerprinted = FingerprintedImages(images)
+    embedded = embed_images(network, fingerprinted, devices, flags.batch_size, dtype=dtype)
+    kept, labels = np.unique(images.labels[embedded.indices], return_inverse=True)
+    if len(kept) < 2:
+        raise DataError(f"{flags.data}: images of {len(kept)} people can be read. Restore the others.")
+    doubts = Doubts(images, embedded.indices, kept, TrainingSet(embedded.embeddings, labels, flags.own_far))
+    doubts.search(fingerprinted, own_far=flags.own_far, far=flags.far)
+    for others in verification:
+        doubts.search_verification(
+            others, embed_images(network, others, devices, flags.batch_size, dtype=dtype), far=flags.far
+        )
+    return doubts
+
+
+def copy_without(images: ImageFolder, rows: list[Row], dest: Path, *, source: Path | None) -> None:
+    """Copy a folder of people without the images and people in some findings: completely or not at all.
+
+    Args:
+        images: the folder.
+        rows: the findings.
+        dest: the new folder.
+        source: the list that the findings are from, for messages.
+
+    Raises:
+        DataError: an image or a person of a finding is not in the folder.
+        RunError: the copy cannot be written.
+    """
+    from util.progress import progress
+
+    paths = [images.where(index).removeprefix(f"{images.root}/") for index in range(len(images))]
+    removed = {row.image for row in rows if row.image}
+    without = {row.person for row in rows if not row.image}
+    if unknown := sorted((removed - set(paths)) | (without - set(images.classes))):
+        names = format_names([name.encode("utf-8", "backslashreplace").decode() for name in unknown], limit=3)
+        raise DataError(f"{source or images.root}: not in {images.root}: {names}. Name the set that the list is of.")
+    copied = [path for path in paths if path not in removed and path.partition("/")[0] not in without]
+    people = {path.partition("/")[0] for path in copied}
+    if len(people) < 2:
+        raise DataError(
+            f"--copy_to={dest}: only {len(people)} people would be left. Shorten the list, or --remove less."
+        )
+    partial = dest.with_name(f".{dest.name}.{os.getpid()}.partial")
+    try:
+        for person in people:
+            path_inside(partial, person).mkdir(parents=True)
+        for path in progress(copied, f"copying to {dest.name}", "images"):
+            shutil.copyfile(images.root / path, partial / path)
+        partial.rename(dest)
+    except OSError as error:
+        raise RunError(f"--copy_to={dest}: cannot be written ({error.strerror}). Make room, and start again.") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    left_out = len(images) - len(copied)
+    logger.info(
+        f"{dest}: {len(copied):,} images of {len(people):,} people; left out: {left_out:,} images, and "
+        f"{len(images.classes) - len(people):,} people completely"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)
