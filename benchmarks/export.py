@@ -51,7 +51,9 @@ def measure(options: Flags) -> timing.Benchmark:
         faces = torch.rand(_FACES, 3, FACE_SIZE, FACE_SIZE) * 2 - 1
         quantize(floats, faces, faces[:2], {}, int8)
         programs = {"float32": OnnxNetwork(floats), "int8": OnnxNetwork(int8)}
-        sizes = ", ".join(f"{name} {path.stat().st_size / 1e6:.1f} MB" for name, path in zip(programs, (floats, int8)))
+        sizes = ", ".join(
+            f"{name} {path.stat().st_size / 1e6:.1f} MB" for name, path in zip(programs, (floats, int8), strict=True)
+        )
     rows = []
     for name, program in programs.items():
         for batch in BATCHES[: 1 if options.quick else None]:

@@ -4,8 +4,8 @@
     python -m benchmarks.identify --embeddings lfw.npz
 
 Every second person, in the order of the names, is set aside for the calibration. Of the other people, those with
-several images are known: their first image is the gallery, and their further images are probes. Those with one image are
-strangers. The threshold follows from the calibration and the number of faces in the gallery, as in
+several images are known: their first image is in the gallery, and their further images are probes. Those with one image
+are strangers. The threshold follows from the calibration and the number of faces in the gallery, as in
 applications.identify.
 """
 
@@ -59,8 +59,8 @@ def main(arguments: list[str]) -> None:
     options = parse(Flags, "-m benchmarks.identify", arguments, description=__doc__, check=Flags.check)
     result = identify(read_table(options.embeddings))
     print(
-        f"gallery: {result.gallery} people with one face; {result.probes} probes of them; {result.strangers} strangers; "
-        f"calibration: {result.calibration_pairs:,} pairs of other people\n\nrank-1: {result.rank1:.4f}\n"
+        f"gallery: {result.gallery} people with one face; {result.probes} probes of them; {result.strangers} "
+        f"strangers; calibration: {result.calibration_pairs:,} pairs of other people\n\nrank-1: {result.rank1:.4f}\n"
     )
     print("| --far | cosine | right name | wrong name | strangers with a name |\n| --- | --- | --- | --- | --- |")
     for outcome in result.outcomes:

@@ -41,8 +41,8 @@ def draw_face(
         label: a line of text above the box, or inside it at the upper edge of the image.
         color: RGB.
     """
-    height, width = image.shape[:2]
-    scale = max(height, width) / 600
+    width = image.shape[1]
+    scale = max(image.shape[:2]) / 600
     thick = max(1, round(2 * scale))
     left, top, right, bottom = np.rint(box).astype(int).tolist()
     cv2.rectangle(image, (left, top), (right, bottom), color, thickness=thick, lineType=cv2.LINE_AA)
@@ -53,6 +53,6 @@ def draw_face(
         text_width, _ = text_size(label, size)
         bar = round(1.4 * size)
         start = min(max(0, left), max(0, width - text_width - size // 2))
-        base = top if top >= bar else min(top + bar, height)
+        base = top if top >= bar else max(top, 0) + bar
         cv2.rectangle(image, (start, base - bar), (start + text_width + size // 2, base), color, thickness=-1)
         draw_text(image, label, start + size // 4, base - round(0.35 * size), size, INK)

@@ -4,9 +4,9 @@
     python -m applications.calibrate --network Backbone_Best.pth --data embeddings.npz --out calibration.json
 
 DATA holds aligned faces, PERSON/IMAGE.jpg or train.rec, of people that the network was not trained with, or it is a
-file of applications.embed with such faces. All pairs of images of different people are compared. 3,000 images of as many
-people make 4.5 million pairs, which show a false accept rate of 1e-6. applications.export, verify and identify read the
-calibration, and it is for the network that it was made with alone.
+file of applications.embed with such faces. All pairs of images of different people are compared. 3,000 images of as
+many people make 4.5 million pairs, which show a false accept rate of 1e-6. applications.export, verify and identify
+read the calibration. It is for the network that it was made with alone.
 """
 
 from dataclasses import dataclass

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import cv2
@@ -30,17 +31,21 @@ def find_probes(given: Sequence[Path], out: Path) -> dict[str, Path]:
 
     Files in `out` are left out. A file that is named itself may have any suffix. DataError if it is missing.
     """
-    files: list[tuple[str, Path]] = []
+    files: dict[Path, str] = {}  # a file that is named twice counts once
     for path in given:
         if path.is_dir():
             for folder, names in walk(path, out):
                 known = [name for name in names if Path(name).suffix.lower() in SUFFIXES | VIDEO_SUFFIXES]
-                files += [(os.path.normpath(os.path.join(folder, name)), path / folder / name) for name in known]
+                files |= {path / folder / name: os.path.normpath(os.path.join(folder, name)) for name in known}
         elif path.is_file():
-            files.append((path.name, path))
+            files.setdefault(path, path.name)
         else:
             raise DataError(f"{printable(path)}: no such file or folder. Name photographs or videos.")
-    return dict(zip(unique_output_names([name for name, _ in files]), (path for _, path in files), strict=True))
+    probes: dict[str, Path] = {}
+    for path, name in zip(files, unique_output_names(list(files.values())), strict=True):
+        numbered = (f"{name}_{number}" for number in count(2))  # of files with one name in several folders
+        probes[name if name not in probes else next(other for other in numbered if other not in probes)] = path
+    return probes
 
 
 def identify_all(
