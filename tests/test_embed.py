@@ -84,8 +84,9 @@ def test_interrupted_run_continues(embed_folder, people_folder, tmp_path, monkey
         written.append(path)
 
     monkeypatch.setattr(EmbeddingTable, "write", stop_at_the_third)
-    with pytest.raises(Interrupted, match=""):
+    with pytest.raises(Interrupted) as stop:
         embed_folder()
+    assert "The same command goes on from here." in stop.value.message
     assert not (tmp_path / "e.npz").exists() and len(list((tmp_path / "e.npz.parts").glob("*.npz"))) == 2
     monkeypatch.setattr(EmbeddingTable, "write", write)
     shutil.copy(people_folder / "Cid/Cid_0000.jpg", people_folder / "Cid/new.jpg")
@@ -145,7 +146,7 @@ def test_damaged_files_are_refused(tmp_path, name):
     with pytest.raises(DataError, match="do not fit together"):
         read_table(tmp_path / f"nan{Path(name).suffix}")
     np.savez(tmp_path / "objects.npz", names=np.array([{}], dtype=object))
-    with pytest.raises(DataError, match="objects.npz: not embeddings"):
+    with pytest.raises(DataError, match=r"objects.npz: not embeddings"):
         read_table(tmp_path / "objects.npz")
 
 

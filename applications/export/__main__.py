@@ -120,7 +120,9 @@ def main(arguments: list[str]) -> None:
             shown = f"{min(CHECKED_FACES, len(images))} {'faces' if flags.data else 'random images'}"
             print(f"compared with torch on {shown}: the largest difference of an embedding is {difference:.1e}")
         if flags.int8:
-            difference = quantize(target, images[CHECKED_FACES:], images[:CHECKED_FACES], metadata, flags.out)
+            difference = quantize(
+                target, images[CHECKED_FACES:], images[:CHECKED_FACES], metadata=metadata, path=flags.out
+            )
             print(
                 f"int8: the mean cosine with the float32 embeddings of {CHECKED_FACES} other faces is {difference:.4f}"
             )
