@@ -90,7 +90,7 @@ def identify(table: EmbeddingTable) -> Identification:
     is_right = names == people[known & ~first]
     strange = np.array([cosine for _, cosine in gallery.nearest(table.embeddings[strangers])])
     outcomes = []
-    for far in RATES:
+    for far in (rate for rate in RATES if rate / len(gallery) >= calibration.lowest_far):
         threshold = calibration.threshold(far / len(gallery))
         named = cosines >= threshold
         outcomes.append(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from util.cli.options import GROUPS, TrainedNetworkSettings
 from util.cli.parser import PATHS, flag, option, parse
 from util.cli.types import pair_set_paths, to_file, to_pair_sets
-from util.errors import UsageError, run_script
+from util.errors import DataError, UsageError, run_script
 from util.files import require_writable_file
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Flags(TrainedNetworkSettings):
         "Model", help="take complete aligned faces, (N, 112, 112, 3) uint8 RGB, and give normalized embeddings"
     )
     flip: bool = flag("Model", help="add the embedding of the mirror image, which takes twice the time")
-    int8: bool = flag("Model", help="quantize weights and activations, with 256 faces of --data")
+    int8: bool = flag("Model", help="quantize weights and activations, with 128 faces of --data")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,7 +101,10 @@ def main(arguments: list[str]) -> None:
             f"--network={file}: an ONNX network can be quantized (--int8), and gets metadata. For --preprocessing, "
             "--flip and .pt2 give the PyTorch file of it."
         )
-    faces = sample_faces(flags.data, CHECKED_FACES + (CALIBRATION_FACES if flags.int8 else 0))
+    needed = CHECKED_FACES + (CALIBRATION_FACES if flags.int8 else 0)
+    faces = sample_faces(flags.data, needed)
+    if flags.int8 and len(faces) < needed:
+        raise DataError(f"--data={flags.data}: has {len(faces)} images, and --int8 needs {needed}. Name a larger set.")
     crops = EVAL_CROPS[network.crop](faces)
     calibration = find_calibration(flags.calibration, file, {} if flags.int8 else network.metadata, sha256(file))
     metadata = describe(network, file, calibration, preprocessing=flags.preprocessing, flip=flags.flip, int8=flags.int8)
@@ -135,19 +138,16 @@ def main(arguments: list[str]) -> None:
 
 
 def sample_faces(data: Path | None, count: int) -> "np.ndarray":
-    """Return (count, 112, 112, 3) RGB uint8: faces chosen evenly from a training set, or random images without one."""
+    """Return (N, 112, 112, 3) RGB uint8: `count` or fewer random faces of a set, or random images without one."""
     import numpy as np
 
     from util.data.loader import open_training_images
-    from util.errors import DataError
     from util.transform import full_crop
 
     if data is None:
         return np.random.default_rng(0).integers(0, 256, (count, 112, 112, 3), dtype=np.uint8)
     images = open_training_images(data)
     chosen = np.random.default_rng(0).permutation(len(images))[:count]
-    if len(chosen) < count:
-        raise DataError(f"--data={data}: has {len(images)} images, and {count} are needed. Name a larger set.")
     return np.stack([full_crop(images.image(int(index))) for index in chosen])
 
 

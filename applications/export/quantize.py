@@ -3,7 +3,7 @@
 import io
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from applications.export.graph import run_program, write_model
 
-CALIBRATION_FACES = 256
+CALIBRATION_FACES = 128
 _BATCH = 16
 _PERCENTILE = 99.99
 
@@ -32,11 +32,17 @@ class _Faces(CalibrationDataReader):
 
     def __init__(self, name: str, images: torch.Tensor):
         self._name = name
-        self._batches: Iterator[np.ndarray] = (part.numpy() for part in images.split(_BATCH))
+        self._batches = [part.numpy() for part in images.split(_BATCH)]
+        self._left: list[np.ndarray] = []
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._left = self._batches[start_index:end_index]
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else {self._name: batch}
+        return {self._name: self._left.pop()} if self._left else None
 
 
 def _is_depthwise(node: onnx.NodeProto) -> bool:
@@ -76,7 +82,7 @@ def quantize(source: Path, faces: torch.Tensor, others: torch.Tensor, metadata: 
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.Percentile,
-            extra_options={"CalibPercentile": _PERCENTILE},
+            extra_options={"CalibPercentile": _PERCENTILE, "CalibStridedMinMax": 1},  # holds one batch's values
         )
         write_model(onnx.load(quantized), metadata, path)
     before, after = (F.normalize(run_program(file, others)) for file in (source, path))
