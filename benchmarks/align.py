@@ -34,6 +34,7 @@ from benchmarks.plain_mtcnn import PlainDetector, align_image
 from benchmarks.timing import JsonFlag, write_json
 from util.cli.parser import choice, flag, option, parse
 from util.cli.types import integer, to_file
+from util.device import keep_freed_memory
 from util.errors import DataError, run_script
 from util.image_io import read_photo
 
@@ -90,6 +91,7 @@ def step_times(images: Path, files: list[str]) -> dict[str, float]:
     """Measure milliseconds per image of the steps on one core, over the second half of the files, after warming up."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    keep_freed_memory()
     times: dict[str, float] = {name: 0.0 for _, _, name in STEPS}
 
     def timed(name: str, function: Callable) -> Callable:

@@ -414,14 +414,6 @@ def test_process_that_hangs_on_a_photograph_is_named(raw, tmp_path, quick, monke
     assert run(raw, tmp_path / "out").counts[ALIGNED] >= 70
 
 
-def test_malloc_variables_are_set_and_restored(monkeypatch):
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "7")
-    with batch._malloc_keeps_memory():
-        assert os.environ["MALLOC_TRIM_THRESHOLD_"] == "7"
-        assert int(os.environ["MALLOC_MMAP_THRESHOLD_"]) > 2**27
-    assert os.environ["MALLOC_TRIM_THRESHOLD_"] == "7" and "MALLOC_MMAP_THRESHOLD_" not in os.environ
-
-
 def test_default_processes_for_cpu_and_gpus(monkeypatch):
     gpus = [torch.device("cuda", index) for index in range(2)]
     monkeypatch.setattr(batch, "num_cpus", lambda: 64)

@@ -22,6 +22,8 @@ from model.backbone.vit import VisionTransformer
 from tests.test_fold import filled
 from util.checkpoint import io
 from util.errors import DataError, RunError
+from util.evaluate import embed
+from util.pairs import load_pairs
 from util.public_networks import default_eval_crop, read_public_network
 
 IMAGES = torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(3)) * 2 - 1  # RGB in [-1, 1]
@@ -177,6 +179,17 @@ def test_read_public_mobilefacenet(shared):
     found = read_public_network(shared / "models" / "mobilefacenet_s1_ms1m.pth")
     line = "MobileFaceNet_scale1 (InsightFace): embedding size 128, takes RGB in -1..1, is shown whole 112x112 crops"
     assert found.describe() == line
+
+
+def test_public_mobilefacenet_tells_people_apart(shared):
+    """Take 15 pairs of LFW that show one person, and 15 that show two."""
+    network = read_public_network(shared / "models" / "mobilefacenet_s1_ms1m.pth").network.eval()
+    pairs = load_pairs(shared / "lfw" / "pairs.txt", shared / "lfw" / "aligned_112")
+    assert pairs.issame[:15].all() and not pairs.issame[300:315].any()
+    embeddings = embed(network, np.concatenate([pairs.images(0, 30), pairs.images(600, 630)])).numpy()
+    cosines = (embeddings[0::2] * embeddings[1::2]).sum(1)
+    assert cosines[:15].min() > 0.57  # 0.61, and 0.54 with BGR images
+    assert cosines[15:].max() < 0.25
 
 
 # AdaFace

@@ -5,7 +5,6 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import islice
@@ -20,7 +19,7 @@ from applications.align.detector import MIN_FACE, THRESHOLDS, Detector, Face
 from applications.align.manifest import ALIGNED, NO_FACE, NOT_AN_IMAGE, UNREADABLE, Manifest, Row
 from applications.align.warp import align
 from util.cli.types import SELECT
-from util.device import num_cpus
+from util.device import keep_freed_memory, num_cpus
 from util.errors import RunError, UsageError
 from util.face import FACE_SIZE
 from util.files import check_source_and_dest, path_inside
@@ -131,7 +130,6 @@ def align_tree(
         try:
             with (
                 tqdm(total=total, initial=total - left, unit="image", desc="aligned", smoothing=0.05) as bar,
-                _malloc_keeps_memory(),
                 parallel_map(_align_chunk, plan, chunks, processes, fork=False) as results,
             ):
                 for rows in results:
@@ -196,6 +194,7 @@ def _align_chunk(plan: _Plan, jobs: Sequence[_Job]) -> list[Row]:
 @lru_cache(maxsize=1)
 def _process_detector(plan: _Plan) -> Detector:
     """Return the detector of this process. Processes divide the cores and use the devices in turn."""
+    keep_freed_memory()
     if plan.processes >= 2:
         torch.set_num_threads(max(1, num_cpus() // plan.processes))
     device = plan.devices[worker_number() % len(plan.devices)]
@@ -232,19 +231,3 @@ def select_face(faces: list[Face], image: np.ndarray, select: str) -> Face:
     else:
         values = np.array([face.score for face in faces])
     return faces[int(np.argmax(values))]
-
-
-@contextmanager
-def _malloc_keeps_memory() -> Iterator[None]:
-    """Set variables so that processes started in this block keep the memory that they free.
-
-    By default glibc returns the memory of every large tensor to the system and requests it again, which costs up to
-    half of a network's time. Variables that the user has set are kept.
-    """
-    names = [name for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_") if name not in os.environ]
-    os.environ.update(dict.fromkeys(names, str(256 * 2**20)))
-    try:
-        yield
-    finally:
-        for name in names:
-            del os.environ[name]
