@@ -119,6 +119,15 @@ def test_unreadable_images_are_named_and_left_out(embed_folder, people_folder, c
     assert "Cid/\\udcfc.jpg" in table.names and "Ann/cut.jpg" not in table.names
 
 
+def test_photographs_that_are_not_aligned_are_noticed(embed_folder, people_folder, capsys):
+    embed_folder()
+    assert "warning" not in capsys.readouterr().out
+    image = cv2.resize(cv2.imread(str(people_folder / "Ann/Ann_0000.jpg")), (250, 250))
+    cv2.imwrite(str(people_folder / "Ann/Ann_0000.jpg"), image)
+    embed_folder()
+    assert "warning: the first image has 250x250 pixels. Images are taken for aligned faces" in capsys.readouterr().out
+
+
 def test_mistakes_end_in_one_line(network, people_folder, tmp_path, end_of):
     (tmp_path / "empty").mkdir()
     base = [f"--network={network}", "--gpu_num=cpu"]

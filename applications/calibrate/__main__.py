@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
     from util.checkpoint.run_dir import find_backbone
     from util.data.loader import open_training_images
     from util.device import select_devices
-    from util.embedding import embed_images
+    from util.embedding import embed_images, warn_unless_aligned
     from util.embedding_table import SUFFIXES, read_table
     from util.files import sha256
     from util.image_tree import printable
@@ -77,6 +77,7 @@ def main(arguments: list[str]) -> None:
         _, identities = np.unique([place.partition("/")[0] for place in places], return_inverse=True)
     else:
         images = open_training_images(flags.data)
+        warn_unless_aligned(images)
         chosen = evenly(len(images), flags.max_images)
         embedded = embed_images(network, Chosen(images, chosen), devices, flags.batch_size)
         embeddings = embedded.embeddings

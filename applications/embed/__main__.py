@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
     from util.checkpoint.run_dir import find_backbone
     from util.data.folder_index import IMAGE_SUFFIXES
     from util.device import select_devices
-    from util.embedding import embed_files
+    from util.embedding import ImageFiles, embed_files, warn_unless_aligned
     from util.embedding_table import EmbeddingTable, read_table
     from util.files import sha256
     from util.image_tree import printable, walk
@@ -68,6 +68,8 @@ def main(arguments: list[str]) -> None:
     }
     if not paths:
         raise DataError(f"--data={printable(flags.data)}: no image in it. Name a folder of aligned faces.")
+
+    warn_unless_aligned(ImageFiles(list(paths.values())))
 
     # Continue: each part is a table of its own.
     made_with = {
@@ -96,10 +98,11 @@ def main(arguments: list[str]) -> None:
         unreadable += len(embedded.unreadable)
 
     # One file, in the order of the names. Images that were removed since an earlier start are left out.
-    rows = {name: (table, row) for table in tables for row, name in enumerate(table.names) if name in paths}
-    names = sorted(rows)
-    embeddings = np.stack([table.embeddings[row] for table, row in map(rows.__getitem__, names)])
-    quality = np.array([table.quality[row] for table, row in map(rows.__getitem__, names)], np.float32)
+    all_names = [name for table in tables for name in table.names]
+    order = sorted((row for row, name in enumerate(all_names) if name in paths), key=all_names.__getitem__)
+    names = [all_names[row] for row in order]
+    embeddings = np.concatenate([table.embeddings for table in tables])[order]
+    quality = np.concatenate([table.quality for table in tables])[order]
     EmbeddingTable(names, embeddings, quality=quality, metadata=made_with).write(flags.out)
     shutil.rmtree(parts)
     low, middle, high = np.percentile(quality, (1, 50, 99))
