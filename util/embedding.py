@@ -74,8 +74,8 @@ def warn_unless_aligned(images: Images) -> None:
         height, width = images.image(0).shape[:2]
         if (height, width) != (FACE_SIZE, FACE_SIZE):
             logger.warning(
-                f"warning: the first image has {width}x{height} pixels. Images are taken for aligned faces, and resized: "
-                "align photographs first, with applications/align/face_align.py"
+                f"warning: the first image has {width}x{height} pixels. Images are taken for aligned faces, and are "
+                "resized: align photographs first, with applications/align/face_align.py"
             )
 
 
