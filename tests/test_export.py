@@ -177,10 +177,25 @@ def test_onnx_network_is_quantized_as_it_is(tiny_floats, write_image_folder, tmp
     monkeypatch.setattr("applications.export.quantize.CALIBRATION_FACES", 16)
     monkeypatch.setattr("applications.export.__main__.CHECKED_FACES", 4)
     people = write_image_folder(Ann=10, Bob=10)
-    main([f"--network={tiny_floats}", f"--out={tmp_path}/int8.onnx", "--int8", f"--data={people}", "--gpu_num=cpu"])
+    model = onnx.load(tiny_floats)  # as other projects write it: another name, and a fixed batch
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    for node in model.graph.node:
+        node.input[:] = ["data" if name == graph.INPUT else name for name in node.input]
+    model.graph.input[0].name = "data"
+    del model.graph.value_info[:]
+    onnx.save(model, tmp_path / "foreign.onnx")
+    main(
+        [
+            f"--network={tmp_path}/foreign.onnx",
+            f"--out={tmp_path}/int8.onnx",
+            "--int8",
+            f"--data={people}",
+            "--gpu_num=cpu",
+        ]
+    )
     assert "int8: the mean cosine with the float32 embeddings of 4 other faces is 0.99" in capsys.readouterr().out
     network = read_public_network(tmp_path / "int8.onnx")
-    assert network.metadata["quantized_from_sha256"] == sha256(tiny_floats)
+    assert network.metadata["quantized_from_sha256"] == sha256(tmp_path / "foreign.onnx")
     assert "source_sha256" not in network.metadata  # a calibration of the float network is not taken for it
 
 

@@ -151,18 +151,28 @@ def _quiet():
 
 
 def run_program(path: Path, images: torch.Tensor) -> torch.Tensor:
-    """Return what an exported file gives for images as it takes them, in batches of several sizes."""
+    """Return what an exported file gives for images, in batches of several sizes, or of its own fixed size."""
+    sizes = [1, 2, *[32] * len(images)]
     if path.suffix == ".onnx":
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        (taken,) = session.get_inputs()
+        if isinstance(taken.shape[0], int):  # a network of another project
+            sizes = [taken.shape[0]] * len(images)
 
         def run(part: torch.Tensor) -> torch.Tensor:
-            return torch.from_numpy(session.run([OUTPUT], {INPUT: part.numpy()})[0])
+            return torch.from_numpy(session.run(None, {taken.name: part.numpy()})[0])
     else:
         run = torch.export.load(path).module()
+    outputs = []
     with torch.inference_mode():
-        return torch.cat([run(part) for part in (images[:1], *images[1:].split(32)) if len(part)])
+        for size in sizes:
+            if not len(images):
+                break
+            outputs.append(run(images[:size]))
+            images = images[size:]
+    return torch.cat(outputs)
 
 
 def check_program(module: Deployed, path: Path, images: torch.Tensor) -> float:

@@ -30,9 +30,10 @@ _PERCENTILE = 99.99
 class _Faces(CalibrationDataReader):
     """Batches of faces from which onnxruntime learns the range of each layer's values."""
 
-    def __init__(self, name: str, images: torch.Tensor):
-        self._name = name
-        self._batches = [part.numpy() for part in images.split(_BATCH)]
+    def __init__(self, graph: onnx.GraphProto, images: torch.Tensor):
+        self._name = graph.input[0].name
+        batch = graph.input[0].type.tensor_type.shape.dim[0].dim_value or _BATCH  # 0: any
+        self._batches = [part.numpy() for part in images.split(batch) if len(part) == batch]
         self._left: list[np.ndarray] = []
 
     def __len__(self) -> int:
@@ -74,7 +75,7 @@ def quantize(source: Path, faces: torch.Tensor, others: torch.Tensor, metadata: 
         quantize_static(
             folded,
             quantized,
-            _Faces(graph.input[0].name, faces),
+            _Faces(graph, faces),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "Gemm", "MatMul"],
             nodes_to_exclude=[node.name for node in graph.node if _is_depthwise(node)],
