@@ -14,13 +14,15 @@ from torch import nn
 from applications.evaluate_identities.__main__ import IdentitySettings, main
 from applications.evaluate_identities.folder import confused_people, evaluate_folder, sample_pairs, split_gallery
 from applications.evaluate_identities.ijb import IjbSet
+from applications.evaluate_identities.report import Evaluation
 from applications.evaluate_identities.tinyface import TinyFaceSet
 from model.backbone import build_backbone
 from util.data.image_folder import ImageFolder
 from util.embedding import EmbeddedImages, embed_images
 from util.errors import DataError
 from util.face import ARCFACE_TEMPLATE
-from util.identification import SearchResult
+from util.html_page import write_page
+from util.identification import SearchResult, search
 from util.public_networks import PublicNetwork
 
 
@@ -336,11 +338,14 @@ def test_ijb_without_lists_of_search_verifies_only(ijbc):
         ("ijbc_template_pair_label.txt", "10 20\n", "cannot be read as a list of IJB"),
         ("ijbc_template_pair_label.txt", "", "empty"),
         ("ijbc_face_tid_mid.txt", "1.jpg 10 1\n", "8 images in ijbc_name_5pts_score.txt and 1 in"),
+        ("ijbc_name_5pts_score.txt", "missing", "ijbc_name_5pts_score.txt: missing"),
         ("ijbc_name_5pts_score.txt", "1.jpg 1 2 3\n", "cannot be read as a list of IJB"),
     ],
 )
 def test_ijb_with_a_damaged_list_raises(ijbc, name, text, message):
     (ijbc / "meta" / name).write_text(text)
+    if text == "missing":
+        (ijbc / "meta" / name).unlink()
     with pytest.raises(DataError, match=message):
         IjbSet.find(ijbc)
 
@@ -378,6 +383,30 @@ def test_program_writes_the_figures_and_a_page(people_folder, network_file, tmp_
     page = (tmp_path / "report.html").read_text()
     assert "Verification (1:1)" in page and "data:image/jpeg" in page and "Ann" in page
     assert ImageFolder(people_folder).classes == ["Ann", "Bob", "Cid"]
+
+
+def test_page_opens_in_a_browser(tmp_path, open_in_chromium):
+    rng = np.random.default_rng(0)
+    evaluation = Evaluation("Made", intro="A network.", facts=["A fact & more."])
+    evaluation.add_pairs(
+        "made pairs", np.append(rng.normal(0.6, 0.2, 500), rng.normal(0, 0.2, 500)), np.arange(1000) < 500
+    )
+    labels = np.repeat(np.arange(30), 8)
+    faces = embedded_people(labels, noise=1.5).embeddings
+    gallery = np.arange(0, 160, 8)  # the first image of 20 people
+    evaluation.add_searches(
+        {
+            name: search(faces[start::3], labels[start::3], faces[gallery], labels[gallery])
+            for start, name in ((1, "G1"), (2, "G2"))
+        },
+        ranks=(1, 5),
+        fpirs=(0.1,),
+    )
+    evaluation.pictures["Errors"] = [(np.zeros((112, 336, 3), np.uint8), "Ann/1.jpg\nfound: <Bob>")]
+    write_page(tmp_path / "page.html", evaluation.page())
+    shown = open_in_chromium(tmp_path / "page.html", "--dump-dom")
+    for text in ("A network.", "A fact &amp; more.", "made pairs", "non-mated probes", "mean", "&lt;Bob&gt;", "<svg"):
+        assert text in shown, text
 
 
 @pytest.mark.parametrize(

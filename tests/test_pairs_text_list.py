@@ -134,6 +134,7 @@ def test_pairs_know_their_lines(write):
         ("9" * 5000 + "\n" + OFFICIAL, "line 1: must be `NAME 1 4`"),
         ("Ann 1 " + "9" * 5000 + "\nAnn 1 Bob 1\n", "line 1: must be `NAME 1 4`"),
         ("0\n" + OFFICIAL, r"its first line \(0\) promises 0 pairs"),
+        ("a b 1 \x1b[2J", r"line 1: must be two images .*'a b 1 \\x1b\[2J'"),
         ("\x1b[2J b c d", r"line 1: must be two images .*'\\x1b\[2J b c d'"),
     ],
 )

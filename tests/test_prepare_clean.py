@@ -71,8 +71,8 @@ def test_training_set_equals_loops(labels, monkeypatch):
 def test_thresholds_are_measured_and_extrapolated():
     """Cosines of random directions in 64 dimensions are close to a normal distribution of deviation 1/8."""
     faces = made_faces(np.arange(1000), seed=2)
-    found = Thresholds(faces, np.arange(1000), faces, (1e-2, 1e-3))
     cosines = (faces @ faces.T)[~np.eye(1000, dtype=bool)]
+    found = Thresholds(cosines, (1e-2, 1e-3))
     assert found.at(1e-2) == pytest.approx(np.quantile(cosines, 0.99), abs=1e-4)
     assert found.at(1e-3) == pytest.approx(np.quantile(cosines, 0.999), abs=1e-4)
     assert np.mean(cosines > found.at(1e-4)) == pytest.approx(1e-4, rel=0.5)
@@ -119,6 +119,7 @@ def test_far_sets_the_threshold_of_a_search(labels):
     found = TrainingSet(made_faces(labels), labels, own_far=1e-3)
     assert found.find_two_names(1e-4)[1] == pytest.approx(found.thresholds.at(1e-4))
     assert found.find_mislabeled(1e-5)[1] == pytest.approx(found.thresholds.at(1e-5))
+    assert found.find_mislabeled(None)[1] == found.own_threshold  # few images are doubtful: one false accept is a lot
     assert found.find_two_names(None)[1] == pytest.approx(found.thresholds.at(2 / (PEOPLE * (PEOPLE - 1))))
 
 
@@ -285,6 +286,14 @@ def test_program_copies_without_a_shortened_list(folder, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "copy" / "Ann").iterdir()) == ["1.png", "2.png"]
     assert (tmp_path / "copy/Ann/1.png").read_bytes() == (folder / "Ann/1.png").read_bytes()
     assert "left out: 4 images, and 1 people completely" in capsys.readouterr().out
+    rows = [
+        Row(DUPLICATE, "Bob", "Bob/0.png", "Ann", "Ann/0.png", "1.0", ""),  # Ann/0.png is in the copy …
+        Row(DUPLICATE, "Bob", "Bob/1.png", odd, f"{odd}/1.png", "1.0", ""),  # … and this person is not
+        Row(TWO_NAMES, odd, "", "Bob", "Bob/2.png", "0.8", ""),
+    ]
+    write_list(file, rows)
+    main([f"--data={folder}", f"--from_findings={file}", f"--copy_to={tmp_path}/kept"])
+    assert sorted(path.name for path in (tmp_path / "kept" / "Bob").iterdir()) == ["1.png", "2.png"]
     file.write_text(",".join(COLUMNS) + "\n")  # all lines deleted
     main([f"--data={folder}", f"--from_findings={file}", f"--copy_to={tmp_path}/all"])
     assert len(list((tmp_path / "all").rglob("*.png"))) == 37

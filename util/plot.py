@@ -26,7 +26,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#22
 DASHES = ("-", (0, (4, 1.6)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 INK, PALE_INK, SPINE, GRID = "#333333", "#777777", "#888888", "#DDDDDD"
 LOWEST_FAR = 1e-4
-_PAGE_SIZE = (5.2, 3.8)  # inches: 500 pixels, which a telephone shows in readable size
+_PAGE_SIZE = (4.4, 3.4)  # inches: 420 pixels, which a telephone shows in readable size
 
 Band = tuple[np.ndarray, np.ndarray, np.ndarray]  # x, lower and upper end
 
@@ -252,7 +252,7 @@ def _names_legend(figure: Figure, axes: Axes) -> None:
     """Add a legend of names above the axes."""
     lines = axes.get_lines()
     longest = max(len(str(line.get_label())) for line in lines)
-    columns = min(len(lines), max(1, 50 // (longest + 8)))
+    columns = min(len(lines), max(1, 42 // (longest + 8)))
     figure.legend(
         handles=lines,
         loc="outside upper center",

@@ -30,10 +30,11 @@ from util.training.report import (
     threshold_rows,
 )
 from util.transform import EVAL_CROPS
-from util.verification import VerificationResult, cosine
+from util.verification import FOLDS, VerificationResult, cosine
 
 _SHOWN = 10  # pairs of each kind
 _REJECTED = (0, 0.05, 0.1, 0.2, 0.3, 0.5)
+_ROC_BAND = f"The bands hold 95 % at each false accept rate, by a bootstrap of the pairs ({RESAMPLES:,} resamples)."
 _BOOTSTRAP = f"Intervals hold 95 %, by a bootstrap of the pairs ({RESAMPLES:,} resamples)"
 
 
@@ -90,17 +91,18 @@ def report_page(
         first_image_only: the second image of each pair was shown as in the view HR.
         now: the time of the report.
     """
-    sections = []
+    accuracies = []
     for name, evaluated in networks.items():
         about = f"{evaluated.file}: {evaluated.network.describe()}."
         heading = "Accuracy" if len(networks) == 1 else f"Accuracy of {name}"
-        sections.append(Section(heading, [paragraph(about), _accuracy_table(evaluated.results)]))
+        accuracies.append(Section(heading, [paragraph(about), _accuracy_table(evaluated.results)]))
     if len(networks) > 1:
-        sections += _comparison_sections(networks, pair_sets, first_image_only)
+        comparison, *details = _comparison_sections(networks, pair_sets, first_image_only)
+        sections = [comparison, *accuracies, *details]
         title = f"Comparison of {', '.join(networks)}"
     else:
         (evaluated,) = networks.values()
-        sections += _sections(evaluated, pair_sets, scales, first_image_only)
+        sections = [*accuracies, *_sections(evaluated, pair_sets, scales, first_image_only)]
         title = "Verification report"
     intro = f"Made by validation.py at {now:%Y-%m-%d %H:%M}. docs/evaluation.md explains the numbers."
     return render_page(title, sections, intro=intro)
@@ -112,6 +114,7 @@ def _accuracy_table(results: Results) -> Markup:
     place = header.index("threshold") + 1
     for row, result in zip(rows, flatten_results(results).values(), strict=True):
         row.insert(place, f"{cosine(result.threshold):.3f}")
+        row[1] = row[1].replace("+-", "±")
     return table([*header[:place], "cosine", *header[place:]], rows)
 
 
@@ -120,17 +123,15 @@ def _sections(
 ) -> list[Section]:
     """Return the sections on one network, after its accuracy."""
     results = evaluated.results
-    flat = flatten_results(results)
-    folds = max(len(result.fold_accuracies) for result in flat.values())
-    fold_rows = [[name, *(f"{accuracy:.4f}" for accuracy in result.fold_accuracies)] for name, result in flat.items()]
+    views = {view: flatten_results({view: sets}) for view, sets in results.items()}  # one chart would be crowded
     sections = [
-        Section("ROC", [_roc(flat)]),
+        Section("ROC", [*(_roc(view, name) for name, view in views.items()), paragraph(_ROC_BAND)]),
         Section("Thresholds for a false accept rate", _threshold_parts(results)),
-        Section("Distances", [chart(score_histogram(result), name) for name, result in flat.items()]),
         Section(
-            "Accuracy per fold", [chart(fold_figure(flat)), table(["set", *map(str, range(1, folds + 1))], fold_rows)]
+            "Distances", [chart(score_histogram(result), name) for name, result in flatten_results(results).items()]
         ),
-        Section("Quality", _quality_parts(flat)),
+        Section("Accuracy per fold", _fold_parts(views)),
+        Section("Quality", _quality_parts(views)),
     ]
     if len(results) > 1:
         sections.append(Section("Low resolution", _low_res_parts(results, scales)))
@@ -139,8 +140,8 @@ def _sections(
         header, *rows = group_rows(results, groups)
         about = (
             "Accuracy with its Wilson interval, false accept rate (FAR) and false reject rate (FRR) at the thresholds "
-            "of the complete set. Own threshold: the accuracy of the protocol on the pairs of the group alone. The gap is "
-            "the difference between the highest and the lowest accuracy."
+            "of the complete set. Own threshold: the accuracy of the protocol on the pairs of the group alone. The gap "
+            "is the difference between the highest and the lowest accuracy."
         )
         sections.append(Section("Groups", [paragraph(about), table(header, rows)]))
     for pairs in pair_sets:
@@ -150,9 +151,8 @@ def _sections(
     return sections
 
 
-def _roc(results: Mapping[str, VerificationResult]) -> Markup:
-    bands = {name: roc_band(result) for name, result in results.items()}
-    return chart(roc_figure(results, bands), f"{_BOOTSTRAP} at each false accept rate.")
+def _roc(results: Mapping[str, VerificationResult], caption: str) -> Markup:
+    return chart(roc_figure(results, {name: roc_band(result) for name, result in results.items()}), caption)
 
 
 def _threshold_parts(results: Results) -> list[Markup]:
@@ -165,18 +165,30 @@ def _threshold_parts(results: Results) -> list[Markup]:
     return [paragraph(about), table(header, rows)]
 
 
-def _quality_parts(results: Mapping[str, VerificationResult]) -> list[Markup]:
-    curves = {name: error_versus_reject(result) for name, result in results.items()}
+def _fold_parts(views: Mapping[str, Mapping[str, VerificationResult]]) -> list[Markup]:
+    charts = [chart(fold_figure(results), view) for view, results in views.items()]
+    rows = [
+        [name, *(f"{accuracy:.4f}" for accuracy in result.fold_accuracies)]
+        for results in views.values()
+        for name, result in results.items()
+    ]
+    return [*charts, table(["set", *map(str, range(1, FOLDS + 1))], rows)]
+
+
+def _quality_parts(views: Mapping[str, Mapping[str, VerificationResult]]) -> list[Markup]:
     about = (
         "The norm of an embedding before it is normalized is small where the network sees little of a face. The "
-        "quality of a pair is the smaller of its two norms. If the error falls while the pairs of the lowest quality are "
-        "rejected, the norm can tell which images to refuse. Decisions are those of the accuracy."
+        "quality of a pair is the smaller of its two norms. If the error falls while the pairs of the lowest quality "
+        "are rejected, the norm can tell which images to refuse. Decisions are those of the accuracy."
     )
-    rows = []
-    for name, (_, error) in curves.items():
-        rows.append([name, *(f"{error[int(fraction * len(error))]:.4f}" for fraction in _REJECTED)])
+    charts, rows = [], []
+    for view, results in views.items():
+        curves = {name: error_versus_reject(result) for name, result in results.items()}
+        charts.append(chart(reject_figure(curves), view))
+        for name, (_, error) in curves.items():
+            rows.append([name, *(f"{error[int(fraction * len(error))]:.4f}" for fraction in _REJECTED)])
     header = ["error after rejecting", *(f"{fraction:.0%}" for fraction in _REJECTED)]
-    return [paragraph(about), chart(reject_figure(curves)), table(header, rows)]
+    return [paragraph(about), *charts, table(header, rows)]
 
 
 def _low_res_parts(results: Results, scales: Sequence[int]) -> list[Markup]:
@@ -231,8 +243,8 @@ def _comparison_sections(
     rocs = []
     for name in flat[baseline]:
         curves = {network: found[name] for network, found in flat.items()}
-        rocs.append(chart(roc_figure(curves, {key: roc_band(result) for key, result in curves.items()}), name))
-    sections.append(Section("ROC", [*rocs, paragraph(f"{_BOOTSTRAP} at each false accept rate.")]))
+        rocs.append(_roc(curves, name))
+    sections.append(Section("ROC", [*rocs, paragraph(_ROC_BAND)]))
     for name in networks:
         sections.append(Section(f"Thresholds of {name}", _threshold_parts(results[name])))
     first = networks[baseline]

@@ -24,7 +24,7 @@ SHOWN = 24  # errors that are shown as pictures, of each kind
 
 
 def evaluate_folder(images: TrainingImages, embedded: EmbeddedImages, settings: IdentitySettings) -> Evaluation:
-    """Evaluate on sampled pairs, and on a search of probes in a gallery, half of whose probes may be strangers.
+    """Evaluate a network on sampled pairs (1:1), and on the search of probes in a gallery (1:N).
 
     Args:
         images: the set.
@@ -103,7 +103,7 @@ def sample_pairs(labels: np.ndarray, limit: int, rng: np.random.Generator) -> tu
     sampler = random.Random(int(rng.integers(2**63)))  # numpy's choice without replacement would list all pairs
     order = np.argsort(labels, kind="stable")
     _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
-    ends = np.cumsum(counts * (counts - 1) // 2)  # the pairs of a person follow those of the one before
+    ends = np.cumsum(counts * (counts - 1) // 2)  # pairs are numbered person by person
     chosen = np.sort(sampler.sample(range(ends[-1]), min(limit, ends[-1])))
     person = np.searchsorted(ends, chosen, side="right")
     high, low = _pair(chosen - np.append(0, ends)[person])
@@ -180,7 +180,7 @@ def confused_people(
 
 
 class _Drawing:
-    """Draws probes beside the gallery's images."""
+    """Draws probes next to images of the gallery."""
 
     def __init__(
         self,

@@ -141,6 +141,8 @@ def _read_columns(
     file: Path, columns: tuple[int, ...], kind: type, *, separator: str | None = None, skip: int = 0
 ) -> np.ndarray:
     """Return some columns of a text file, (N, number of columns) of `kind`. Raise DataError if that fails."""
+    if not file.is_file():
+        raise DataError(f"{file}: missing. Copy all lists of the set.")
     try:
         with warnings.catch_warnings(action="ignore"):  # of an empty file
             found: np.ndarray = np.loadtxt(

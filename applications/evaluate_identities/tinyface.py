@@ -118,7 +118,7 @@ def _read_list(path: Path, kind: str) -> tuple[list[str], np.ndarray]:
 
 
 def _find_images(folder: Path) -> dict[str, Path]:
-    """Return {name without suffix: file} of the images below a folder. Raise DataError if there are none."""
+    """Return {name without suffix: file} of the images in a folder and its folders. Raise DataError without any."""
     found = {file.stem: file for file in _images_below(folder)}
     if not found:
         raise DataError(f"{folder}: no images in it. Copy them there, or name another folder with --images.")
@@ -126,7 +126,7 @@ def _find_images(folder: Path) -> dict[str, Path]:
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
-    for place, names in walk(folder, folder / ".none"):
+    for place, names in walk(folder, dest=folder / ".none"):  # there is no destination to skip
         yield from (folder / place / name for name in names if Path(name).suffix.lower() in SUFFIXES)
 
 

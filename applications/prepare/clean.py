@@ -1,8 +1,8 @@
 """Find wrong labels, duplicates and people of a verification set in a training set, with a trained network.
 
-    python -m applications.prepare.clean --data data/imgs --network RUN --findings doubts.csv --report doubts.html
+    python -m applications.prepare.clean --data data/imgs --network RUN --findings findings.csv --report findings.html
     python -m applications.prepare.clean --data data/imgs --network RUN --against data/lfw.bin pairs.txt:faces other_set
-    python -m applications.prepare.clean --data data/imgs --from_findings doubts.csv --copy_to data/imgs_clean
+    python -m applications.prepare.clean --data data/imgs --from_findings findings.csv --copy_to data/imgs_clean
 
 The training set is a folder of people or a .rec file. It is only read. Look at the page, delete the lines that are
 wrong from the findings, and let the last command copy the set without the others. With --network, --copy_to
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from applications.prepare.clean_list import KINDS, Row, read_list, write_list
+from applications.prepare.clean_list import DUPLICATE, KINDS, Row, read_list, write_list
 from util.cli.options import NetworkSettings, eval_batch_size, gpus
 from util.cli.parser import choice, option, parse
 from util.cli.types import PRECISIONS, number, to_file
@@ -27,7 +27,7 @@ from util.face import CROPS
 from util.files import format_names, path_inside, require_writable_dir, require_writable_file
 
 if TYPE_CHECKING:
-    from applications.prepare.clean_report import Doubts
+    from applications.prepare.clean_report import CleaningReport
     from util.data.image_folder import ImageFolder
     from util.data.loader import TrainingImages
 
@@ -100,14 +100,14 @@ def main(arguments: list[str]) -> None:
     else:
         from util.html_page import write_page
 
-        doubts = find_doubts(images, flags)
-        logger.info(doubts.text(SHOWN))
-        rows = doubts.rows()
+        report = make_report(images, flags)
+        logger.info(report.text(SHOWN))
+        rows = report.rows()
         if flags.findings:
             write_list(flags.findings, rows)
             logger.info(f"findings: {flags.findings}")
         if flags.report:
-            write_page(flags.report, doubts.page())
+            write_page(flags.report, report.page())
             logger.info(f"report: {flags.report}")
     if flags.copy_to and isinstance(images, ImageFolder):
         copy_without(
@@ -134,12 +134,12 @@ def check_flags(flags: Flags) -> None:
         require_writable_dir("--copy_to", flags.copy_to.parent)
 
 
-def find_doubts(images: TrainingImages, flags: Flags) -> Doubts:
+def make_report(images: TrainingImages, flags: Flags) -> CleaningReport:
     """Embed the training set, and the verification sets, and search."""
     import numpy as np
 
     from applications.prepare.clean_find import TrainingSet
-    from applications.prepare.clean_report import Doubts, FingerprintedImages, open_verification
+    from applications.prepare.clean_report import CleaningReport, FingerprintedImages, open_verification
     from util.checkpoint.run_dir import find_backbone
     from util.device import resolve_dtype, select_devices
     from util.embedding import embed_images
@@ -158,13 +158,13 @@ def find_doubts(images: TrainingImages, flags: Flags) -> Doubts:
     kept, labels = np.unique(images.labels[embedded.indices], return_inverse=True)
     if len(kept) < 2:
         raise DataError(f"{flags.data}: images of {len(kept)} people can be read. Restore the others.")
-    doubts = Doubts(images, embedded.indices, kept, TrainingSet(embedded.embeddings, labels, flags.own_far))
-    doubts.search(fingerprinted, own_far=flags.own_far, far=flags.far)
+    report = CleaningReport(images, embedded.indices, kept, TrainingSet(embedded.embeddings, labels, flags.own_far))
+    report.search(fingerprinted, own_far=flags.own_far, far=flags.far)
     for others in verification:
-        doubts.search_verification(
+        report.search_verification(
             others, embed_images(network, others, devices, flags.batch_size, dtype=dtype), far=flags.far
         )
-    return doubts
+    return report
 
 
 def copy_without(images: ImageFolder, rows: list[Row], dest: Path, *, source: Path | None) -> None:
@@ -183,8 +183,14 @@ def copy_without(images: ImageFolder, rows: list[Row], dest: Path, *, source: Pa
     from util.progress import progress
 
     paths = [images.where(index).removeprefix(f"{images.root}/") for index in range(len(images))]
-    removed = {row.image for row in rows if row.image}
     without = {row.person for row in rows if not row.image}
+    removed = {row.image for row in rows if row.image and row.kind != DUPLICATE}
+    # A copy stays if the image that it is a copy of does not.
+    removed |= {
+        row.image
+        for row in rows
+        if row.kind == DUPLICATE and row.other_person not in without and row.other_image not in removed
+    }
     if unknown := sorted((removed - set(paths)) | (without - set(images.classes))):
         names = format_names([name.encode("utf-8", "backslashreplace").decode() for name in unknown], limit=3)
         raise DataError(f"{source or images.root}: not in {images.root}: {names}. Name the set that the list is of.")

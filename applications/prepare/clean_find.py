@@ -15,6 +15,7 @@ import numpy as np
 
 from applications.prepare.clean_list import DUPLICATE, MISLABELED, OUTLIER, TWO_NAMES, VERIFICATION
 from util.errors import DataError
+from util.progress import progress
 
 _BLOCK_SCORES = 2**24  # scores computed at once: 64 MB
 _SAMPLED_IMAGES = 2_000  # whose cosines with all other people make the thresholds
@@ -50,17 +51,11 @@ class Thresholds:
     straight line through both points when the rate is turned into standard deviations of a normal distribution.
 
     Args:
-        embeddings: (N, D), L2-normalized, of images whose labels are not doubtful.
-        labels: (N,) their people.
-        centers: (C, D), L2-normalized. Only those of people with one of the images are compared.
+        scores: cosines of comparisons with other people.
         fars: the two rates to measure, the larger one first.
     """
 
-    def __init__(self, embeddings: np.ndarray, labels: np.ndarray, centers: np.ndarray, fars: tuple[float, float]):
-        rows = np.random.default_rng(0).permutation(len(labels))[:_SAMPLED_IMAGES]
-        people = np.unique(labels)
-        scores = embeddings[rows] @ centers[people].T
-        scores = scores[labels[rows][:, None] != people]
+    def __init__(self, scores: np.ndarray, fars: tuple[float, float]):
         self.fars = fars
         self.cosines = [float(np.quantile(scores, 1 - far)) for far in fars]
 
@@ -90,20 +85,27 @@ class TrainingSet:
     def __init__(self, embeddings: np.ndarray, labels: np.ndarray, own_far: float):
         self.embeddings = embeddings
         self.labels = labels
+        self.own_far = own_far
         order = np.argsort(labels, kind="stable")
         self.groups = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
         used = np.ones(len(labels), bool)
-        # Doubtful images are left out, and the centers computed again. At first wrong labels may be so many that they
-        # change the cosine at 0.1 %.
+        # The second round is without doubtful images. In the first, wrong labels can change the cosine at 0.1 %.
         for fars in (_ROBUST_FARS, _FINAL_FARS if len(self.groups) >= _MANY_PEOPLE else _ROBUST_FARS):
             self._fit(used)
-            self.thresholds = Thresholds(embeddings[used], labels[used], self.centers, fars)
+            self.thresholds = Thresholds(self._sample_others(used), fars)
             self.own_threshold = self.thresholds.at(own_far)
             used = ~(self.own < self.own_threshold)
             if not used.any():
                 raise DataError("no image is similar to the others of its person. Check the network and its crop.")
         self._fit(used)
         self.others, self.other_scores = self._most_similar_others()
+
+    def _sample_others(self, used: np.ndarray) -> np.ndarray:
+        """Return cosines of some used images with the centers of all other people who have used images."""
+        rows = np.random.default_rng(0).permutation(np.flatnonzero(used))[:_SAMPLED_IMAGES]
+        people = np.unique(self.labels[used])
+        scores = self.embeddings[rows] @ self.centers[people].T
+        return scores[self.labels[rows][:, None] != people]
 
     def _fit(self, used: np.ndarray) -> None:
         """Compute the centers from the used images, and the cosine of each image with its own person."""
@@ -125,7 +127,8 @@ class TrainingSet:
     def _most_similar_others(self) -> tuple[np.ndarray, np.ndarray]:
         best = np.empty(len(self.labels), np.int64)
         scores = np.empty(len(self.labels), np.float32)
-        for block in _blocks(len(self.labels), len(self.centers)):
+        blocks = list(_blocks(len(self.labels), len(self.centers)))
+        for block in progress(blocks, "comparing with other people", "blocks"):
             cosines = self.embeddings[block] @ self.centers.T
             cosines[np.arange(len(cosines)), self.labels[block]] = -np.inf
             best[block] = cosines.argmax(axis=1)
@@ -147,9 +150,8 @@ class TrainingSet:
             The findings, and the threshold.
         """
         doubtful = self.own < self.own_threshold
-        comparisons = max(1, int(doubtful.sum())) * (len(self.centers) - 1)
-        threshold = self.thresholds.at(far or 1 / comparisons)
-        margin = threshold - self.own_threshold
+        threshold = self._threshold(far, int(doubtful.sum()) * (len(self.centers) - 1))
+        margin = max(threshold - self.own_threshold, 0)
         is_mislabeled = (self.other_scores >= threshold) & (self.other_scores - self.own >= margin)
         findings = []
         for image in np.flatnonzero(doubtful | is_mislabeled).tolist():
@@ -160,15 +162,19 @@ class TrainingSet:
             findings.append(
                 Finding(
                     MISLABELED if is_mislabeled[image] else OUTLIER,
-                    int(self.labels[image]),
-                    image,
-                    int(self.others[image]),
-                    self.nearest_to_center(int(self.others[image])),
-                    float(self.other_scores[image]),
-                    float(self.own[image]),
+                    person=int(self.labels[image]),
+                    image=image,
+                    other_person=int(self.others[image]),
+                    other_image=self.nearest_to_center(int(self.others[image])),
+                    cosine=float(self.other_scores[image]),
+                    own_cosine=float(self.own[image]),
                 )
             )
         return findings, threshold
+
+    def _threshold(self, far: float | None, comparisons: int) -> float:
+        """Return the threshold of a search: at `far`, or at one false accept and at most `own_far`."""
+        return self.thresholds.at(far or min(self.own_far, 1 / max(comparisons, 1)))
 
     def _fits(self, image: int, others: np.ndarray) -> bool:
         """Return whether an image is accepted by the center of some images."""
@@ -176,7 +182,9 @@ class TrainingSet:
         return bool(self.embeddings[image] @ total >= self.own_threshold * np.linalg.norm(total))
 
     def find_two_names(self, far: float | None) -> tuple[list[Finding], float]:
-        """Find pairs of people with centers as similar as those of one person; the one with fewer images comes first.
+        """Find pairs of people whose centers are as similar as images of one person.
+
+        A finding is about the person with fewer images.
 
         Args:
             far: false accept rate of a comparison; None for one expected false accept among all pairs.
@@ -185,7 +193,7 @@ class TrainingSet:
             The findings and the threshold.
         """
         count = len(self.centers)
-        threshold = self.thresholds.at(far or 1 / max(1, count * (count - 1) // 2))
+        threshold = self._threshold(far, count * (count - 1) // 2)
         findings = []
         for block in _blocks(count, count):
             cosines = self.centers[block] @ self.centers.T
@@ -193,9 +201,14 @@ class TrainingSet:
             for a, b in zip((first + block.start).tolist(), second.tolist(), strict=True):
                 if a < b:
                     small, large = sorted((a, b), key=lambda label: len(self.groups[label]))
-                    shown = self.nearest_to_center(small), self.nearest_to_center(large)
                     findings.append(
-                        Finding(TWO_NAMES, small, -1, large, shown[1], float(cosines[a - block.start, b]), np.nan)
+                        Finding(
+                            TWO_NAMES,
+                            person=small,
+                            other_person=large,
+                            other_image=self.nearest_to_center(large),
+                            cosine=float(cosines[a - block.start, b]),
+                        )
                     )
         return findings, threshold
 
@@ -220,7 +233,13 @@ class TrainingSet:
                 pairs[high] = (low, cosine)
         return [
             Finding(
-                DUPLICATE, int(self.labels[copy]), copy, int(self.labels[kept]), kept, cosine, float(self.own[copy])
+                DUPLICATE,
+                person=int(self.labels[copy]),
+                image=copy,
+                other_person=int(self.labels[kept]),
+                other_image=kept,
+                cosine=cosine,
+                own_cosine=float(self.own[copy]),
             )
             for copy, (kept, cosine) in sorted(pairs.items())
         ]
@@ -252,7 +271,7 @@ class TrainingSet:
         Returns:
             A finding for each person, with the most similar template, and the threshold.
         """
-        threshold = self.thresholds.at(far or 1 / (len(templates) * len(self.centers)))
+        threshold = self._threshold(far, len(templates) * len(self.centers))
         best = np.full(len(self.centers), -1, np.int64)
         scores = np.full(len(self.centers), -np.inf, np.float32)
         for block in _blocks(len(templates), len(self.centers)):
@@ -263,7 +282,8 @@ class TrainingSet:
             scores[is_higher] = highest[is_higher]
         found = np.flatnonzero(scores >= threshold).tolist()
         findings = [
-            Finding(VERIFICATION, person, -1, -1, int(images[best[person]]), float(scores[person])) for person in found
+            Finding(VERIFICATION, person, other_image=int(images[best[person]]), cosine=float(scores[person]))
+            for person in found
         ]
         return findings, threshold
 

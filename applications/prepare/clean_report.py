@@ -97,7 +97,7 @@ def open_verification(text: str) -> VerificationImages:
     return VerificationImages(open_training_images(path) if is_people else load_pairs(path, root), path.name)
 
 
-class Doubts:
+class CleaningReport:
     """The findings in a training set.
 
     Args:
@@ -130,12 +130,13 @@ class Doubts:
         self._findings[DUPLICATE] = self._set.find_duplicates(
             fingerprinted.hashes[self._indices], fingerprinted.thumbnails[self._indices]
         )
+        rate = "one expected false accept in each search" if far is None else f"FAR {far:g}"
         self._facts += [
             f"{len(self._indices):,} images of {len(self._people):,} people in {printable(self._images.root)}",
             f"an image is doubtful if its cosine with its person is below {self._set.own_threshold:.3f} "
             f"(FAR {own_far:g})",
             f"an image fits another person from {threshold:.3f}, and two people are one from {name_threshold:.3f} "
-            f"({'one expected false accept in each search' if far is None else f'FAR {far:g}'})",
+            f"({rate})",
         ]
 
     def search_verification(self, others: VerificationImages, embedded: EmbeddedImages, *, far: float | None) -> None:
@@ -174,9 +175,9 @@ class Doubts:
         for kind, found in self._findings.items():
             title, shown = _TITLES[kind]
             number = min(len(found), PICTURES)
-            note = f"{shown} The first {number} of {len(found):,}." if found else "None."
+            note = f"{shown} The first {number} of {len(found):,}." if number < len(found) else shown
             drawn = pictures([picture(*self._draw(kind, position)) for position in range(number)])
-            sections.append(Section(title, [paragraph(note), drawn]))
+            sections.append(Section(title, [paragraph(note if found else "None."), drawn]))
         return render_page(f"Findings in {printable(self._images.root)}", sections)
 
     def _row(self, kind: str, number: int) -> Row:
@@ -186,12 +187,12 @@ class Doubts:
             other_image = self._verification[number].name(finding.other_image)
         return Row(
             kind,
-            self._person_name(finding.person),
-            self._image_name(finding.image),
-            self._person_name(finding.other_person),
-            other_image,
-            f"{finding.cosine:.4f}",
-            "" if np.isnan(finding.own_cosine) else f"{finding.own_cosine:.4f}",
+            person=self._person_name(finding.person),
+            image=self._image_name(finding.image),
+            other_person=self._person_name(finding.other_person),
+            other_image=other_image,
+            cosine=f"{finding.cosine:.4f}",
+            own_cosine="" if np.isnan(finding.own_cosine) else f"{finding.own_cosine:.4f}",
         )
 
     def _person_name(self, label: int) -> str:

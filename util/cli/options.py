@@ -60,10 +60,10 @@ class EvaluationSettings(Settings):
         type=to_pair_sets,
         metavar="SET ...",
         help=(
-            "further verification sets, each NAME=PATH: a bcolz folder, an InsightFace .bin file, or a text list of "
-            "pairs with its images in the same folder, or in ROOT with NAME=PATH:ROOT. A name has "
-            f"{SET_NAMES}; without NAME= it is the file's name. LFW, CFP_FF, CFP_FP and AgeDB (in any case) replace "
-            "the set of that name in data_dir. none: no further sets"
+            "further verification sets, each NAME=PATH: a bcolz folder, an InsightFace .bin file, a folder of RFW's "
+            "layout, or a text list of pairs with its images in the same folder, or in ROOT with NAME=PATH:ROOT. A "
+            f"name has {SET_NAMES}; without NAME= it is the file's name. A name of a set in data_dir, such as LFW or "
+            "AgeDB (in any case), replaces it. none: no further sets"
         ),
         split_words=True,
     )

@@ -108,7 +108,7 @@ def read_pair_list(path: Path) -> list[Pair]:
             first = f"{row[0]}/{row[0]}_{int(row[1]):04d}"
             second = f"{other}/{other}_{int(row[-1]):04d}"
             pairs.append(Pair(first, second, same=len(row) == 3, line=line))
-        elif not is_lfw_form and len(row) in (3, 4) and all(row) and row[2] in ("0", "1"):
+        elif not is_lfw_form and len(row) in (3, 4) and all(row) and row[2] in ("0", "1") and row[-1].isprintable():
             pairs.append(Pair(row[0], row[1], same=row[2] == "1", line=line, group="".join(row[3:])))
         else:
             form = (

@@ -139,8 +139,8 @@ def comparison_rows(networks: Mapping[str, Results]) -> list[list[str]]:
                 baseline,
                 f"{first.accuracy:.4f}",
                 name,
-                f"{found.difference:+.4f}",
-                format_interval(found.interval, "+.4f"),
+                f"{found.difference:+z.4f}",
+                format_interval(found.interval, "+z.4f"),
                 f"{found.only_second} : {found.only_first}",
                 f"{found.p_value:.3g}",
             ]
