@@ -252,3 +252,12 @@ def test_public_network_is_exported_from_real_faces(shared, tmp_path, capsys):
     text = capsys.readouterr().out
     difference = float(text.partition("32 faces: the largest difference of an embedding is ")[2].split()[0])
     assert difference < 1e-4
+
+
+def test_export_that_differs_leaves_the_earlier_file(place, tmp_path, monkeypatch, end_of):
+    (tmp_path / "net.onnx").write_text("earlier")
+    monkeypatch.setattr(graph, "write_onnx", lambda module, metadata, path: path.write_bytes(b""))
+    monkeypatch.setattr(graph, "run_program", lambda path, images: torch.ones(len(images), 16))
+    code, text = end_of(main, [f"--network={place}/Backbone_Best.pth", f"--out={tmp_path}/net.onnx", "--gpu_num=cpu"])
+    assert code == 1 and "its embeddings differ from torch's" in text and text.count("\n") == 1
+    assert (tmp_path / "net.onnx").read_text() == "earlier" and len(list(tmp_path.iterdir())) == 1

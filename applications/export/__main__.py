@@ -18,7 +18,7 @@ from util.cli.options import GROUPS, TrainedNetworkSettings
 from util.cli.parser import PATHS, flag, option, parse
 from util.cli.types import pair_set_paths, to_file, to_pair_sets
 from util.errors import DataError, UsageError, run_script
-from util.files import require_writable_file
+from util.files import atomic_write, require_writable_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,6 +80,7 @@ def main(arguments: list[str]) -> None:
     require_writable_file("--out", flags.out)
 
     # torch takes seconds to import: report mistakes in the command line first.
+    import shutil
     import tempfile
 
     from applications.export.graph import Deployed, check_program, copy_onnx, write_onnx, write_torch_export
@@ -112,7 +113,7 @@ def main(arguments: list[str]) -> None:
     # Write the program, and compare it.
     module = Deployed(network.network, network.crop, preprocessing=flags.preprocessing, flip=flags.flip)
     with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "float.onnx" if flags.int8 else flags.out
+        target = Path(folder) / f"float{flags.out.suffix}"
         if is_onnx:
             copy_onnx(file, metadata, target)
             images = as_onnx_takes(network, crops)
@@ -123,12 +124,12 @@ def main(arguments: list[str]) -> None:
             shown = f"{min(CHECKED_FACES, len(images))} {'faces' if flags.data else 'random images'}"
             print(f"compared with torch on {shown}: the largest difference of an embedding is {difference:.1e}")
         if flags.int8:
-            difference = quantize(
-                target, images[CHECKED_FACES:], images[:CHECKED_FACES], metadata=metadata, path=flags.out
-            )
-            print(
-                f"int8: the mean cosine with the float32 embeddings of {CHECKED_FACES} other faces is {difference:.4f}"
-            )
+            checked, ranged = images[:CHECKED_FACES], images[CHECKED_FACES:]
+            cosine = quantize(target, ranged, checked, metadata=metadata, path=flags.out)
+            print(f"int8: the mean cosine with the float32 embeddings of {CHECKED_FACES} other faces is {cosine:.4f}")
+        else:
+            with atomic_write(flags.out) as partial:
+                shutil.copyfile(target, partial)
     size = flags.out.stat().st_size / 1e6
     print(f"{flags.out}: {metadata['description']}, {size:.1f} MB")
     if calibration is None and not flags.int8:
