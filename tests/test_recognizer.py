@@ -14,7 +14,7 @@ from torch import nn
 from applications.align import align, detect
 from applications.demo.data_set import Face as DrawnFace
 from applications.demo.data_set import render
-from applications.export.graph import Deployed, write_onnx
+from applications.export.graph import Deployed, copy_onnx, write_onnx
 from applications.identify.__main__ import main as identify
 from applications.identify.media import find_probes
 from applications.recognizer import Recognizer
@@ -57,8 +57,8 @@ def place(tmp_path_factory) -> Path:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     calibration, _ = calibrate(vectors, np.arange(STRANGERS), source="60 images of noise", network="x")
     module = Deployed(Pixels(), "whole", preprocessing=False, flip=False)
-    for name, more in (("net.onnx", {"calibration": calibration.to_json()}), ("plain.onnx", {})):
-        write_onnx(module, {"crop": "whole", **more}, root / name)
+    write_onnx(module, {"crop": "whole", "calibration": calibration.to_json()}, root / "net.onnx")
+    copy_onnx(root / "net.onnx", {"crop": "whole"}, root / "plain.onnx")
     for person in (1, 2):
         for number in range(2):
             write_image(root / "people" / f"P{person}" / f"{number}.jpg", photo(person, shift=5 * number))
