@@ -311,7 +311,7 @@ class ValidationConfig(ReportSettings, Config):
         type=to_checkpoints,
         metavar="NAME=PATH ...",
         help="two networks or more to compare, each a run or a .pth file: the others with the first; NAME: in tables",
-        default_help="one network, that of resume_dir",
+        default_help="evaluate resume_dir alone",
         split_words=True,
     )
     report: str | None = option(

@@ -15,6 +15,7 @@ torchrun --nproc_per_node=8 validation.py                        # eight GPUs sh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,8 +129,8 @@ def report(networks: Mapping[str, Evaluated], pair_sets: Sequence[PairSet], conf
     from util.html_page import write_page
     from util.plot import roc_figure, save_figure
     from util.training.report import (
+        compare_networks,
         comparison_rows,
-        comparisons_to_list,
         evaluation_lines,
         find_groups,
         flatten_results,
@@ -156,13 +157,13 @@ def report(networks: Mapping[str, Evaluated], pair_sets: Sequence[PairSet], conf
         if config.SR_eval:
             logger.info(f"\n{sr_recovery_table(results, config.LR_scale)}")
     results_of = {name: network.results for name, network in networks.items()}
-    if config.compare:
-        logger.info(f"\n{format_table(comparison_rows(results_of))}")
+    comparisons = compare_networks(results_of)
+    if comparisons:
+        logger.info(f"\n{format_table(comparison_rows(comparisons))}")
     if config.json:
         contents = {name: to_dict(network, config, groups) for name, network in networks.items()}
-        content = (
-            {"networks": contents, "comparisons": comparisons_to_list(results_of)} if config.compare else contents[""]
-        )
+        compared = {"networks": contents, "comparisons": [asdict(comparison) for comparison in comparisons]}
+        content = compared if comparisons else contents[""]
         write_json(Path(config.json), content)
         logger.info(f"results: {config.json}")
     if config.plot:

@@ -170,6 +170,7 @@ def test_table_shows_what_super_resolution_recovers(known_sets, known_backbone, 
         torch.save(state, best / f"SR_x{scale}_2024-01-01-00-00" / "SR_Best.pth")
     arguments = [f"--data_dir={known_sets}", "--gpu_num=cpu", f"--resume_dir={tmp_path}/Backbone.pth", "--SR_eval"]
     arguments += [f"--best_checkpoint_dir={best}", "--LR_scale", "2", "4", f"--json={tmp_path}/r.json"]
+    arguments.append(f"--report={tmp_path}/r.html")
     validation.main(arguments)
     printed = capsys.readouterr().out
     assert f"super resolution x4: {best}/SR_x4_2024-01-01-00-00/SR_Best.pth" in printed
@@ -179,6 +180,9 @@ def test_table_shows_what_super_resolution_recovers(known_sets, known_backbone, 
     # Flat colours lose nothing at low resolution, so there is nothing to win back.
     (row,) = [row for row in rows if row[:2] == ["CFP_FF", "x4"]]
     assert row[2] == row[3] and row[5:] == ["0.0000", "n/a"]
+    page = (tmp_path / "r.html").read_text()
+    assert ">won back<" in page and "<h2>Pairs of CFP_FF SRx4</h2>" in page
+    assert tuple(row) in re.findall(r"<td[^>]*>(CFP_FF|x4|0\.\d{4}|n/a)</td>" * 7, page)
     written = json.loads((tmp_path / "r.json").read_text())
     assert list(written["views"]) == ["HR", "LRx2", "LRx4", "SRx2", "SRx4"] and written["LR_scale"] == [2, 4]
     file = best / "SR_x2_2024-01-01-00-00" / "SR_Best.pth"

@@ -301,9 +301,9 @@ def test_comparison_is_that_of_the_embeddings(compared, pairs):
     low, high = (float(end) for end in row[6].split(" to "))
     np.testing.assert_allclose((low, high), np.quantile(draws, (0.025, 0.975)), atol=0.01)
     (entry,) = numbers["comparisons"]
-    assert (entry["baseline"], entry["network"], entry["set"]) == ("first", "B", "faces")
-    assert (entry["only_first"], entry["only_second"]) == (losses, wins)
-    assert entry["p_value"] == pytest.approx(min(1, 2 * tail))
+    assert (entry["baseline"], entry["network"], entry["set"], entry["view"]) == ("first", "B", "faces", "HR")
+    assert (entry["comparison"]["only_first"], entry["comparison"]["only_second"]) == (losses, wins)
+    assert entry["comparison"]["p_value"] == pytest.approx(min(1, 2 * tail))
     assert list(numbers["networks"]) == ["first", "B"]
     accuracies = [network["views"]["HR"]["sets"]["faces"]["accuracy"] for network in numbers["networks"].values()]
     np.testing.assert_allclose(accuracies, [first.mean(), second.mean()])

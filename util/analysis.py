@@ -224,8 +224,8 @@ def _by_distance(result: VerificationResult, chosen: np.ndarray) -> np.ndarray:
     return numbers[np.argsort(result.distances[numbers], kind="stable")]
 
 
-def _interval(draws: np.ndarray) -> Interval:
-    low, high = np.quantile(draws, _QUANTILES)
+def _interval(values: np.ndarray) -> Interval:
+    low, high = np.quantile(values, _QUANTILES)
     return float(low), float(high)
 
 

@@ -19,6 +19,7 @@ from util.plot import fold_figure, reject_figure, resolution_figure, roc_figure,
 from util.public_networks import PublicNetwork
 from util.training.report import (
     Results,
+    compare_networks,
     comparison_rows,
     find_groups,
     flatten_results,
@@ -230,7 +231,7 @@ def _comparison_sections(
 ) -> list[Section]:
     """Return the sections that compare networks with the first one."""
     results = {name: evaluated.results for name, evaluated in networks.items()}
-    header, *rows = comparison_rows(results)
+    header, *rows = comparison_rows(compare_networks(results))
     about = (
         "Difference: the accuracy of the network minus that of the baseline, each at its own thresholds, with a paired "
         f"bootstrap interval ({RESAMPLES:,} resamples of the pairs). Only right: pairs that the network alone, and the "

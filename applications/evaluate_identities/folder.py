@@ -82,7 +82,6 @@ def evaluate_folder(images: TrainingImages, embedded: EmbeddedImages, settings: 
         strangers = np.flatnonzero(~found.is_mated)
         for heading, group in (("Taken for another person", wrong), ("Most similar strangers", strangers)):
             worst = group[np.argsort(-found.other_scores[group], kind="stable")][:SHOWN]
-            heading += ": the image, the one that was found" + (", and the own one" if group is wrong else "")
             evaluation.pictures[heading] = [drawing.draw(found, int(probe)) for probe in worst]
     return evaluation
 

@@ -150,7 +150,8 @@ class Evaluation:
             sections.append(Section("Curves", [chart(figure, caption) for caption, figure in self.charts.items()]))
         for heading, items in self.pictures.items():
             drawn = pictures([picture(image, caption) for image, caption in items])
-            sections.append(Section(heading, [drawn if items else paragraph("None.")]))
+            about = "The image, the one that was found, and the own one if it is in the gallery." if items else "None."
+            sections.append(Section(heading, [paragraph(about), drawn]))
         return render_page(self.title, sections, intro=self.intro)
 
 

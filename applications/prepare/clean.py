@@ -4,9 +4,9 @@
     python -m applications.prepare.clean --data data/imgs --network RUN --against data/lfw.bin pairs.txt:faces other_set
     python -m applications.prepare.clean --data data/imgs --from_findings findings.csv --copy_to data/imgs_clean
 
-The training set is a folder of people or a .rec file. It is only read. Look at the page, delete the lines that are
-wrong from the findings, and let the last command copy the set without the others. With --network, --copy_to
-copies without everything that was found. docs/data.md explains what is found and how thresholds are chosen.
+The training set is a folder of people or a .rec file. It is only read. Look at the page, delete the lines of the list
+that are wrong, and let the last command copy the set without the rest. With --network, --copy_to leaves out all that
+was found. docs/data.md explains what is found and how thresholds are chosen.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class Flags(NetworkSettings):
 
 
 def main(arguments: list[str]) -> None:
-    flags = parse(Flags, "-m applications.prepare.clean", arguments, description=__doc__, check=check_flags)
+    program = "-m applications.prepare.clean"
+    flags = parse(Flags, program, arguments, groups=("Settings",), description=__doc__, check=check_flags)
     # torch takes seconds to import: import it after the command line was read without an error.
     from util.data.image_folder import ImageFolder
     from util.data.loader import open_training_images

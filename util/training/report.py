@@ -1,8 +1,8 @@
 """Verification results as text and JSON: for train.py, validation.py and applications/resolution_curve."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,36 +109,67 @@ def lowest_rates(results: Results) -> str:
 def group_rows(results: Results, groups: Groups) -> list[list[str]]:
     """Return a heading, and a row of cells for each group of each set and view, and for the gap between groups."""
     rows = [["group", "set", "pairs", "accuracy", "95 % interval", "FAR", "FRR", "own threshold"]]
-    for name, result, members in _grouped(results, groups):
-        found = evaluate_groups(result, members)
-        for group in found:
-            rates = [format_number(rate) for rate in (group.far, group.frr, group.own_accuracy)]
-            rows.append(
-                [group.name, name, str(group.pairs), f"{group.accuracy:.4f}", format_interval(group.interval), *rates]
-            )
-        rows.append(["gap", name, "", f"{accuracy_gap(found):.4f}", "", "", "", ""])
+    for view, sets in results.items():
+        for name in filter(groups.__contains__, sets):
+            found = evaluate_groups(sets[name], groups[name])
+            title = row_name(name, view)
+            for group in found:
+                accuracy = [f"{group.accuracy:.4f}", format_interval(group.interval)]
+                rates = [
+                    "n/a" if rate is None else f"{rate:.4f}" for rate in (group.far, group.frr, group.own_accuracy)
+                ]
+                rows.append([group.name, title, str(group.pairs), *accuracy, *rates])
+            rows.append(["gap", title, "", f"{accuracy_gap(found):.4f}", "", "", "", ""])
     return rows
 
 
-def _grouped(results: Results, groups: Groups) -> Iterator[tuple[str, VerificationResult, np.ndarray]]:
-    """Yield the name of each set and view that has groups, its result, and the groups of its pairs."""
-    for view, sets in results.items():
-        for name, result in sets.items():
-            if name in groups:
-                yield row_name(name, view), result, groups[name]
+@dataclass(frozen=True)
+class NetworkComparison:
+    """The comparison of a network with the baseline, on a set in a view."""
+
+    set: str
+    view: str
+    baseline: str
+    network: str
+    baseline_accuracy: float
+    accuracy: float
+    comparison: Comparison
 
 
-def comparison_rows(networks: Mapping[str, Results]) -> list[list[str]]:
-    """Return a heading, and a row of cells for each set and view and each network after the first."""
+def compare_networks(networks: Mapping[str, Results]) -> list[NetworkComparison]:
+    """Compare each network, {name: results}, with the first one, on each set and view."""
+    (baseline, expected), *others = networks.items()
+    found = []
+    for view, sets in expected.items():
+        for name, first in sets.items():
+            for network, results in others:
+                second = results[view][name]
+                found.append(
+                    NetworkComparison(
+                        set=name,
+                        view=view,
+                        baseline=baseline,
+                        network=network,
+                        baseline_accuracy=first.accuracy,
+                        accuracy=second.accuracy,
+                        comparison=compare(first, second),
+                    )
+                )
+    return found
+
+
+def comparison_rows(comparisons: Iterable[NetworkComparison]) -> list[list[str]]:
+    """Return a heading, and a row of cells for each comparison."""
     rows = [["network", "accuracy", "baseline", "accuracy", "set", "difference", "95 % interval", "only right", "p"]]
-    for name, baseline, other, (first, second), found in compare_networks(networks):
+    for each in comparisons:
+        found = each.comparison
         rows.append(
             [
-                other,
-                f"{second.accuracy:.4f}",
-                baseline,
-                f"{first.accuracy:.4f}",
-                name,
+                each.network,
+                f"{each.accuracy:.4f}",
+                each.baseline,
+                f"{each.baseline_accuracy:.4f}",
+                row_name(each.set, each.view),
                 f"{found.difference:+z.4f}",
                 format_interval(found.interval, "+z.4f"),
                 f"{found.only_second} : {found.only_first}",
@@ -146,22 +177,6 @@ def comparison_rows(networks: Mapping[str, Results]) -> list[list[str]]:
             ]
         )
     return rows
-
-
-def compare_networks(
-    networks: Mapping[str, Results],
-) -> Iterator[tuple[str, str, str, tuple[VerificationResult, VerificationResult], Comparison]]:
-    """Compare each network with the first one, on each set and view.
-
-    Yields:
-        The set and view, the names of the first network and of the other one, both results, and their comparison.
-    """
-    (baseline, first), *others = networks.items()
-    expected = flatten_results(first)
-    for name, result in expected.items():
-        for other, results in others:
-            theirs = flatten_results(results)[name]
-            yield name, baseline, other, (result, theirs), compare(result, theirs)
 
 
 def sr_recovery_table(results: Results, scales: Sequence[int]) -> str:
@@ -177,7 +192,7 @@ def low_res_rows(results: Results, scales: Sequence[int]) -> list[list[str]]:
         scales: low resolution is 112 // scale pixels.
     """
     with_sr = view_label("SR", scales[0], scales) in results
-    rows = [["set", "scale", "HR", "LR", *(["SR"] if with_sr else []), "lost", *(["won back"] if with_sr else [])]]
+    rows = [["set", "scale", "HR", "LR", *(["SR", "lost", "won back"] if with_sr else ["lost"])]]
     for name, high in results["HR"].items():
         for scale in scales:
             low = results[view_label("LR", scale, scales)][name]
@@ -203,11 +218,6 @@ def format_interval(ends: tuple[float, float], spec: str = ".4f") -> str:
     return f"{ends[0]:{spec}} to {ends[1]:{spec}}"
 
 
-def format_number(value: float | None) -> str:
-    """Return a rate with four digits, or n/a."""
-    return "n/a" if value is None else f"{value:.4f}"
-
-
 def sets_to_dict(sets: SetResults, groups: Groups | None = None) -> dict[str, Any]:
     """Return the results of one view, and their average accuracy, for JSON. `groups` are those of find_groups()."""
     content = {}
@@ -229,14 +239,6 @@ def sets_to_dict(sets: SetResults, groups: Groups | None = None) -> dict[str, An
             content[name]["groups"] = {group.name: asdict(group) for group in found}
             content[name]["accuracy_gap"] = accuracy_gap(found)
     return {"sets": content, "average": average_accuracy(sets)}
-
-
-def comparisons_to_list(networks: Mapping[str, Results]) -> list[dict[str, Any]]:
-    """Return the comparisons of each network with the first one, for JSON."""
-    return [
-        {"set": name, "baseline": baseline, "network": other, **asdict(found)}
-        for name, baseline, other, _, found in compare_networks(networks)
-    ]
 
 
 def find_groups(pair_sets: Iterable[PairSet]) -> Groups:
