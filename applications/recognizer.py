@@ -163,7 +163,7 @@ class Recognizer:
         found = [self._find_one(image) for image in (first, second)]
         embeddings = self.embed_aligned([aligned for _, _, aligned, _ in found])
         faces = [
-            FoundFace(image, face, aligned, embedding, count)
+            FoundFace(image, face, aligned, embedding=embedding, faces=count)
             for (image, face, aligned, count), embedding in zip(found, embeddings, strict=True)
         ]
         cosine = float(embeddings[0] @ embeddings[1])
@@ -221,6 +221,13 @@ class Recognizer:
         """
         if self.calibration is None:
             raise UsageError(f"{self.file}: has no calibration, which a false accept rate needs. {CALIBRATE}.")
+        lowest = self.calibration.lowest_far
+        if far / faces < lowest:
+            raise UsageError(
+                f"--far={far:g}: with {faces} faces in the gallery, a comparison may accept {far / faces:.1g} of the "
+                f"strangers, and the calibration of {self.calibration.pairs:,} pairs shows no rate below {lowest:.1g}. "
+                f"Give {lowest * faces:.2g} or more, or calibrate on more people."
+            )
         return self.calibration.threshold(far / faces)
 
     def search(self, image: Image, gallery: Gallery, far: float = 0.01, threshold: float | None = None) -> list[Match]:

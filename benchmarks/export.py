@@ -49,7 +49,7 @@ def measure(options: Flags) -> timing.Benchmark:
         floats, int8 = (Path(folder) / name for name in ("floats.onnx", "int8.onnx"))
         write_onnx(Deployed(network, "whole", preprocessing=False, flip=False), {}, floats)
         faces = torch.rand(_FACES, 3, FACE_SIZE, FACE_SIZE) * 2 - 1
-        quantize(floats, faces, faces[:2], {}, int8)
+        quantize(floats, faces, faces[:2], metadata={}, path=int8)
         programs = {"float32": OnnxNetwork(floats), "int8": OnnxNetwork(int8)}
         sizes = ", ".join(
             f"{name} {path.stat().st_size / 1e6:.1f} MB" for name, path in zip(programs, (floats, int8), strict=True)

@@ -108,7 +108,7 @@ def draw_comparison(compared: "Comparison", lines: Sequence[str]) -> "np.ndarray
     left = 2 * _GAP + first.shape[1]
     page[_GAP : _GAP + _HEIGHT, left : left + second.shape[1]] = second
     for number, text in enumerate(lines, start=1):
-        draw_text(page, text, _GAP, _GAP + _HEIGHT + number * line, size, INK)
+        draw_text(page, text, _GAP, bottom=_GAP + _HEIGHT + number * line, size=size, color=INK)
     return page
 
 
