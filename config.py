@@ -310,7 +310,7 @@ class ValidationConfig(ReportSettings, Config):
         default=(),
         type=to_checkpoints,
         metavar="NAME=PATH ...",
-        help="two networks or more to compare, each a run or a .pth file: the others with the first; NAME: in tables",
+        help="two networks or more to compare, runs or files: the others with the first; NAME: in the tables",
         default_help="evaluate resume_dir alone",
         split_words=True,
     )

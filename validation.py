@@ -74,7 +74,7 @@ def evaluate_checkpoints(
     from util.device import default_eval_batch_size, prepare_module, resolve_dtype
     from util.evaluate import build_views, evaluate
     from util.face import FACE_SIZE
-    from util.pairs import VERIFICATION_SETS, find_pair_sets
+    from util.pairs import USUAL_SETS, VERIFICATION_SETS, find_pair_sets
     from util.public_networks import read_public_network
     from util.super_resolution import load_networks
     from util.validation_report import Evaluated
@@ -95,7 +95,7 @@ def evaluate_checkpoints(
     # Verification sets.
     pair_sets, missing = find_pair_sets(config.data_dir, config.pair_set_paths)
     if not pair_sets:
-        places = ", ".join(places[0] for places in VERIFICATION_SETS.values())
+        places = ", ".join(VERIFICATION_SETS[name][0] for name in USUAL_SETS)
         raise DataError(
             f"{config.data_dir}: no verification set in it ({places}). Put one there, give --data_dir, or give sets "
             f"with --val_data."

@@ -6,7 +6,16 @@ import pytest
 from matplotlib.figure import Figure
 
 from util.errors import UsageError
-from util.plot import COLORS, roc_figure, save_figure, score_histogram, training_curves
+from util.plot import (
+    COLORS,
+    fold_figure,
+    reject_figure,
+    resolution_figure,
+    roc_figure,
+    save_figure,
+    score_histogram,
+    training_curves,
+)
 from util.verification import VerificationResult, verify
 
 RECORDS = [
@@ -121,6 +130,38 @@ def test_score_histogram_shows_both_kinds_and_the_threshold():
         counts, edges = np.histogram(result.distances[result.issame == same], 60, (0, right))
         assert corners[:, 1].max() == pytest.approx(counts.max() / 200)
         assert edges[np.argmax(counts)] == pytest.approx(corners[np.argmax(corners[:, 1]), 0], abs=edges[1] * 1.01)
+
+
+def test_score_histogram_marks_further_thresholds():
+    (axes,) = score_histogram(made_result(), {"FAR 1e-1": 1.25, "FAR 1e-2": 1.0}).axes
+    assert [list(line.get_xdata()) for line in axes.get_lines()[1:]] == [[1.25, 1.25], [1.0, 1.0]]
+    assert [(text.get_text(), text.get_position()[0]) for text in axes.texts] == [("FAR 1e-1", 1.25), ("FAR 1e-2", 1.0)]
+
+
+def test_page_figures_draw_what_they_are_given():
+    results = {"LFW": made_result(), "LFW LR": made_result(noise=2.0)}
+    folds = fold_figure(results).axes[0]
+    for line, result in zip(folds.get_lines(), results.values(), strict=True):
+        assert np.array_equal(line.get_xydata(), np.column_stack([np.arange(1, 11), result.fold_accuracies]))
+    rejected = np.arange(10) / 10
+    (line,) = reject_figure({"LFW": (rejected, 0.1 - rejected / 10)}).axes[0].get_lines()
+    assert np.array_equal(line.get_xdata(), rejected[:6]) and line.get_ydata()[5] == 0.1 - 0.05
+    (axes,) = resolution_figure({"LFW": {112: 0.9, 28: 0.8}, "LFW SR": {112: 0.9, 28: 0.85}}).axes
+    assert [line.get_xydata().tolist() for line in axes.get_lines()] == [
+        [[112, 0.9], [28, 0.8]],
+        [[112, 0.9], [28, 0.85]],
+    ]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["28", "112"]
+
+
+def test_roc_figure_draws_the_bands_of_a_page():
+    result = made_result()
+    far = np.array([0.01, 0.1, 1])
+    figure = roc_figure({"LFW": result}, {"LFW": (far, np.array([0.2, 0.5, 1]), np.array([0.6, 0.9, 1]))})
+    (axes,) = figure.axes
+    corners = axes.collections[0].get_paths()[0].vertices
+    assert {0.2, 0.5, 0.6, 0.9, 1.0} <= set(corners[:, 1].tolist())
+    assert axes.get_ylim()[0] <= 0.2 and legend_texts(figure) == ["LFW"]
 
 
 def test_score_histogram_draws_equal_embeddings():

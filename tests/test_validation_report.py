@@ -2,6 +2,7 @@
 
 import base64
 import html
+import io
 import json
 import math
 import re
@@ -120,25 +121,27 @@ def run(pairs, tmp_path_factory):
     for name in NETWORKS:
         (out / f"{name}.pth").touch()
 
-    def validate(*arguments: str) -> tuple[str, dict]:
+    def validate(*arguments: str) -> tuple[str, dict, str]:
         files = [f"--report={out}/page.html", f"--json={out}/numbers.json", f"--plot={out}/roc.png"]
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(out)
             patch.setattr("util.public_networks.read_public_network", read)
             sets = ["--data_dir=nothing", f"--val_data=faces={root}/pairs.txt"]
+            console = io.StringIO()
+            patch.setattr("sys.stdout", console)
             validation.main(["--gpu_num=cpu", *sets, *files, *arguments])
-        return (out / "page.html").read_text(), json.loads((out / "numbers.json").read_text())
+        return (out / "page.html").read_text(), json.loads((out / "numbers.json").read_text()), console.getvalue()
 
     return validate
 
 
 @pytest.fixture(scope="module")
-def single(run) -> tuple[str, dict]:
+def single(run) -> tuple[str, dict, str]:
     return run("--load_dir=first.pth", "--LR_eval", "--LR_scale", "4", "8")
 
 
 @pytest.fixture(scope="module")
-def compared(run) -> tuple[str, dict]:
+def compared(run) -> tuple[str, dict, str]:
     return run("--compare", "first.pth", "B=second.pth")
 
 
@@ -266,7 +269,7 @@ def test_pictures_are_the_worst_pairs_as_the_network_sees_them(single, pairs):
 
 
 def test_json_has_thresholds_cosines_and_groups(single, pairs):
-    page, numbers = single
+    page, numbers, _ = single
     table = {(row[0], row[1]): row for row in rows(sections(page)["Thresholds for a false accept rate"])}
     for view, key in zip(VIEWS, ("HR", "LRx4", "LRx8"), strict=True):
         found = numbers["views"][key]["sets"]["faces"]
@@ -287,7 +290,7 @@ def test_comparison_is_that_of_the_embeddings(compared, pairs):
     first, second = (correct_pairs(made, network, None) for network in NETWORKS.values())
     losses, wins = np.sum(first & ~second), np.sum(second & ~first)
     tail = sum(math.comb(losses + wins, count) for count in range(min(losses, wins) + 1)) / 2 ** (losses + wins)
-    page, numbers = compared
+    page, numbers, _ = compared
     (row,) = rows(sections(page)["Comparison"])
     assert row[:5] == ["B", f"{second.mean():.4f}", "first", f"{first.mean():.4f}", "faces"]
     assert row[5] == f"{second.mean() - first.mean():+z.4f}"
@@ -311,11 +314,11 @@ def test_comparison_is_that_of_the_embeddings(compared, pairs):
     assert f"B is right and first is wrong: {wins} pairs" in page
 
 
-def test_console_prints_the_tables_of_the_report(run, capsys):
-    page, _ = run("--compare", "A=first.pth", "B=second.pth", "--batch_size=32")
-    printed = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
+def test_console_prints_the_tables_of_the_report(compared):
+    page, _, console = compared
+    printed = [re.split(r"\s{2,}", line.strip()) for line in console.splitlines()]
     found = sections(page)
-    expected = [*rows(found["Comparison"]), *rows(found["Thresholds of A"]), *rows(found["Thresholds of B"])]
+    expected = [*rows(found["Comparison"]), *rows(found["Thresholds of first"]), *rows(found["Thresholds of B"])]
     assert len(expected) == 5
     for row in expected:
         assert row in printed
@@ -335,7 +338,7 @@ def test_chromium_opens_the_report_without_a_message(request, tmp_path, open_in_
 
 
 def test_one_side_shows_the_second_image_in_full(run, pairs):
-    page, _ = run("--load_dir=first.pth", "--LR_eval", "--LR_scale=8", "--LR_oneside")
+    page, *_ = run("--load_dir=first.pth", "--LR_eval", "--LR_scale=8", "--LR_oneside", "--batch_size=32")
     section = sections(page)["Pairs of faces LR"]
     data, text = re.search(r'base64,([^"]+)".*?alt="([^"]*)"', section, re.S).groups()
     pair = int(re.search(r"(\d+)\.png", text)[1]) // 2

@@ -51,15 +51,15 @@ def operating_points(result: VerificationResult) -> list[OperatingPoint]:
     of a proportion at a fixed threshold: if every pair is accepted, the bootstrap alone would see no uncertainty.
     """
     rng = np.random.default_rng(SEED)
+    same, different = (np.sort(result.distances[result.issame == kind]) for kind in (True, False))
     points = []
     for far in FAR_LEVELS:
-        if far < 1 / result.negatives:
+        if far < 1 / len(different):
             break
         threshold = result.threshold_at_far(far)
         tar = result.tar_at_far(far)
-        accepts = int(np.count_nonzero(result.distances[~result.issame] < threshold))
-        thresholds, tars = _bootstrap(result, accepts, rng)
-        wilson = _wilson(tar, result.pairs - result.negatives)
+        thresholds, tars = _bootstrap(same, different, int(np.searchsorted(different, threshold)), rng)
+        wilson = _wilson(tar, len(same))
         low, high = np.quantile(tars, _QUANTILES)
         points.append(
             OperatingPoint(
@@ -76,21 +76,23 @@ def operating_points(result: VerificationResult) -> list[OperatingPoint]:
 def roc_band(result: VerificationResult) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return false accept rates (N,), and the lower and upper ends of the bootstrap's interval of the TAR at each."""
     rng = np.random.default_rng(SEED)
-    accepts = np.unique(np.geomspace(1, result.negatives, _BAND_POINTS).round().astype(int))  # the last accepts all
-    ends = [_interval(_bootstrap(result, count, rng)[1]) for count in accepts[:-1].tolist()]
+    same, different = (np.sort(result.distances[result.issame == kind]) for kind in (True, False))
+    accepts = np.unique(np.geomspace(1, len(different), _BAND_POINTS).round().astype(int))  # the last accepts all
+    ends = [_interval(_bootstrap(same, different, count, rng)[1]) for count in accepts[:-1].tolist()]
     low, high = np.array([*ends, (1.0, 1.0)]).T
-    return accepts / result.negatives, low, high
+    return accepts / len(different), low, high
 
 
-def _bootstrap(result: VerificationResult, accepts: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _bootstrap(
+    same: np.ndarray, different: np.ndarray, accepts: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw the threshold with `accepts` false accepts, and the TAR at it, of RESAMPLES bootstrap samples: (RESAMPLES,).
 
-    The threshold of a sample is its k-th smallest distance of N different pairs, k = accepts + 1. A distance drawn from
-    N sorted ones has the place floor(N u), u uniform in [0, 1], and the k-th smallest of N uniform numbers is
-    distributed as Beta(k, N + 1 - k). Of M same pairs that are drawn, Binomial(M, TAR) lie below the threshold.
+    `same` (M,) and `different` (N,) are the sorted distances of the pairs. The threshold of a sample is its k-th
+    smallest distance of N different pairs, k = accepts + 1. A distance drawn from N sorted ones has the place
+    floor(N u), u uniform in [0, 1], and the k-th smallest of N uniform numbers is distributed as Beta(k, N + 1 - k). Of
+    M same pairs that are drawn, Binomial(M, TAR) lie below the threshold.
     """
-    different = np.sort(result.distances[~result.issame])
-    same = np.sort(result.distances[result.issame])
     places = (len(different) * rng.beta(accepts + 1, len(different) - accepts, RESAMPLES)).astype(int)
     thresholds = different[np.minimum(places, len(different) - 1)]
     tar = np.searchsorted(same, thresholds, side="left") / len(same)

@@ -45,6 +45,7 @@ _PAGE_COLORS = {
     SPINE: "var(--spine)",
     GRID: "var(--grid)",
     COLORS[0]: "var(--blue)",
+    COLORS[1]: "var(--orange)",
     COLORS[2]: "var(--green)",
 }
 _SMALLEST = 0.72  # of the size at which a chart was drawn: a narrower screen scrolls

@@ -75,8 +75,11 @@ def roc_figure(results: Mapping[str, VerificationResult], bands: Mapping[str, Ba
     return figure
 
 
-def score_histogram(result: VerificationResult) -> Figure:
-    """Draw how squared distances of same and different pairs are distributed, and the threshold."""
+def score_histogram(result: VerificationResult, marks: Mapping[str, float] | None = None) -> Figure:
+    """Draw how squared distances of same and different pairs are distributed, and the threshold.
+
+    `marks` are further thresholds, {text at the line: squared distance}.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_PAGE_SIZE, layout="constrained")
@@ -96,6 +99,10 @@ def score_histogram(result: VerificationResult) -> Figure:
         )
     label = f"threshold {result.threshold:.2f}"
     axes.axvline(result.threshold, color=INK, linewidth=1.2, linestyle=DASHES[1], label=label)
+    for text, value in (marks or {}).items():
+        axes.axvline(value, color=PALE_INK, linewidth=1, linestyle=DASHES[2])
+        data_and_axes = axes.get_xaxis_transform()  # x of the data, y of the axes
+        axes.text(value, 1, text, transform=data_and_axes, rotation=90, ha="right", va="top", fontsize=8, color=INK)
     axes.set(xlabel="Squared distance between embeddings", ylabel="Share of pairs (%)", xlim=(0, bins[-1]))
     axes.yaxis.set_major_formatter(_percent)
     style_axes(axes, grid="y")

@@ -10,7 +10,15 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
-from util.analysis import RESAMPLES, error_versus_reject, false_accepts, false_rejects, hardest_right, roc_band
+from util.analysis import (
+    RESAMPLES,
+    error_versus_reject,
+    false_accepts,
+    false_rejects,
+    hardest_right,
+    operating_points,
+    roc_band,
+)
 from util.evaluate import View, view_label
 from util.face import FACE_SIZE
 from util.html_page import Section, chart, paragraph, picture, pictures, render_page, table
@@ -23,6 +31,7 @@ from util.training.report import (
     comparison_rows,
     find_groups,
     flatten_results,
+    format_far,
     group_rows,
     low_res_rows,
     lowest_rates,
@@ -128,9 +137,7 @@ def _sections(
     sections = [
         Section("ROC", [*(_roc(view, name) for name, view in views.items()), paragraph(_ROC_BAND)]),
         Section("Thresholds for a false accept rate", _threshold_parts(results)),
-        Section(
-            "Distances", [chart(score_histogram(result), name) for name, result in flatten_results(results).items()]
-        ),
+        Section("Distances", [_histogram(name, result) for name, result in flatten_results(results).items()]),
         Section("Accuracy per fold", _fold_parts(views)),
         Section("Quality", _quality_parts(views)),
     ]
@@ -154,6 +161,11 @@ def _sections(
 
 def _roc(results: Mapping[str, VerificationResult], caption: str) -> Markup:
     return chart(roc_figure(results, {name: roc_band(result) for name, result in results.items()}), caption)
+
+
+def _histogram(name: str, result: VerificationResult) -> Markup:
+    marks = {f"FAR {format_far(point.far)}": point.threshold for point in operating_points(result)}
+    return chart(score_histogram(result, marks), name)
 
 
 def _threshold_parts(results: Results) -> list[Markup]:
