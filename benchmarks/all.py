@@ -33,6 +33,7 @@ COMMANDS = {
     "network-cpu": ["benchmarks.network"],
     "network-cpu-bf16": ["benchmarks.network", "--precision", "bf16"],
     "network-cuda": ["benchmarks.network", "--device", "cuda"],
+    "export": ["benchmarks.export"],
 }
 SECTION = "## Ours compared with the baseline"
 END = "<!-- end -->"

@@ -16,15 +16,20 @@ import torch.nn.functional as F
 
 from benchmarks import all as everything
 from benchmarks import baseline, soak, timing
+from benchmarks import identify as benchmarks_identify
 from benchmarks.verification import random_pairs
 from model.head import ArcFace
 from model.loss import FocalLoss
+from util.embedding_table import EmbeddingTable
 from util.errors import DataError, RunError, UsageError
 from util.transform import eval_crop, normalize
 from util.verification import verify
 
 
-@pytest.mark.parametrize("name", ["loader", "evaluation", "verification", "head", "network"])
+@pytest.mark.parametrize(
+    "name",
+    ["loader", "evaluation", "verification", "head", "network", pytest.param("export", marks=pytest.mark.slow)],
+)
 def test_benchmark_prints_and_writes_the_same_figures(name, tmp_path, capsys):
     file = tmp_path / "figures.json"
     import_module(f"benchmarks.{name}").main(["--quick", "--repeats=1", "--threads=1", f"--json={file}"])
@@ -293,3 +298,37 @@ def test_soak_fills_the_disk(soak_run):
         assert os.statvfs(soak_run.folder).f_bavail == 0
     finally:
         subprocess.run(["umount", str(soak_run.folder)], check=True)
+
+
+def test_identification_counts_names_and_false_alarms(tmp_path, capsys):
+    """Compare with loops over the probes and the strangers."""
+    rng = np.random.default_rng(4)
+    names, vectors = [], []
+    for person in range(300):
+        center = rng.normal(size=24)
+        for image in range(1 + 2 * (person % 4 < 2)):  # three images or one, among the even and the odd people
+            names.append(f"p{person:03d}/{image}.jpg")
+            vectors.append(center + 0.9 * rng.normal(size=24))
+    embeddings = np.array(vectors, np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    table = EmbeddingTable(names, embeddings, quality=np.ones(len(names), np.float32), metadata={})
+    table.write(tmp_path / "e.npz")
+    benchmarks_identify.main([f"--embeddings={tmp_path}/e.npz", f"--json={tmp_path}/result.json"])
+    result = json.loads((tmp_path / "result.json").read_text())
+
+    people = [name[:4] for name in names]
+    odd = [row for row, person in enumerate(people) if int(person[1:]) % 2 == 1]
+    gallery = [row for row in odd if people.count(people[row]) == 3 and names[row].endswith("/0.jpg")]
+    probes = [row for row in odd if people.count(people[row]) == 3 and row not in gallery]
+    strangers = [row for row in odd if people.count(people[row]) == 1]
+    assert [result[key] for key in ("gallery", "probes", "strangers")] == [75, 150, 75]
+    assert (len(gallery), len(probes), len(strangers)) == (75, 150, 75)
+    nearest = {row: max(gallery, key=lambda known: embeddings[known] @ embeddings[row]) for row in probes + strangers}
+    best = {row: embeddings[known] @ embeddings[row] for row, known in nearest.items()}
+    right = [row for row in probes if people[row] == people[nearest[row]]]
+    assert result["rank1"] == pytest.approx(len(right) / len(probes)) and 0.5 < result["rank1"] < 1
+    for outcome in result["outcomes"]:
+        threshold = outcome["threshold"]
+        assert outcome["right_name"] == pytest.approx(sum(best[row] >= threshold for row in right) / len(probes))
+        assert outcome["false_alarms"] == pytest.approx(sum(best[row] >= threshold for row in strangers) / 75)
+    assert f"rank-1: {result['rank1']:.4f}" in capsys.readouterr().out

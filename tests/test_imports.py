@@ -28,6 +28,10 @@ ALLOWED = {
 ACROSS_APPLICATIONS = {
     ("applications.prepare", "applications.align"),
     ("applications.evaluate_identities", "applications.align"),
+    # The Python interface finds and aligns faces too, and these two programs are command lines for it.
+    ("applications.recognizer", "applications.align"),
+    ("applications.verify", "applications.recognizer"),
+    ("applications.identify", "applications.recognizer"),
 }
 # Their __init__.py exports names that other code relies on. All others are empty.
 CONTRACTS = {"model.backbone", "model.head", "model.loss", "model.super_resolution", "util.pairs", "applications.align"}
@@ -50,6 +54,10 @@ TORCH_FREE = (
     *LIGHT,
     "util.analysis",
     "util.html_page",
+    "util.annotate",
+    "util.calibration",
+    "util.embedding_table",
+    "util.gallery",
     "util.image_*",
     "util.pairs*",
     "util.parallel",

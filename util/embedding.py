@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,7 @@ from util.data.decode import MAX_IMAGE_BYTES, decode_face
 from util.device import default_eval_batch_size, prepare_module
 from util.errors import DataError
 from util.evaluate import with_flip
+from util.face import FACE_SIZE
 from util.files import format_names, read_bytes
 from util.image_tree import printable
 from util.progress import progress
@@ -64,6 +66,17 @@ class EmbeddedImages:
     embeddings: np.ndarray
     norms: np.ndarray
     unreadable: dict[int, str]
+
+
+def warn_unless_aligned(images: Images) -> None:
+    """Warn if the first image, as far as it can be read, has not the size of aligned faces."""
+    with suppress(DataError):
+        height, width = images.image(0).shape[:2]
+        if (height, width) != (FACE_SIZE, FACE_SIZE):
+            logger.warning(
+                f"warning: the first image has {width}x{height} pixels. Images are taken for aligned faces, and are "
+                "resized: align photographs first, with applications/align/face_align.py"
+            )
 
 
 def embed_files(

@@ -7,6 +7,7 @@ CROPS = ("128", "whole")  # resize to CROP_FROM and cut FACE_SIZE out, or show a
 # What networks of other projects take.
 CHANNEL_ORDERS = ("RGB", "BGR")
 INPUT_SCALES = ("-1..1", "0..1", "0..255")
+INPUT_FACTORS = {"0..1": 0.5, "0..255": 127.5}  # (x + 1) * factor moves [-1, 1] there
 
 # Eyes, nose and corners of the mouth (x, y) in an aligned face: SphereFace's points for 112x96, which ArcFace moved
 # 8 pixels to the right. All published training and verification sets of 112x112 are aligned to these points.

@@ -10,7 +10,7 @@ Layouts, read from the source of each project:
 - MagFace: keys of `state_dict` begin with `features.module.`, or `module.features.`; BGR, pixels in [0, 1].
 - CVLface: safetensors with keys that begin with `model.net.`, or a state dict with `net.`; the configuration beside the
   file names the channel order. Its networks that need keypoints (KPRPE), its Swin and its part-fViT are not known here.
-- ONNX: see util.onnx_network. InsightFace's are RGB in [-1, 1].
+- ONNX: see util.onnx_network. InsightFace's are RGB in [-1, 1]; those of applications.export say what they take.
 
 AdaFace's IR-18, 34, 50 and 101, which CVLface has too, are iresnet18, 34, 50 and 100 with other keys.
 """
@@ -19,7 +19,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,12 @@ from model.backbone import RescaledInput, backbone_from_state_dict, strip_module
 from util.checkpoint.io import is_bomb, load, recorded_crc
 from util.checkpoint.run_dir import find_backbone, sibling_file
 from util.errors import DataError
+from util.face import INPUT_FACTORS
 from util.onnx_network import OnnxNetwork
 
 # What networks take that do not take RGB in -1..1.
 _CHANNEL_ORDERS = {"AdaFace": "BGR", "MagFace": "BGR", "InsightFace_Pytorch": "BGR"}
 _INPUT_SCALES = {"MagFace": "0..1"}
-_FACTORS = {"0..1": 0.5, "0..255": 127.5}  # (x + 1) * factor moves [-1, 1] there
 
 _STATE_DICTS = ("state_dict", "state_dict_backbone")  # where a checkpoint holds its network
 _FIRST_LAYERS = ("input_layer.0", "conv1", "layers.0.layers.0", "patch_embed.proj", "conv1.conv")
@@ -62,6 +62,8 @@ class PublicNetwork:
         channel_order: RGB or BGR, what the file's network takes.
         input_scale: the range of pixel values that the file's network takes.
         crop: what it is shown of a face, one of util.face.CROPS.
+        metadata: what the file of an ONNX network says of itself.
+        takes_bytes: whether the file's network takes uint8, and `network` converts the images for it.
     """
 
     name: str
@@ -71,6 +73,8 @@ class PublicNetwork:
     channel_order: str
     input_scale: str
     crop: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    takes_bytes: bool = False
 
     @property
     def is_trainable(self) -> bool:
@@ -116,15 +120,23 @@ def read_public_network(
     if not path.is_file():
         raise DataError(f"{source or path}: no such file. Give a file with a network.")
     stored_scale = None
+    metadata: Mapping[str, str] = {}
+    takes_bytes = False
     if path.suffix.lower() == ".onnx":
         name = family = "ONNX"
-        network: nn.Module = OnnxNetwork(path)
+        onnx_network = OnnxNetwork(path)
+        network: nn.Module = onnx_network
+        metadata = onnx_network.metadata
+        takes_bytes = onnx_network.takes_bytes
+        channel_order = channel_order or metadata.get("channel_order")
+        crop = crop or metadata.get("crop")
+        stored_scale = "0..255" if takes_bytes else metadata.get("input_scale")
     else:
         name, family, network = _read_torch(path, source)
         if isinstance(network, RescaledInput):  # trained further by this toolkit
-            stored_scale = {factor: scale for scale, factor in _FACTORS.items()}[network.input_scale.item()]
+            stored_scale = {factor: scale for scale, factor in INPUT_FACTORS.items()}[network.input_scale.item()]
             network = network.backbone
-    own_settings = _settings_of_run(path)
+    own_settings = settings_of_run(path)
     if own_settings is not None:
         family = "this toolkit"
         crop = crop or ("whole" if own_settings.get("train_crop") == "whole" else "128")
@@ -132,15 +144,20 @@ def read_public_network(
         channel_order = _configured_order(path) if family == "CVLface" else _CHANNEL_ORDERS.get(family, "RGB")
     if channel_order == "BGR":
         _reverse_channels(network)
+    embedding_size = _embedding_size(network)
     input_scale = input_scale or stored_scale or _INPUT_SCALES.get(family, "-1..1")
+    if input_scale in INPUT_FACTORS and not takes_bytes:
+        network = RescaledInput(network, INPUT_FACTORS[input_scale])
     return PublicNetwork(
         name=name,
         family=family,
-        embedding_size=_embedding_size(network),
-        network=RescaledInput(network, _FACTORS[input_scale]) if input_scale in _FACTORS else network,
+        embedding_size=embedding_size,
+        network=network,
         channel_order=channel_order,
         input_scale=input_scale,
         crop=crop or default_eval_crop(family),
+        metadata=metadata,
+        takes_bytes=takes_bytes,
     )
 
 
@@ -157,7 +174,7 @@ def read_initial_network(init: str, channel_order: str | None, input_scale: str 
     return network
 
 
-def _settings_of_run(path: Path) -> dict[str, Any] | None:
+def settings_of_run(path: Path) -> dict[str, Any] | None:
     """Return the settings of the run that a file of this toolkit is from: {} if they are lost, None for other files."""
     with suppress(DataError):
         settings = load(sibling_file(path, "Optimizer"), mmap=True, check=False).get("settings")
@@ -268,7 +285,7 @@ def _unknown_classes(path: Path) -> list[str]:
 def _to_our_keys(state: Mapping[str, Tensor]) -> tuple[str | None, dict[str, Tensor]]:
     """Return the family of a state dict, if its keys tell, and the state dict of our backbone with these weights."""
     if "input_scale" in state:
-        if state["input_scale"].tolist() not in _FACTORS.values():
+        if state["input_scale"].tolist() not in INPUT_FACTORS.values():
             raise ValueError("unknown range")
         return None, dict(state)
     for prefix, family in _PREFIXES.items():

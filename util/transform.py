@@ -24,6 +24,11 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
     return images.permute(0, 3, 1, 2).float().sub_(127.5).div_(127.5)
 
 
+def to_pixels(images: torch.Tensor) -> torch.Tensor:
+    """Undo normalize(): (N, 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8."""
+    return (images * 127.5 + 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
 def train_crop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Resize a square image to 128x128, cut a random 112x112 window and flip it with probability 0.5."""
     down, right, flip = rng.random(3).tolist()  # one call: each costs as much as cutting the window

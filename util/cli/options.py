@@ -7,6 +7,7 @@ others.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from util.cli.parser import PATHS, Explicit, Settings, choice, flag, folder, option
@@ -14,10 +15,12 @@ from util.cli.types import (
     EVAL_BATCH_DEFAULTS,
     FROM_0_TO_1,
     PRECISIONS,
+    SELECT,
     SET_NAMES,
     Interval,
     integer,
     pair_set_paths,
+    to_file,
     to_gpus,
     to_interval,
     to_pair_sets,
@@ -117,17 +120,55 @@ class NetworkSettings(Settings):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReportSettings(NetworkSettings):
-    """The settings of programs that report an evaluation."""
-
-    eval_crop: str | None = choice(
+def eval_crop() -> Any:
+    """Return the field of --eval_crop."""
+    return choice(
         CROPS,
         default=None,
         group="Model",
         help="what networks see: 128: the center of the face resized to 128 pixels; whole: the complete face",
         default_help="as they were trained",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedNetworkSettings(NetworkSettings):
+    """The settings of programs that use one trained network."""
+
+    network: str = option(
+        PATHS,
+        default="",
+        type=to_path,
+        metavar="FILE",
+        help="network: a Backbone file, the folder of a run, a network of another project, or .onnx",
+        required=True,
+    )
+    eval_crop: str | None = eval_crop()
+    gpu_num: tuple[int, ...] = gpus()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotographSettings(TrainedNetworkSettings):
+    """The settings of programs that find faces in photographs and compare them."""
+
+    calibration: Path | None = option(
+        PATHS,
+        type=to_file,
+        metavar="FILE",
+        help="how alike the network finds strangers, from applications.calibrate",
+        default_help="the one in an exported network, if any",
+    )
+    select: str = choice(
+        SELECT, default="largest", group="Data", help="which of several faces: largest, central or best"
+    )
+    aligned: bool = flag("Data", help="the images are aligned faces already: do not search for a face")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings(NetworkSettings):
+    """The settings of programs that report an evaluation."""
+
+    eval_crop: str | None = eval_crop()
     LR_oneside: bool = flag("Resolution", help="low resolution in the first image of each pair only")
     batch_size: int | None = eval_batch_size()
     json: str | None = option(
