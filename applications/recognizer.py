@@ -71,7 +71,7 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """A face of a photograph, and the known person who is nearest. `name` is None if the person is unknown."""
+    """A face of a photograph, and the known person who is nearest. An unknown person has no `name`."""
 
     name: str | None
     nearest: str

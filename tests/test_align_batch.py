@@ -355,7 +355,7 @@ def test_align_continues_after_signals_at_any_moment(tmp_path, make_drawn):
         assert process.returncode in (-signals[0], 128 + signals[0])  # a shell shows both as 128 + the signal
         assert "Traceback" not in errors
         if signals != [signal.SIGKILL]:
-            assert errors.endswith("\nInterrupted. The same command goes on from here.\n")
+            assert errors.endswith("\nInterrupted. The same command continues from here.\n")
         wait_until(lambda session=process.pid: not left_of(session))
         assert not list(dest.rglob(".*"))  # no face that is written in part
         before = done

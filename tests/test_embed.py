@@ -86,7 +86,7 @@ def test_interrupted_run_continues(embed_folder, people_folder, tmp_path, monkey
     monkeypatch.setattr(EmbeddingTable, "write", stop_at_the_third)
     with pytest.raises(Interrupted) as stop:
         embed_folder()
-    assert "The same command goes on from here." in stop.value.message
+    assert "The same command continues from here." in stop.value.message
     assert not (tmp_path / "e.npz").exists() and len(list((tmp_path / "e.npz.parts").glob("*.npz"))) == 2
     monkeypatch.setattr(EmbeddingTable, "write", write)
     shutil.copy(people_folder / "Cid/Cid_0000.jpg", people_folder / "Cid/new.jpg")

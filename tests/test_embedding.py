@@ -46,7 +46,7 @@ def test_embed_images_equals_one_image_at_a_time(people_folder, batch_size):
         np.testing.assert_allclose(found.embeddings[index], expected, atol=1e-6)
 
 
-def test_embed_files_gives_norms_of_the_mean_with_the_mirror_image(people_folder):
+def test_embed_files_gives_norms_of_the_mean_with_the_flip(people_folder):
     paths = sorted(people_folder.rglob("*.jpg"))
     found = embed_files(network_of(Pixels(), crop="whole"), paths, CPU)
     for path, norm in zip(paths, found.norms, strict=True):

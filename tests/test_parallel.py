@@ -200,7 +200,7 @@ def test_signal_ends_all_and_the_same_command_goes_on(start, tmp_path, method, m
     # A shell shows both as 128 + the signal; the second one is a signal that comes while Python itself ends.
     assert process.returncode == 128 + signals[0] or (len(signals) > 1 and process.returncode == -signals[0])
     blank = "\n" if signals[0] == signal.SIGINT else ""  # after the ^C of a terminal
-    assert errors == f"{blank}Interrupted. The same command goes on from here.\n"
+    assert errors == f"{blank}Interrupted. The same command continues from here.\n"
     wait_for_empty_session(process.pid)
     out = tmp_path / "out"
     done = {path.name for path in out.iterdir()}

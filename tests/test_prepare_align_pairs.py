@@ -197,7 +197,7 @@ def test_lfw_continues_a_stopped_run(write_lfw, tmp_path, detector, monkeypatch)
     monkeypatch.setattr(batch, "_FILES_AT_ONCE", 4)
     with pytest.raises(Interrupted) as caught:
         run_lfw(source, tmp_path / "data")
-    assert caught.value.message == "Interrupted. The same command goes on from here."
+    assert caught.value.message == "Interrupted. The same command continues from here."
     monkeypatch.setattr(batch, "write_image", write)
     detector.seen = 0
     out = run_lfw(source, tmp_path / "data")

@@ -18,7 +18,7 @@ from util.data.loader import open_training_images
 from util.errors import DataError, RunError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
-RESUME = "Interrupted. The same command goes on from here.\n"
+RESUME = "Interrupted. The same command continues from here.\n"
 
 
 def image(level: int, suffix: str = ".jpg") -> bytes:

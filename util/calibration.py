@@ -46,7 +46,7 @@ class Calibration:
         return 1 / self.pairs
 
     def far(self, cosine: float) -> float:
-        """Return the fraction of pairs of different people with at least this cosine; 0 if there is none."""
+        """Return the fraction of pairs of different people with at least this cosine, or 0."""
         position = int(np.searchsorted(self.cosines, cosine, side="right")) - 1
         return 1.0 if position < 0 else self.counts[position] / self.pairs
 
@@ -125,13 +125,13 @@ def calibrate(
 
 
 def read_calibration(path: Path) -> Calibration:
-    """Read a file of applications.calibrate. Raise DataError if it is none."""
+    """Read a file of applications.calibrate. Raise DataError for any other file."""
     content = read_bytes(path, f"Make one with {_COMMAND}.", _MAX_BYTES)
     return from_json(content.decode("utf-8", "replace"), path)
 
 
 def from_json(text: str, place: Path) -> Calibration:
-    """Return the calibration in the text of the file `place`. Raise DataError if there is none."""
+    """Return the calibration in the text of the file `place`. Raise DataError for any other text."""
     try:
         content = json.loads(text)
         cosines, counts = (np.array(content[name], float) for name in ("cosines", "counts"))

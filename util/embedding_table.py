@@ -47,7 +47,7 @@ class EmbeddingTable:
 
 
 def read_table(path: Path) -> EmbeddingTable:
-    """Read a file of embeddings. Nothing in it is executed. Raise DataError if it is none."""
+    """Read a file of embeddings. Nothing in it is executed. Raise DataError for any other file."""
     try:
         if path.suffix == ".npz":
             with np.load(path) as arrays:

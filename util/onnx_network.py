@@ -68,7 +68,7 @@ class OnnxNetwork(nn.Module):
         for key, known in _KNOWN.items():
             if self.metadata.get(key, known[0]) not in known:
                 raise DataError(
-                    f"{path}: its metadata has {key} {self.metadata[key][:40]!r}, which is none of {', '.join(known)}. "
+                    f"{path}: its metadata has {key} {self.metadata[key][:40]!r}, and not {' or '.join(known)}. "
                     "Export the network again."
                 )
         self.takes_bytes = inputs[0].type == "tensor(uint8)"

@@ -92,7 +92,7 @@ def resumable(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
             main(arguments)
         except KeyboardInterrupt as stop:
             number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
-            raise Interrupted(number, "Interrupted. The same command goes on from here.") from None
+            raise Interrupted(number, "Interrupted. The same command continues from here.") from None
 
     return run
 

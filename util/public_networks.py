@@ -369,7 +369,7 @@ _MOBILE_LAYERS = {
 
 
 def _convert_mobilefacenet(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the layers of InsightFace_Pytorch's MobileFaceNet to those of MobileFaceNet_scale1."""
+    """Rename the layers of InsightFace_Pytorch's MobileFaceNet to the layers of MobileFaceNet_scale1."""
     converted = {}
     for key, value in state.items():
         stage, _, rest = key.partition(".")
@@ -379,7 +379,7 @@ def _convert_mobilefacenet(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _configured_order(path: Path) -> str:
-    """Return the channel order in the configuration beside a file of CVLface; RGB, its default, without one."""
+    """Return the channel order in the configuration next to a file of CVLface, or RGB, its default."""
     for file in (path.with_name("config.json"), path.with_name("model.yaml")):
         if file.is_file():
             with file.open(errors="replace") as stream:

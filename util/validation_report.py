@@ -192,7 +192,7 @@ def _quality_parts(views: Mapping[str, Mapping[str, VerificationResult]]) -> lis
     about = (
         "The norm of an embedding before it is normalized is small where the network sees little of a face. The "
         "quality of a pair is the smaller of its two norms. If the error falls while the pairs of the lowest quality "
-        "are rejected, the norm can tell which images to refuse. Decisions are those of the accuracy."
+        "are rejected, the norm can tell which images to refuse. The decisions are the same as for the accuracy."
     )
     charts, rows = [], []
     for view, results in views.items():
@@ -245,10 +245,10 @@ def _comparison_sections(
     results = {name: evaluated.results for name, evaluated in networks.items()}
     header, *rows = comparison_rows(compare_networks(results))
     about = (
-        "Difference: the accuracy of the network minus that of the baseline, each at its own thresholds, with a paired "
-        f"bootstrap interval ({RESAMPLES:,} resamples of the pairs). Only right: pairs that the network alone, and the "
-        "baseline alone, decides right. p: McNemar's exact test of these two numbers. A small p means that the "
-        "difference is hardly chance; it is not corrected for the number of rows."
+        "Difference: the accuracy of the network minus the accuracy of the baseline, each at its own thresholds, with "
+        f"a paired bootstrap interval ({RESAMPLES:,} resamples of the pairs). Only right: pairs that the network "
+        "alone, and the baseline alone, decides right. p: McNemar's exact test of these two numbers. A small p means "
+        "that the difference is hardly chance; it is not corrected for the number of rows."
     )
     sections = [Section("Comparison", [paragraph(about), table(header, rows)])]
     flat = {name: flatten_results(found) for name, found in results.items()}

@@ -88,7 +88,7 @@ class VisionTransformer(nn.Module):
 
 
 class _Block(Block):
-    """Attention and a perceptron, each after a layer norm and beside a shortcut."""
+    """Attention and a perceptron, each after a layer norm and with a shortcut around it."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: int, drop_path: float):
         super().__init__()

@@ -381,7 +381,7 @@ def _load_checkpoint(file: Path, kinds: tuple[str, ...], mmap: bool) -> Resumabl
 def find_run_to_continue(
     checkpoint_dir: str | Path, settings: Mapping[str, Any], network: str = "Backbone"
 ) -> Path | None:
-    """Return the newest run with these settings that has a checkpoint and epochs left, None if there is none.
+    """Return the newest run with these settings that has a checkpoint and epochs left, or None.
 
     Args:
         checkpoint_dir: the folder with the runs.

@@ -57,7 +57,7 @@ class TrainingImages(Protocol):
 
 
 def find_train_data(data_dir: str | Path, train_data: str | None) -> Path:
-    """Find the training set, a folder of people or a .rec file. Raise DataError if there is none.
+    """Find the training set, a folder of people or a .rec file. Raise DataError without one.
 
     `train_data` is under data_dir, or a path. None: the first of TRAIN_FOLDERS that exists, else the first of
     INSIGHTFACE_FOLDERS that holds images, else data_dir itself if it has a train.rec.

@@ -159,7 +159,7 @@ def interleaved_order(issame: np.ndarray, folds: int = FOLDS) -> np.ndarray:
         np.bincount(np.arange(count) % folds, minlength=folds) for count in (len(issame), len(positive))
     )
     # The pairs of fold k get places that are spread evenly from k to k + 1: the positive ones, and the negative ones.
-    # The numbers of negative pairs differ by one at most, as those of all pairs and of positive pairs do.
+    # The numbers of negative pairs differ by one at most, because the numbers of all pairs and of positive pairs do.
     places = [
         fold + (np.arange(size) + 0.5) / size
         for sizes in (positive_sizes, fold_sizes - positive_sizes)

@@ -69,7 +69,7 @@ class CarrayPairs(PairSet):
         return cv2.merge(list(rounded.reshape(_SHAPE)[::-1]))  # planes in the order R, G, B
 
     def _read(self, index: int) -> np.ndarray:
-        """Return an image as it is stored: (3, 112, 112) float32 BGR."""
+        """Return an image in its stored form: (3, 112, 112) float32 BGR."""
         chunk, position = divmod(index, self._images_per_chunk)
         return self._read_chunk(chunk)[position]
 

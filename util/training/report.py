@@ -219,7 +219,7 @@ def format_interval(ends: tuple[float, float], spec: str = ".4f") -> str:
 
 
 def sets_to_dict(sets: SetResults, groups: Groups | None = None) -> dict[str, Any]:
-    """Return the results of one view, and their average accuracy, for JSON. `groups` are those of find_groups()."""
+    """Return the results of one view, and their average accuracy, for JSON. `groups` come from find_groups()."""
     content = {}
     for name, result in sets.items():
         points = {
