@@ -94,7 +94,7 @@ def lose_connection() -> None:
 
 def test_session_reports_a_lost_rank_after_sigterm(session_exit_code, capsys) -> None:
     assert session_exit_code(TORCHRUN, terminate) == 143
-    assert capsys.readouterr().err == f"[rank 5] error: {LOST}\n"
+    assert capsys.readouterr().err == f"[rank 5] error: torchrun was stopped, or {LOST}\n"
 
 
 def test_session_reports_a_lost_rank_after_an_error_of_gloo(session_exit_code, capsys) -> None:
