@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from applications.resolution_curve.measure import BICUBIC, Curve
+from util.face import FACE_SIZE
 from util.plot import COLORS, DASHES, INK, style_axes
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ PANELS_IN_A_ROW = 2
 def curve_figure(curves: Sequence[Curve], sets: Sequence[str]) -> Figure:
     """Return a figure with a panel for each verification set.
 
-    A color stands for a network; lines are solid for bicubic and dashed for super resolution. The bars are one standard
-    error of a proportion a of P pairs, sqrt(a (1 - a) / P).
+    A color stands for a network; lines are solid for bicubic and dashed for super resolution, which begins below the
+    full face. The bars are one standard error of a proportion a of P pairs, sqrt(a (1 - a) / P).
     """
     from matplotlib.container import ErrorbarContainer
     from matplotlib.figure import Figure
@@ -33,7 +34,8 @@ def curve_figure(curves: Sequence[Curve], sets: Sequence[str]) -> Figure:
     for name, axes in zip(sets, panels, strict=False):
         for shift, curve in enumerate(curves):
             is_bicubic = curve.method == BICUBIC
-            results = {size: sets[name] for size, sets in curve.results.items()}
+            # Super resolution enlarges no full face, and a line to it would pass over sizes without a network.
+            results = {size: sets[name] for size, sets in curve.results.items() if is_bicubic or size != FACE_SIZE}
             accuracies = [100 * result.accuracy for result in results.values()]
             errors = [100 * math.sqrt(r.accuracy * (1 - r.accuracy) / r.pairs) for r in results.values()]
             axes.errorbar(
