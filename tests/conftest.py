@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+import tests.default_signals  # noqa: F401
 from util.errors import STOP_SIGNALS, run_script
 from util.pairs.bcolz import write_carray
 

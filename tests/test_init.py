@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -304,6 +305,8 @@ def test_an_onnx_network_is_not_trained(monkeypatch, tmp_path, end_of):
 
 class OnnxStandIn(nn.Module):
     embedding_size = 4
+    metadata: ClassVar[dict[str, str]] = {}
+    takes_bytes = False
 
     def __init__(self, path: Path):
         super().__init__()
