@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from applications.prepare import clean_find
 from applications.prepare.clean import main
 from applications.prepare.clean_find import Thresholds, TrainingSet, are_copies
 from applications.prepare.clean_list import (
@@ -24,6 +23,7 @@ from applications.prepare.clean_list import (
     write_list,
 )
 from applications.prepare.clean_report import FingerprintedImages, open_verification
+from util import identification
 from util.data.image_folder import ImageFolder
 from util.embedding import EmbeddedImages
 from util.errors import DataError
@@ -45,7 +45,7 @@ def labels() -> np.ndarray:
 
 
 def test_training_set_equals_loops(labels, monkeypatch):
-    monkeypatch.setattr(clean_find, "_BLOCK_SCORES", 1000)
+    monkeypatch.setattr(identification, "_BLOCK_SCORES", 1000)
     rng = np.random.default_rng(1)
     shuffled = rng.permutation(labels)[:400]
     _, shuffled = np.unique(shuffled, return_inverse=True)

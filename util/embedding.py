@@ -1,9 +1,7 @@
 """Embed many images: a training set, or a list of files."""
 
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,10 +14,11 @@ from util.console import logger
 from util.data.decode import MAX_IMAGE_BYTES, decode_face
 from util.device import default_eval_batch_size, prepare_module
 from util.errors import DataError
-from util.evaluate import with_flip
+from util.evaluate import default_readers, with_flip
 from util.face import FACE_SIZE
 from util.files import format_names, read_bytes
 from util.image_tree import printable
+from util.parallel import read_ahead
 from util.progress import progress
 from util.public_networks import PublicNetwork
 from util.transform import EVAL_CROPS
@@ -127,24 +126,15 @@ def embed_images(
                 unreadable[index] = str(error)
         return indices, crops
 
-    readers = 1 if devices[0].type == "cpu" else 4  # on a CPU the network needs the cores itself
     sums = np.empty((len(images), network.embedding_size), np.float32)
     kept: list[int] = []
-    ahead: deque[Future] = deque()
     starts = range(0, len(images), batch_size)
-    with ThreadPoolExecutor(readers) as pool:
-        try:
-            following = iter(starts)
-            for _ in progress(starts, "embedding", "batches"):
-                while len(ahead) <= readers and (start := next(following, None)) is not None:
-                    ahead.append(pool.submit(read, start))
-                indices, crops = ahead.popleft().result()
-                if indices:
-                    straight, mirrored = with_flip(torch.from_numpy(np.stack(crops)).to(devices[0]))
-                    sums[len(kept) : len(kept) + len(indices)] = (module(straight) + module(mirrored)).cpu().numpy()
-                    kept += indices
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # after an error or a signal
+    with closing(read_ahead(read, starts, default_readers(devices[0]))) as batches:
+        for (indices, crops), _ in zip(batches, progress(starts, "embedding", "batches"), strict=True):
+            if indices:
+                straight, mirrored = with_flip(torch.from_numpy(np.stack(crops)).to(devices[0]))
+                sums[len(kept) : len(kept) + len(indices)] = (module(straight) + module(mirrored)).cpu().numpy()
+                kept += indices
     if unreadable:
         unreadable = dict(sorted(unreadable.items()))
         reasons = [printable(reason) for reason in unreadable.values()]

@@ -2,9 +2,7 @@
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -17,6 +15,7 @@ from torch.nn import functional as F
 from util.errors import DataError, UsageError
 from util.face import FACE_SIZE
 from util.pairs import PairSet, PairSubset
+from util.parallel import read_ahead
 from util.super_resolution import enlarge
 from util.transform import EVAL_CROPS, degrade, normalize, shrink
 from util.verification import VerificationResult, verify
@@ -26,7 +25,6 @@ View = Callable[[np.ndarray], torch.Tensor]
 # The embeddings of a set, (2P, D) float32, and their norms before they were normalized, (2P,) float32.
 Embeddings = tuple[np.ndarray, np.ndarray]
 LOW_RES_VIEWS = ("LR", "SR")
-_READERS = 4  # threads that read for a GPU; on a CPU the network needs the cores itself
 
 
 def build_views(
@@ -96,6 +94,11 @@ def _embed(backbone: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, tor
     return F.normalize(summed), summed.norm(dim=1) / 2
 
 
+def default_readers(device: torch.device | str) -> int:
+    """Return the number of threads that read images ahead. On a CPU the network needs the cores itself."""
+    return 1 if torch.device(device).type == "cpu" else 4
+
+
 def with_flip(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalize images and mirror images: (n, H, W, 3) uint8 -> twice (n, 3, H, W) in [-1, 1].
 
@@ -141,7 +144,7 @@ def evaluate(
         views = build_views(views, scales, super_resolution, device)
     if first_image_only and "HR" not in views:
         raise UsageError("one side in low resolution: the other side is shown in the view HR. Add this view.")
-    readers = 1 if torch.device(device).type == "cpu" else _READERS
+    readers = default_readers(device)
     embed_set = partial(
         _embed_set, backbone, views=views, first_image_only=first_image_only, readers=readers, crop=crop
     )
@@ -250,17 +253,10 @@ def _embed_set(
 
 
 def _read_ahead(pairs: PairSet, batch_size: int, readers: int, crop: str = "128") -> Iterator[np.ndarray]:
-    """Yield evaluation crops batch by batch; `readers` threads read the next batches meanwhile."""
+    """Return an iterator over evaluation crops, batch by batch; `readers` threads read the next batches meanwhile."""
 
     def read(start: int) -> np.ndarray:
         return EVAL_CROPS[crop](pairs.images(start, min(start + batch_size, total)))
 
     total = 2 * len(pairs)
-    ahead: deque[Future[np.ndarray]] = deque()
-    with ThreadPoolExecutor(readers) as pool:
-        for start in range(0, total, batch_size):
-            ahead.append(pool.submit(read, start))
-            if len(ahead) > readers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+    return read_ahead(read, range(0, total, batch_size), readers)

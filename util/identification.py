@@ -6,6 +6,7 @@ the threshold. TPIR, the true positive identification rate, is the fraction of t
 found first and scores above it. All scores are cosines.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,10 +98,8 @@ def search(probes: np.ndarray, probe_ids: np.ndarray, gallery: np.ndarray, galle
     precisions = np.full(count, np.nan)
     others = np.empty(count, np.int64)
     other_scores = np.empty(count, np.float32)
-    rows = max(1, _BLOCK_SCORES // len(gallery))
-    for start in range(0, count, rows):
-        scores = probes[start : start + rows] @ columns
-        for probe, row in enumerate(scores, start):
+    for block in score_blocks(count, len(gallery)):
+        for probe, row in enumerate(probes[block] @ columns, block.start):
             own = row[first[probe] : last[probe]].copy()
             row[first[probe] : last[probe]] = -np.inf
             other = int(row.argmax())
@@ -149,8 +148,13 @@ def aggregate_templates(
 def pair_scores(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return the cosines (P,) float32 of pairs of rows of L2-normalized embeddings (N, D), in blocks."""
     scores = np.empty(len(first), np.float32)
-    rows = max(1, _BLOCK_SCORES // (4 * embeddings.shape[1]))
-    for start in range(0, len(first), rows):
-        block = slice(start, start + rows)
+    for block in score_blocks(len(first), 4 * embeddings.shape[1]):
         scores[block] = np.einsum("nd,nd->n", embeddings[first[block]], embeddings[second[block]])
     return scores
+
+
+def score_blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Yield slices of rows whose scores with all columns fit into 64 MB."""
+    step = max(1, _BLOCK_SCORES // columns)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))

@@ -1,4 +1,4 @@
-"""Parallel map over processes, with the results in the order of the items, and `resumable` for programs that use it."""
+"""Parallel map over processes, threads that read ahead, and `resumable` for programs that can continue."""
 
 import functools
 import multiprocessing
@@ -8,7 +8,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import islice
 from multiprocessing import resource_tracker
@@ -29,6 +31,24 @@ _NAME_BYTES = 1024
 
 _number = 0  # of this worker process
 _name: Any = None  # in a worker process: shared bytes with the name of what it works on
+
+
+def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], readers: int) -> Generator[Result]:
+    """Yield read(item) for each item, in their order. `readers` threads read the next ones meanwhile.
+
+    Close the iterator if it is not used to its end: no more items are then read.
+    """
+    ahead: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(readers) as pool:
+        try:
+            for item in items:
+                ahead.append(pool.submit(read, item))
+                if len(ahead) > readers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager

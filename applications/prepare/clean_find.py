@@ -15,9 +15,9 @@ import numpy as np
 
 from applications.prepare.clean_list import DUPLICATE, MISLABELED, OUTLIER, TWO_NAMES, VERIFICATION
 from util.errors import DataError
+from util.identification import score_blocks
 from util.progress import progress
 
-_BLOCK_SCORES = 2**24  # scores computed at once: 64 MB
 _SAMPLED_IMAGES = 2_000  # whose cosines with all other people make the thresholds
 _ROBUST_FARS, _FINAL_FARS = (1e-1, 1e-2), (1e-2, 1e-3)  # measured, see Thresholds
 _MANY_PEOPLE = 100  # with fewer, a wrong label is a large fraction of the comparisons
@@ -127,7 +127,7 @@ class TrainingSet:
     def _most_similar_others(self) -> tuple[np.ndarray, np.ndarray]:
         best = np.empty(len(self.labels), np.int64)
         scores = np.empty(len(self.labels), np.float32)
-        blocks = list(_blocks(len(self.labels), len(self.centers)))
+        blocks = list(score_blocks(len(self.labels), len(self.centers)))
         for block in progress(blocks, "comparing with other people", "blocks"):
             cosines = self.embeddings[block] @ self.centers.T
             cosines[np.arange(len(cosines)), self.labels[block]] = -np.inf
@@ -195,7 +195,7 @@ class TrainingSet:
         count = len(self.centers)
         threshold = self._threshold(far, count * (count - 1) // 2)
         findings = []
-        for block in _blocks(count, count):
+        for block in score_blocks(count, count):
             cosines = self.centers[block] @ self.centers.T
             first, second = np.nonzero(cosines >= threshold)
             for a, b in zip((first + block.start).tolist(), second.tolist(), strict=True):
@@ -251,7 +251,7 @@ class TrainingSet:
         for label, members in enumerate(self.groups):
             similar = by_other[bounds[label] : bounds[label + 1]]
             rows = np.concatenate([members, similar])
-            for block in _blocks(len(rows), len(members)):
+            for block in score_blocks(len(rows), len(members)):
                 cosines = self.embeddings[rows[block]] @ self.embeddings[members].T
                 for row, column in np.argwhere(cosines >= _CANDIDATE_COSINE).tolist():
                     position = row + block.start
@@ -274,7 +274,7 @@ class TrainingSet:
         threshold = self._threshold(far, len(templates) * len(self.centers))
         best = np.full(len(self.centers), -1, np.int64)
         scores = np.full(len(self.centers), -np.inf, np.float32)
-        for block in _blocks(len(templates), len(self.centers)):
+        for block in score_blocks(len(templates), len(self.centers)):
             cosines = templates[block] @ self.centers.T
             highest = cosines.max(axis=0)
             is_higher = highest > scores
@@ -300,10 +300,3 @@ def are_copies(first: np.ndarray, second: np.ndarray) -> bool:
     if scale == 0:
         return bool((first == second).all())
     return bool(max((one * two).sum(), (one * two[:, ::-1]).sum()) >= _COPY_CORRELATION * scale)
-
-
-def _blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Yield slices of rows whose scores with all columns fit into _BLOCK_SCORES."""
-    step = max(1, _BLOCK_SCORES // columns)
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
