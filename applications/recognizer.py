@@ -14,6 +14,7 @@ An image is the path of a photograph, or (H, W, 3) RGB uint8.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -24,9 +25,11 @@ from applications.align.warp import align
 from model.backbone.fold import fold_batch_norm
 from util.calibration import find_calibration
 from util.checkpoint.run_dir import find_backbone
+from util.cli.options import PhotographSettings
+from util.cli.types import EMBEDDING_SUFFIXES
 from util.console import logger
 from util.device import default_eval_batch_size, prepare_module, select_devices
-from util.embedding_table import SUFFIXES, read_table
+from util.embedding_table import read_table
 from util.errors import DataError, UsageError
 from util.evaluate import embed
 from util.face import ARCFACE_TEMPLATE, FACE_SIZE
@@ -126,6 +129,20 @@ class Recognizer:
         self._module = prepare_module(fold_batch_norm(self.network.network), self._devices)
         self._detector = Detector(self._devices[0])
 
+    @classmethod
+    def from_settings(cls, settings: PhotographSettings) -> Self:
+        """Return the recognizer that a command line asks for. Raise as the constructor does."""
+        return cls(
+            settings.network,
+            gpu_num=settings.gpu_num,
+            calibration=settings.calibration,
+            select=settings.select,
+            aligned=settings.aligned,
+            channel_order=settings.channel_order,
+            input_scale=settings.input_scale,
+            crop=settings.eval_crop,
+        )
+
     def find(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
         """Return the faces of each image, the most probable first. An aligned face is one face with known landmarks."""
         if not self._aligned:
@@ -179,7 +196,7 @@ class Recognizer:
             DataError: no face is left, or the file was made with another network.
         """
         people = Path(people)
-        if people.suffix in SUFFIXES and people.is_file():
+        if people.suffix in EMBEDDING_SUFFIXES and people.is_file():
             table = read_table(people)
             if table.metadata.get("sha256") not in (self.sha256, self.network.metadata.get("source_sha256")):
                 raise DataError(

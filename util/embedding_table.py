@@ -16,8 +16,6 @@ import numpy as np
 from util.errors import DataError
 from util.files import atomic_write
 
-SUFFIXES = (".npz", ".parquet")
-
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingTable:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from util.cli.options import GROUPS, TrainedNetworkSettings, eval_batch_size
 from util.cli.parser import PATHS, option, parse
-from util.cli.types import integer, to_file
+from util.cli.types import EMBEDDING_SUFFIXES, integer, to_file
 from util.errors import DataError, run_script
 from util.files import require_writable_file
 
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
     from util.data.loader import open_training_images
     from util.device import select_devices
     from util.embedding import embed_images, warn_unless_aligned
-    from util.embedding_table import SUFFIXES, read_table
+    from util.embedding_table import read_table
     from util.files import sha256
     from util.image_tree import printable
     from util.public_networks import read_public_network
@@ -67,9 +67,10 @@ def main(arguments: list[str]) -> None:
     file = find_backbone(flags.network, flag="--network")
     network = read_public_network(file, flags.channel_order, flags.input_scale, crop=flags.eval_crop)
     print(f"{file}: {network.describe()}", flush=True)
-    if flags.data.suffix in SUFFIXES:
+    made_with = sha256(file)
+    if flags.data.suffix in EMBEDDING_SUFFIXES:
         table = read_table(flags.data)
-        if table.metadata.get("sha256") != sha256(file):
+        if table.metadata.get("sha256") != made_with:
             raise DataError(f"--data={flags.data}: was made with another network. Run applications.embed with {file}.")
         chosen = evenly(len(table.names), flags.max_images)
         embeddings = table.embeddings[chosen]
@@ -85,7 +86,7 @@ def main(arguments: list[str]) -> None:
         identities = images.labels[used]
         places = [printable(images.where(int(index))) for index in used]
     source = f"{len(places)} images of {len(np.unique(identities))} people in {printable(flags.data.name)}"
-    calibration, closest = calibrate(embeddings, identities, source, sha256(file))
+    calibration, closest = calibrate(embeddings, identities, source, made_with)
     calibration.write(flags.out)
 
     print(f"{source}: {calibration.pairs:,} pairs of different people")

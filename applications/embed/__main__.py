@@ -14,12 +14,11 @@ from pathlib import Path
 
 from util.cli.options import GROUPS, TrainedNetworkSettings, eval_batch_size
 from util.cli.parser import PATHS, option, parse
-from util.cli.types import to_file
+from util.cli.types import EMBEDDING_SUFFIXES, to_file
 from util.errors import DataError, UsageError, run_script
 from util.files import Provenance, require_writable_dir
 from util.parallel import resumable
 
-SUFFIXES = (".npz", ".parquet")
 IMAGES_IN_A_PART = 4096
 
 
@@ -37,8 +36,8 @@ class Flags(TrainedNetworkSettings):
 @resumable
 def main(arguments: list[str]) -> None:
     flags = parse(Flags, "-m applications.embed", arguments, groups=GROUPS, description=__doc__)
-    if flags.out.suffix not in SUFFIXES:
-        raise UsageError(f"--out={flags.out}: must end in {' or '.join(SUFFIXES)}. Rename it.")
+    if flags.out.suffix not in EMBEDDING_SUFFIXES:
+        raise UsageError(f"--out={flags.out}: must end in {' or '.join(EMBEDDING_SUFFIXES)}. Rename it.")
     if not flags.data.is_dir():
         raise UsageError(f"--data={flags.data}: no such folder. Name a folder of aligned faces.")
     require_writable_dir("--out", flags.out.absolute().parent)

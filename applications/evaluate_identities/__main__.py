@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from util.cli.options import GROUPS, NetworkSettings, eval_batch_size, gpus
-from util.cli.parser import PATHS, choice, option, parse
-from util.cli.types import PRECISIONS, integer, number, to_file
+from util.cli.options import GROUPS, TrainedNetworkSettings, eval_batch_size, precision
+from util.cli.parser import PATHS, option, parse
+from util.cli.types import integer, number, to_file
 from util.console import logger
 from util.errors import run_script
-from util.face import CROPS
 from util.files import require_writable_file
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IdentitySettings(NetworkSettings):
+class IdentitySettings(TrainedNetworkSettings):
     """The settings of applications.evaluate_identities."""
 
     data: Path = option(
@@ -35,7 +34,6 @@ class IdentitySettings(NetworkSettings):
         help="folder of people with aligned faces or .rec file, or the folder of TinyFace, IJB-B or IJB-C",
         required=True,
     )
-    network: Path = option(PATHS, type=to_file, help="run, Backbone file, or network of another project", required=True)
     images: Path | None = option(
         PATHS,
         type=to_file,
@@ -56,11 +54,7 @@ class IdentitySettings(NetworkSettings):
         help="folder: fraction of the people who are not in the gallery",
     )
     seed: int = option("Data", default=1, type=integer(0), help="folder: seed of the random choices")
-    eval_crop: str | None = choice(
-        CROPS, default=None, group="Model", help="what the network sees of a face", default_help="as it was trained"
-    )
-    gpu_num: tuple[int, ...] = gpus()
-    precision: str = choice(PRECISIONS, default="auto", group="Machine", help="what the network computes in")
+    precision: str = precision()
     batch_size: int | None = eval_batch_size()
     json: Path | None = option("Output", type=to_file, metavar="FILE", help="write the figures as JSON")
     report: Path | None = option(
@@ -79,7 +73,7 @@ def main(arguments: list[str]) -> None:
     evaluation = evaluate(settings)
     logger.info(evaluation.text())
     if settings.json:
-        write_json(settings.json, {"data": str(settings.data), "network": str(settings.network), **evaluation.figures})
+        write_json(settings.json, {"data": str(settings.data), "network": settings.network, **evaluation.figures})
         logger.info(f"figures: {settings.json}")
     if settings.report:
         write_page(settings.report, evaluation.page())

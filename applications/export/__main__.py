@@ -107,8 +107,17 @@ def main(arguments: list[str]) -> None:
     if flags.int8 and len(faces) < needed:
         raise DataError(f"--data={flags.data}: has {len(faces)} images, and --int8 needs {needed}. Name a larger set.")
     crops = EVAL_CROPS[network.crop](faces)
-    calibration = find_calibration(flags.calibration, file, {} if flags.int8 else network.metadata, sha256(file))
-    metadata = describe(network, file, calibration, preprocessing=flags.preprocessing, flip=flags.flip, int8=flags.int8)
+    made_from = sha256(file)
+    calibration = find_calibration(flags.calibration, file, {} if flags.int8 else network.metadata, made_from)
+    metadata = describe(
+        network,
+        file,
+        calibration,
+        made_from=made_from,
+        preprocessing=flags.preprocessing,
+        flip=flags.flip,
+        int8=flags.int8,
+    )
 
     # Write the program, and compare it.
     module = Deployed(network.network, network.crop, preprocessing=flags.preprocessing, flip=flags.flip)

@@ -8,9 +8,9 @@ import torch
 
 from util.calibration import Calibration
 from util.face import FACE_SIZE
-from util.files import sha256
 from util.image_tree import printable
 from util.public_networks import PublicNetwork, settings_of_run
+from util.training.report import format_far
 
 _RATES = (1e-3, 1e-4)  # whose thresholds are written
 # Of the settings of a run: what a user of the network may want to know. Paths stay here.
@@ -22,6 +22,7 @@ def describe(
     file: Path,
     calibration: Calibration | None,
     *,
+    made_from: str,
     preprocessing: bool,
     flip: bool,
     int8: bool,
@@ -32,6 +33,7 @@ def describe(
         network: the network.
         file: the file it was read from.
         calibration: how alike it finds strangers; adds thresholds (cosines) at fixed false accept rates.
+        made_from: SHA-256 of the file.
         preprocessing: whether the program takes bytes and gives normalized embeddings.
         flip: whether it adds the embedding of the mirror image.
         int8: whether it is quantized. Then its embeddings are others than those of the file.
@@ -57,11 +59,10 @@ def describe(
         "source_file": printable(file.name),
         "torch_version": torch.__version__,
     }
-    own = sha256(file)
     if int8:
-        metadata["quantized_from_sha256"] = own
+        metadata["quantized_from_sha256"] = made_from
     else:
-        metadata["source_sha256"] = network.metadata.get("source_sha256", own)
+        metadata["source_sha256"] = network.metadata.get("source_sha256", made_from)
     settings = settings_of_run(file)
     if settings is not None:
         run: Mapping[str, object] = {name: settings[name] for name in _SETTINGS if name in settings}
@@ -72,7 +73,7 @@ def describe(
         metadata["calibration"] = calibration.to_json()
         for far in _RATES:
             if far >= calibration.lowest_far:
-                metadata[f"threshold_at_far_{far:.0e}".replace("e-0", "e-")] = f"{calibration.threshold(far):.4f}"
+                metadata[f"threshold_at_far_{format_far(far)}"] = f"{calibration.threshold(far):.4f}"
     return metadata
 
 

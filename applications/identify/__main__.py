@@ -72,16 +72,7 @@ def main(arguments: list[str]) -> None:
     from applications.recognizer import CALIBRATE, Recognizer
     from util.image_tree import printable
 
-    recognizer = Recognizer(
-        flags.network,
-        gpu_num=flags.gpu_num,
-        calibration=flags.calibration,
-        select=flags.select,
-        aligned=flags.aligned,
-        channel_order=flags.channel_order,
-        input_scale=flags.input_scale,
-        crop=flags.eval_crop,
-    )
+    recognizer = Recognizer.from_settings(flags)
     if recognizer.calibration is None and flags.threshold is None:
         raise UsageError(
             f"--calibration: missing, and {recognizer.file.name} holds none. {CALIBRATE}, or give --threshold."

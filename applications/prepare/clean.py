@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from applications.prepare.clean_list import DUPLICATE, KINDS, Row, read_list, write_list
-from util.cli.options import NetworkSettings, eval_batch_size, gpus
-from util.cli.parser import choice, option, parse
-from util.cli.types import PRECISIONS, number, to_file
+from util.cli.options import NetworkSettings, eval_batch_size, eval_crop, gpus, precision
+from util.cli.parser import option, parse
+from util.cli.types import number, to_file
 from util.console import logger
 from util.errors import DataError, RunError, UsageError, run_script
-from util.face import CROPS
 from util.files import format_names, path_inside, require_writable_dir, require_writable_file
 
 if TYPE_CHECKING:
@@ -76,11 +75,9 @@ class Flags(NetworkSettings):
         help="false accept rate of a comparison with other people",
         default_help="one expected false accept in each search",
     )
-    eval_crop: str | None = choice(
-        CROPS, default=None, group="Model", help="what the network sees of a face", default_help="as it was trained"
-    )
+    eval_crop: str | None = eval_crop()
     gpu_num: tuple[int, ...] = gpus()
-    precision: str = choice(PRECISIONS, default="auto", group="Machine", help="what the network computes in")
+    precision: str = precision()
     batch_size: int | None = eval_batch_size()
 
 

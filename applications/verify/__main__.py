@@ -67,16 +67,7 @@ def main(arguments: list[str]) -> None:
     from util.image_io import write_image
     from util.image_tree import printable
 
-    recognizer = Recognizer(
-        flags.network,
-        gpu_num=flags.gpu_num,
-        calibration=flags.calibration,
-        select=flags.select,
-        aligned=flags.aligned,
-        channel_order=flags.channel_order,
-        input_scale=flags.input_scale,
-        crop=flags.eval_crop,
-    )
+    recognizer = Recognizer.from_settings(flags)
     compared = recognizer.compare(*flags.images)
     for path, found in zip(flags.images, (compared.first, compared.second), strict=True):
         if found.faces > 1:

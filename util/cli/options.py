@@ -49,6 +49,16 @@ def eval_batch_size() -> Any:
     )
 
 
+def precision() -> Any:
+    """Return the field of --precision."""
+    return choice(
+        PRECISIONS,
+        default="auto",
+        group="Machine",
+        help="what the backbone computes in; auto: bf16 on a GPU that has it, else fp32",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings(Settings):
     """The settings of programs that evaluate on verification sets."""
@@ -77,12 +87,7 @@ class EvaluationSettings(Settings):
         default_help="the folder of the best checkpoints",
     )
     gpu_num: tuple[int, ...] = gpus()
-    precision: str = choice(
-        PRECISIONS,
-        default="auto",
-        group="Machine",
-        help="what the backbone computes in; auto: bf16 on a GPU that has it, else fp32",
-    )
+    precision: str = precision()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -41,6 +41,7 @@ class Interval:
         return self.text
 
 
+EMBEDDING_SUFFIXES = (".npz", ".parquet")  # of files of util.embedding_table
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")  # util.device.resolve_dtype knows what they mean
 SELECT = ("largest", "central", "best")  # which of several faces to align
 EVAL_BATCH_CPU = 64  # images per batch of an evaluation, unless it is given
