@@ -19,7 +19,7 @@ demo: .venv/ready
 	$(BIN)/python validation.py --data_dir data/demo --gpu_num cpu --plot log/demo_roc.png
 
 test: .venv/ready-dev
-	$(MALLOC) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "$(MARK)" $(ARGS)
+	$(MALLOC) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 -m "$(MARK)" $(ARGS)
 
 fuzz: .venv/ready-dev
 	FUZZ_INPUTS=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_fuzz.py -n auto --maxprocesses 4 $(ARGS)

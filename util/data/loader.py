@@ -16,7 +16,7 @@ from util.data.bad_images import BadImage, BadImages
 from util.data.image_folder import ImageFolder
 from util.data.record_dataset import RecordImages
 from util.data.sampler import BalancedSampler, BatchIndices, SampleRng
-from util.data.workers import WatchedLoader, init_worker
+from util.data.workers import WatchedLoader, init_worker, worker_context
 from util.errors import DataError
 from util.face import FACE_SIZE
 
@@ -236,6 +236,7 @@ class TrainLoader:
             persistent_workers=num_workers > 0,
             prefetch_factor=2 if num_workers else None,
             worker_init_fn=init_worker,
+            multiprocessing_context=worker_context() if num_workers else None,
             # The loader's own seed would be drawn from torch's global generator, whose state a resumed run restores.
             generator=torch.Generator().manual_seed(seed),
         )

@@ -1,5 +1,6 @@
 """Worker processes of a DataLoader that leave signals to the main process, and end a run when they die or hang."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -7,7 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import RawValue
 from multiprocessing.util import Finalize
 from pathlib import Path
 from types import TracebackType
@@ -82,7 +85,7 @@ class WatchedLoader:
             signal.signal(signal.SIGCHLD, on_child_exit)
         self._workers = self._batches._workers
         # At exit multiprocessing sends SIGTERM, which the workers ignore, and waits for them. This comes before.
-        Finalize(self, _kill, [self._workers], exitpriority=0)
+        Finalize(self, _kill_and_close, [self._batches], exitpriority=0)
 
     def _wait_for(self, step: Callable[[], Any]) -> Any:
         """Return what torch's iterator returns. Raise RunError if a worker died, or was killed because it hung."""
@@ -153,6 +156,42 @@ def _cpu_seconds(worker: BaseProcess) -> float:
 def _kill(workers: list[BaseProcess]) -> None:
     for worker in workers:
         worker.kill()
+
+
+def _kill_and_close(batches: Any) -> None:
+    """End the workers of torch's iterator at once.
+
+    The argument keeps the iterator until then. The collection of an unused iterator closes descriptors twice, and the
+    second time they can be those of other files.
+    """
+    _kill(batches._workers)
+    batches._shutdown_workers()
+
+
+class _Event:
+    """An event without a lock. A worker that is killed at the wrong moment would hold the lock for ever."""
+
+    def __init__(self) -> None:
+        self._flag = RawValue("b", 0)
+
+    def is_set(self) -> bool:
+        return bool(self._flag.value)
+
+    def set(self) -> None:
+        self._flag.value = 1
+
+
+def worker_context() -> BaseContext:
+    """Return what a DataLoader starts its workers with: the default context, whose events have no lock.
+
+    With the usual event, the main process waits for ever for some of the workers that were killed.
+    """
+
+    class Context(type(multiprocessing.get_context())):  # type: ignore[misc]
+        def Event(self) -> _Event:
+            return _Event()
+
+    return Context()
 
 
 def init_worker(worker: int) -> None:
