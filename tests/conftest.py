@@ -17,12 +17,20 @@ from util.errors import STOP_SIGNALS, run_script
 from util.pairs.bcolz import write_carray
 
 SHARED = Path(__file__).parents[2] / "shared"
+HANDLERS = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
+
+@pytest.fixture(autouse=True)
+def same_handlers() -> Iterator[None]:
+    """Give back the handlers of signals. A process that a later test starts would inherit them, and lose a signal."""
+    yield
+    for number, handler in HANDLERS.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
 def end_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str]]:
     """Return a function that runs main(arguments) as a program, and returns its exit code and what is on stderr."""
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     monkeypatch.chdir(Path(__file__).parents[1])
 
     def run(main: Callable[[list[str]], None], arguments: list[str]) -> tuple[int, str]:
@@ -31,9 +39,7 @@ def end_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Ca
             run_script(main)
         return end.value.code, capsys.readouterr().err
 
-    yield run
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    return run
 
 
 # These take longest: a worker of xdist that begins one of them last would keep the others waiting.

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from util.console import logger
 from util.distributed import LOST, DistEnv, broadcast_from_main, distributed_session, local_gpu_ids
-from util.errors import STOP_SIGNALS, RunError, UsageError, run_script
+from util.errors import RunError, UsageError, run_script
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
@@ -59,7 +59,6 @@ def session_exit_code(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
     The process gets a SIGTERM while it reports its error.
     """
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     monkeypatch.setattr(sys, "argv", ["script.py"])
     monkeypatch.setattr(dist, "init_process_group", lambda *args, **options: None)
     monkeypatch.setattr("util.distributed.Watchdog.run", lambda self: None)
@@ -79,8 +78,6 @@ def session_exit_code(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     logger.addFilter(terminate)
     yield run
     logger.removeFilter(terminate)
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def terminate(record: object = None) -> bool:

@@ -10,18 +10,10 @@ from pathlib import Path
 import pytest
 
 from util.console import logger
-from util.errors import STOP_SIGNALS, DataError, RunError, UsageError, run_script
+from util.errors import DataError, RunError, UsageError, run_script
 from util.files import atomic_write
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def restored_signals():
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def ending(monkeypatch, error: BaseException | None, *arguments: str) -> int:
