@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from model.backbone import RescaledInput, backbone_from_state_dict, strip_module_prefix
 from util.checkpoint.io import is_bomb, load, recorded_crc
 from util.checkpoint.run_dir import find_backbone, sibling_file
+from util.console import logger
 from util.errors import DataError
 from util.face import INPUT_FACTORS
 from util.onnx_network import OnnxNetwork
@@ -159,6 +160,26 @@ def read_public_network(
         metadata=metadata,
         takes_bytes=takes_bytes,
     )
+
+
+def open_network(
+    path: str | Path, channel_order: str | None, input_scale: str | None, *, crop: str | None
+) -> tuple[Path, PublicNetwork]:
+    """Read the network of a flag --network, report what it is, and return its file and the network.
+
+    Args:
+        path: a file, or the folder of a run, whose best Backbone file is taken.
+        channel_order: see read_public_network(), as for the others.
+        input_scale: the same.
+        crop: the same.
+
+    Raises:
+        DataError: there is no file, or it cannot be read, or holds no network that is known.
+    """
+    file = find_backbone(path, flag="--network")
+    network = read_public_network(file, channel_order, input_scale, crop=crop)
+    logger.info(f"{file}: {network.describe()}")
+    return file, network
 
 
 def read_initial_network(init: str, channel_order: str | None, input_scale: str | None) -> PublicNetwork:

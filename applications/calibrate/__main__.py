@@ -53,20 +53,17 @@ def main(arguments: list[str]) -> None:
     import numpy as np
 
     from util.calibration import calibrate
-    from util.checkpoint.run_dir import find_backbone
     from util.data.loader import open_training_images
     from util.device import select_devices
     from util.embedding import embed_images, warn_unless_aligned
     from util.embedding_table import read_table
     from util.files import sha256
     from util.image_tree import printable
-    from util.public_networks import read_public_network
+    from util.public_networks import open_network
     from util.training.report import format_table
 
     devices = select_devices(flags.gpu_num)
-    file = find_backbone(flags.network, flag="--network")
-    network = read_public_network(file, flags.channel_order, flags.input_scale, crop=flags.eval_crop)
-    print(f"{file}: {network.describe()}", flush=True)
+    file, network = open_network(flags.network, flags.channel_order, flags.input_scale, crop=flags.eval_crop)
     made_with = sha256(file)
     if flags.data.suffix in EMBEDDING_SUFFIXES:
         table = read_table(flags.data)

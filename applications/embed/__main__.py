@@ -45,19 +45,16 @@ def main(arguments: list[str]) -> None:
     # torch takes seconds to import: report mistakes in the command line first.
     import numpy as np
 
-    from util.checkpoint.run_dir import find_backbone
     from util.data.folder_index import IMAGE_SUFFIXES
     from util.device import select_devices
     from util.embedding import ImageFiles, embed_files, warn_unless_aligned
     from util.embedding_table import EmbeddingTable, read_table
     from util.files import sha256
     from util.image_tree import printable, walk
-    from util.public_networks import read_public_network
+    from util.public_networks import open_network
 
     devices = select_devices(flags.gpu_num)
-    file = find_backbone(flags.network, flag="--network")
-    network = read_public_network(file, flags.channel_order, flags.input_scale, crop=flags.eval_crop)
-    print(f"{file}: {network.describe()}", flush=True)
+    file, network = open_network(flags.network, flags.channel_order, flags.input_scale, crop=flags.eval_crop)
     parts = flags.out.with_name(f"{flags.out.name}.parts")
     paths = {
         printable(path.relative_to(flags.data)): path

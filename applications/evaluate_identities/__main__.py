@@ -92,21 +92,16 @@ def evaluate(settings: IdentitySettings) -> Evaluation:
     from applications.evaluate_identities.folder import evaluate_folder
     from applications.evaluate_identities.ijb import IjbSet
     from applications.evaluate_identities.tinyface import TinyFaceSet
-    from util.checkpoint.run_dir import find_backbone
     from util.data.loader import open_training_images
     from util.device import resolve_dtype, select_devices
     from util.embedding import embed_images
-    from util.public_networks import read_public_network
+    from util.public_networks import open_network
 
     devices = select_devices(settings.gpu_num)
     dtype = resolve_dtype(settings.precision, devices[0])
-    network = read_public_network(
-        find_backbone(settings.network, flag="--network"),
-        settings.channel_order,
-        settings.input_scale,
-        crop=settings.eval_crop,
+    file, network = open_network(
+        settings.network, settings.channel_order, settings.input_scale, crop=settings.eval_crop
     )
-    logger.info(f"{settings.network}: {network.describe()}")
     protocol = IjbSet.find(settings.data) or TinyFaceSet.find(settings.data, settings.images)
     if protocol is None:
         images = open_training_images(settings.data)
@@ -116,7 +111,7 @@ def evaluate(settings: IdentitySettings) -> Evaluation:
         logger.info(protocol.describe())  # before the work, which may take hours
         embedded = embed_images(network, protocol, devices, settings.batch_size, dtype=dtype, strict=True)
         evaluation = protocol.evaluate(embedded)
-    evaluation.intro = f"{settings.network}: {network.describe()}."
+    evaluation.intro = f"{file}: {network.describe()}."
     evaluation.figures["network_crop"] = network.crop
     return evaluation
 

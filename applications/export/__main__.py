@@ -87,15 +87,12 @@ def main(arguments: list[str]) -> None:
     from applications.export.metadata import describe
     from applications.export.quantize import CALIBRATION_FACES, quantize
     from util.calibration import find_calibration
-    from util.checkpoint.run_dir import find_backbone
     from util.files import sha256
-    from util.public_networks import read_public_network
+    from util.public_networks import open_network
     from util.transform import EVAL_CROPS
 
     # Network, faces, metadata.
-    file = find_backbone(flags.network, flag="--network")
-    network = read_public_network(file, flags.channel_order, flags.input_scale, crop=flags.eval_crop)
-    print(f"{file}: {network.describe()}", flush=True)
+    file, network = open_network(flags.network, flags.channel_order, flags.input_scale, crop=flags.eval_crop)
     is_onnx = not network.is_trainable
     if is_onnx and (flags.preprocessing or flags.flip or flags.out.suffix != ".onnx"):
         raise UsageError(

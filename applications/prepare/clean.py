@@ -138,17 +138,14 @@ def make_report(images: TrainingImages, flags: Flags) -> CleaningReport:
 
     from applications.prepare.clean_find import TrainingSet
     from applications.prepare.clean_report import CleaningReport, FingerprintedImages, open_verification
-    from util.checkpoint.run_dir import find_backbone
     from util.device import resolve_dtype, select_devices
     from util.embedding import embed_images
-    from util.public_networks import read_public_network
+    from util.public_networks import open_network
 
     devices = select_devices(flags.gpu_num)
     dtype = resolve_dtype(flags.precision, devices[0])
     assert flags.network is not None
-    file = find_backbone(flags.network, flag="--network")
-    network = read_public_network(file, flags.channel_order, flags.input_scale, crop=flags.eval_crop)
-    logger.info(f"{file}: {network.describe()}")
+    _, network = open_network(flags.network, flags.channel_order, flags.input_scale, crop=flags.eval_crop)
     verification = [open_verification(text) for text in flags.against]
 
     fingerprinted = FingerprintedImages(images)
