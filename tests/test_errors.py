@@ -59,6 +59,32 @@ def test_run_script_ends_an_interrupt_with_130(monkeypatch, capsys):
     assert capsys.readouterr().err == "\nInterrupted.\n"
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RunError])
+def test_message_follows_what_iterators_print_at_their_end(monkeypatch, capsys, error, is_replaced):
+    def bar():
+        try:
+            yield 1
+        finally:
+            print("100%", file=sys.stderr)
+
+    def main(arguments: list[str]) -> None:
+        images = bar()
+        try:
+            for _ in images:
+                raise error("the end")
+        except error:
+            if is_replaced:
+                raise error("the end") from None
+            raise
+
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    with pytest.raises(SystemExit):
+        run_script(main)
+    lines = capsys.readouterr().err.split()
+    assert lines.count("100%") == 1 and lines[0] == "100%"
+
+
 def test_run_script_ends_sigterm_with_143_after_cleanup(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["script.py"])
 

@@ -6,6 +6,7 @@ A message is one line: `FLAG OR FILE: what is wrong. What to do.`
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -65,9 +66,11 @@ def run_script(main: Callable[[list[str]], None]) -> None:
         if "--debug" in arguments:
             raise
         ignore_stop_signals()
+        _clear_frames(error)
         code = _report(error)
     except KeyboardInterrupt as stop:
         ignore_stop_signals()
+        _clear_frames(stop)
         interrupted = stop if isinstance(stop, Interrupted) else Interrupted(signal.SIGINT)
         if interrupted.number == signal.SIGINT:
             print(file=sys.stderr)  # the terminal shows ^C on this line
@@ -78,6 +81,14 @@ def run_script(main: Callable[[list[str]], None]) -> None:
         return
     leave_on_stop_signal()  # if the end of the interpreter waits for a process that hangs
     sys.exit(code)
+
+
+def _clear_frames(error: BaseException) -> None:
+    """End the iterators that the frames of an error hold. A progress bar would print its last line after the error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__context__
 
 
 def on_stop_signal(handler: Callable[[int, FrameType | None], None]) -> None:
