@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -247,6 +248,9 @@ def test_soak_notices_a_broken_promise(stub, tmp_path, old, new, problem):
     run.wait(0.2)
     run.check_end("sigterm", soak.FAULTS["sigterm"](run))
     assert f"sigterm: {problem} (" in "".join(run.broken)
+    deadline = time.monotonic() + 10  # a killed process ends when it is scheduled
+    while soak.processes_of(run) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert not soak.processes_of(run)
 
 

@@ -19,7 +19,7 @@ from util.checkpoint import io, run_dir
 from util.cli.types import Interval
 from util.distributed import DistEnv
 from util.errors import DataError, Interrupted, RunError
-from util.training import control, engine, trainer
+from util.training import control, engine, loop, trainer
 from util.training.control import StepControl
 
 pytestmark = pytest.mark.usefixtures("no_plots")
@@ -144,7 +144,7 @@ def test_a_signal_in_the_evaluation_saves_the_finished_steps(run_training, unint
 
 
 def test_a_signal_while_an_epoch_is_saved_stops_after_it(run_training, uninterrupted, data, tmp_path):  # noqa: F811
-    with signal_in(trainer, "save_checkpoint"), pytest.raises(Interrupted, match="15") as stopped:
+    with signal_in(loop, "save_checkpoint"), pytest.raises(Interrupted, match="15") as stopped:
         run_training(*FLAGS, data=data)
     run = run_dir.newest_run(tmp_path / "a")
     assert f"saved {run}/Backbone_1_6.pth. " in stopped.value.message

@@ -33,7 +33,7 @@ def test_every_required_package_is_pinned():
 @pytest.mark.parametrize(
     ("kind", "readers"),
     [
-        (TrainConfig, ["train.py", "util/training/trainer.py"]),
+        (TrainConfig, ["train.py", "util/training/loop.py", "util/training/trainer.py"]),
         (ValidationConfig, ["validation.py"]),
     ],
 )

@@ -23,7 +23,7 @@ from tests.multiprocess import launch, signal_at
 from tests.test_interrupt import signal_in
 from util.checkpoint import io, run_dir
 from util.errors import DataError, Interrupted, RunError, UsageError
-from util.training import trainer
+from util.training import loop
 
 ROOT = Path(__file__).parents[1]
 TINY = ("--num_features=4", "--num_rg=1", "--num_rcab=1", "--reduction=2", "--batch_size=2", "--val_images=3")
@@ -107,13 +107,13 @@ def test_a_signal_within_an_epoch_stops_after_the_step(run_training, tmp_path):
 
 def test_the_rolling_checkpoint_is_saved_within_an_epoch(run_training, monkeypatch):
     saved = []
-    save = trainer.save_checkpoint
+    save = loop.save_checkpoint
 
     def note(folder, networks, state, rolling):
         saved.append((state.step, rolling))
         return save(folder, networks, state, rolling)
 
-    monkeypatch.setattr(trainer, "save_checkpoint", note)
+    monkeypatch.setattr(loop, "save_checkpoint", note)
     run_training("--epochs=1", "--steps=5", "--save_every=2")
     assert saved == [(2, True), (4, True), (5, False)]
 

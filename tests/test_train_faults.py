@@ -15,7 +15,7 @@ from tests.multiprocess import Launched, launch, signal_at
 from tests.test_interrupt import data  # noqa: F401
 from tests.test_train import SMALL, TinyNet, assert_equal_states, states
 from util.checkpoint import io, run_dir
-from util.training import engine, trainer
+from util.training import engine, loop, trainer
 
 # The function whose call begins a phase, which call of it, and the step and the name of what is then saved.
 # An epoch has 6 steps.
@@ -24,7 +24,7 @@ PHASES = {
     "first batch": (engine.TrainingStep, "backward", 1, 1, "Last"),
     "mid-epoch": (engine.TrainingStep, "backward", 9, 9, "Last"),
     "validation": (trainer, "evaluate", 3, 12, "Last"),
-    "save": (trainer, "check_free_space", 3, 12, "2_12"),
+    "save": (loop, "check_free_space", 3, 12, "2_12"),
 }
 SIGNALS = [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM]  # one for each phase
 KILLS = int(os.environ.get("KILLS", "6"))

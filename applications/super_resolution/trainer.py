@@ -1,4 +1,4 @@
-"""Train RCAN, a super-resolution network, in the loop of util.training.trainer."""
+"""Train RCAN, a super-resolution network, in the loop of util.training.loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from util.device import default_num_workers, num_cpus, prepare_module
 from util.distributed import DistEnv
 from util.errors import UsageError
 from util.super_resolution import rcan_from_file_state, run_prefix
-from util.training.trainer import TrainingLoop
+from util.training.loop import TrainingLoop
 
 # Settings that select the validation images. If one changes, earlier PSNR values are not comparable.
 _VALIDATION_SETTINGS = ("data", "val_data", "val_share", "val_images", "seed")
