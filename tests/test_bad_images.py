@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.write_records import write_identities
 from util import transform
 from util.data.bad_images import MIN_SEEN, BadImage, BadImages
 from util.data.image_folder import ImageFolder
 from util.data.loader import Augmentation, TrainLoader
 from util.data.record_dataset import RecordImages
+from util.data.recordio import write_identities
 from util.data.sampler import BalancedSampler, SampleRng
 from util.errors import DataError
 from util.image_io import declared_size

@@ -8,7 +8,6 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from tests.write_records import write_identities
 from util import transform
 from util.data.image_folder import ImageFolder
 from util.data.loader import (
@@ -19,6 +18,7 @@ from util.data.loader import (
     open_training_images,
 )
 from util.data.record_dataset import RecordImages
+from util.data.recordio import write_identities
 from util.data.sampler import BalancedSampler, SampleRng
 from util.data.workers import init_worker
 from util.errors import DataError

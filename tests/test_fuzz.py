@@ -26,10 +26,10 @@ from torch import nn
 from applications.align.detector import Face
 from applications.align.manifest import ALIGNED, NO_FACE, Manifest, Row
 from config import TrainConfig, ValidationConfig, parse_train, parse_validation
-from tests.write_records import write_identities
 from util.checkpoint import io
 from util.checkpoint.run_dir import Run, load_resumable, load_state
 from util.data.record_dataset import RecordImages
+from util.data.recordio import write_identities
 from util.errors import DataError, UsageError
 from util.pairs import load_pairs
 from util.pairs.bcolz import write_carray

@@ -18,7 +18,7 @@ from applications.prepare.channel_order import (
     describe_channel_order,
 )
 from applications.prepare.check_training import groups_of_equals
-from tests.write_records import write_identities
+from util.data.recordio import write_identities
 from util.errors import DataError, RunError, UsageError
 from util.pairs.bcolz import write_carray
 

@@ -1,6 +1,7 @@
 """Cleaning: errors that are put into a made set are found, and nothing else."""
 
 import csv
+import itertools
 from pathlib import Path
 
 import cv2
@@ -19,12 +20,15 @@ from applications.prepare.clean_list import (
     TWO_NAMES,
     VERIFICATION,
     Row,
+    image_name,
     read_list,
     write_list,
 )
 from applications.prepare.clean_report import FingerprintedImages, open_verification
 from util import identification
 from util.data.image_folder import ImageFolder
+from util.data.record_dataset import RecordImages
+from util.data.recordio import write_identities
 from util.embedding import EmbeddedImages
 from util.errors import DataError
 from util.public_networks import PublicNetwork
@@ -297,6 +301,37 @@ def test_program_copies_without_a_shortened_list(folder, tmp_path, capsys):
     file.write_text(",".join(COLUMNS) + "\n")  # all lines deleted
     main([f"--data={folder}", f"--from_findings={file}", f"--copy_to={tmp_path}/all"])
     assert len(list((tmp_path / "all").rglob("*.png"))) == 37
+
+
+def test_program_copies_a_rec_file(folder, network_file, tmp_path, capsys):
+    people = sorted(path for path in folder.iterdir())
+    contents = [[file.read_bytes() for file in sorted(person.iterdir())] for person in people]
+    contents[3].insert(1, b"no image")
+    write_identities(tmp_path / "train.rec", contents)
+    images = RecordImages(tmp_path / "train.rec")
+    findings = tmp_path / "findings.csv"
+    flags = [f"--data={tmp_path}/train.rec", f"--network={network_file}", "--gpu_num=cpu"]
+    main([*flags, f"--findings={findings}"])
+    rows = read_list(findings)
+    copied = [image for person in contents for image in person].index(contents[0][1])
+    repeated = len(contents[0]) + len(contents[1]) + sorted(path.name for path in people[2].iterdir()).index("copy.png")
+    duplicates = [(row.person, row.image, row.other_image) for row in rows if row.kind == DUPLICATE]
+    assert duplicates == [("0000002", f"record {repeated + 1}", f"record {copied + 1}")]
+    write_list(findings, [*rows, Row(TWO_NAMES, "0000001", "", "0000000", "record 1", "0.8", "")])
+
+    main([f"--data={tmp_path}/train.rec", f"--from_findings={findings}", f"--copy_to={tmp_path}/clean"])
+    assert sorted(path.name for path in (tmp_path / "clean").iterdir()) == ["property", "train.idx", "train.rec"]
+    removed = {row.image for row in rows if row.image}
+    kept = [index for index in range(len(images)) if image_name(images, index) not in removed]
+    expected = [
+        [images.encoded(index) for index in kept if images.labels[index] == label] for label in range(len(people))
+    ]
+    del expected[1]  # named twice
+    copy = RecordImages(tmp_path / "clean" / "train.rec")
+    assert [copy.encoded(index) for index in range(len(copy))] == list(itertools.chain(*expected))
+    assert np.bincount(copy.labels).tolist() == [len(person) for person in expected]
+    assert (tmp_path / "clean" / "property").read_text() == f"{len(expected)},112,112"
+    assert "1 people completely" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

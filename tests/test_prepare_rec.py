@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from applications.prepare import rec
-from tests.write_records import write_identities
 from util.data.loader import open_training_images
+from util.data.recordio import write_identities
 from util.errors import DataError, RunError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]

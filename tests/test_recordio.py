@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.write_records import write_identities
 from util.data import record_dataset
 from util.data.loader import Augmentation, TrainLoader
 from util.data.record_dataset import RecordImages
-from util.data.recordio import Record, RecordFile
+from util.data.recordio import Record, RecordFile, write_identities
 from util.errors import DataError
 
 MAGIC = b"\x0a\x23\xd7\xce"
@@ -276,7 +275,7 @@ def test_writer_leaves_the_old_set_after_an_error(tmp_path):
 
 
 def test_writer_refuses_more_records_than_labels_can_count(tmp_path, monkeypatch):
-    monkeypatch.setattr("tests.write_records.EXACT", 6)
+    monkeypatch.setattr("util.data.recordio.EXACT", 6)
     with pytest.raises(DataError, match="7 records, and labels count to 6"):
         write_identities(tmp_path / "train.rec", [[b"a", b"b"], [b"c", b"d"]])
     assert not list(tmp_path.iterdir())

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from applications.super_resolution.faces import PairDataset, PairTransform, as_face, hold_out, open_faces, some_faces
-from tests.write_records import write_identities
 from util.data.loader import TrainLoader, open_training_images
+from util.data.recordio import write_identities
 from util.data.sampler import BatchIndices
 from util.errors import DataError
 from util.transform import degrade, shrink

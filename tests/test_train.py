@@ -19,9 +19,9 @@ from torch import nn
 import train
 from config import parse_train
 from model.backbone import BACKBONES
-from tests.write_records import write_identities
 from util.checkpoint import io, run_dir
 from util.data.loader import ImageFolder
+from util.data.recordio import write_identities
 from util.distributed import DistEnv
 from util.errors import DataError, RunError, UsageError
 from util.evaluate import evaluate

@@ -1,11 +1,17 @@
 """The list of what was found in a training set: kinds of findings, and a CSV file that people can shorten."""
 
+from __future__ import annotations
+
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from util.errors import DataError
 from util.files import atomic_write
+
+if TYPE_CHECKING:
+    from util.data.loader import TrainingImages
 
 MISLABELED, OUTLIER, TWO_NAMES, DUPLICATE = "mislabeled", "outlier", "two_names", "duplicate"
 VERIFICATION = "verification"
@@ -24,6 +30,11 @@ class Row:
     other_image: str
     cosine: str
     own_cosine: str
+
+
+def image_name(images: TrainingImages, index: int) -> str:
+    """Return the place of an image in its set: PERSON/IMAGE.jpg, or "record 17" of a .rec file."""
+    return images.where(index).removeprefix(f"{images.root}/").removeprefix(f"{images.root}: ")
 
 
 def write_list(file: Path, rows: list[Row]) -> None:

@@ -9,7 +9,16 @@ import cv2
 import numpy as np
 
 from applications.prepare.clean_find import THUMBNAIL, Finding, TrainingSet
-from applications.prepare.clean_list import DUPLICATE, KINDS, MISLABELED, OUTLIER, TWO_NAMES, VERIFICATION, Row
+from applications.prepare.clean_list import (
+    DUPLICATE,
+    KINDS,
+    MISLABELED,
+    OUTLIER,
+    TWO_NAMES,
+    VERIFICATION,
+    Row,
+    image_name,
+)
 from util.cli.types import split_pair_set
 from util.data.decode import decode_face
 from util.data.loader import TrainingImages, open_training_images
@@ -199,9 +208,7 @@ class CleaningReport:
         return self._images.classes[self._people[label]] if label >= 0 else ""
 
     def _image_name(self, position: int) -> str:
-        if position < 0:
-            return ""
-        return self._images.where(int(self._indices[position])).removeprefix(f"{self._images.root}/")
+        return image_name(self._images, int(self._indices[position])) if position >= 0 else ""
 
     def _draw(self, kind: str, number: int) -> tuple[np.ndarray, str]:
         """Return the images of a finding side by side, with a caption."""
