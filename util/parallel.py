@@ -103,6 +103,16 @@ def working_on(name: str | Path) -> None:
         _name.value = os.fsencode(name)[: _NAME_BYTES - 1]
 
 
+def end_with_parent() -> None:
+    """Let this process, which multiprocessing has started, end within seconds after its parent, even if that is killed.
+
+    The parent's process id is from before the start, so a parent that is gone already counts too.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.pid,), daemon=True).start()
+
+
 def resumable(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     """Decorate the main function of a program that keeps what is done, to say so after a signal."""
 
@@ -253,9 +263,7 @@ def _work(pipe: Connection, name: Any, number: int, function: Callable, shared: 
     import cv2  # slow, and needed only here
 
     cv2.setNumThreads(0)  # with 1, a fork would wait forever for threads that only its parent has
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.pid,), daemon=True).start()
+    end_with_parent()
     _number = number
     _name = name
     with suppress(SystemExit, EOFError, ConnectionError):  # of _exit, or the main process is gone

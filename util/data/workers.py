@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from util.errors import STOP_SIGNALS, RunError
 from util.files import format_names
+from util.parallel import end_with_parent
 
 _POLL = 2.0  # seconds between looks at the workers
 _GRACE = 3.0  # seconds for the workers to end by themselves
@@ -161,8 +162,8 @@ def _kill(workers: list[BaseProcess]) -> None:
 def _kill_and_close(batches: Any) -> None:
     """End the workers of torch's iterator at once.
 
-    The argument keeps the iterator until then. The collection of an unused iterator closes descriptors twice, and the
-    second time they can be those of other files.
+    The argument keeps the iterator until then. Collected as garbage, it would close the descriptors of a queue that it
+    has not used twice, and the second time they can be those of other files.
     """
     _kill(batches._workers)
     batches._shutdown_workers()
@@ -200,6 +201,7 @@ def init_worker(worker: int) -> None:
     Ctrl-C and a cluster's signals reach the workers too. The main process needs their batches to finish its step.
     The workers are the parallelism: threads of OpenCV and BLAS in each would compete for the cores.
     """
+    end_with_parent()  # torch's own watchdog does not notice a parent that is gone before the watchdog begins
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
