@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from util.errors import DataError
-from util.files import atomic_write, read_bytes
+from util.face import FACE_SIZE
+from util.files import atomic_write_all, read_bytes
 
 EXACT = 2**24  # float32 labels hold all integers up to here exactly, and only some of the larger ones
 _MAGIC = 0xCED7230A
@@ -181,7 +182,7 @@ def _read_index(path: Path, records: Path, size: int) -> tuple[np.ndarray, np.nd
     return keys, offsets
 
 
-def write_identities(path: Path, identities: Iterable[Iterable[bytes]], size: int = 112) -> None:
+def write_identities(path: Path, identities: Iterable[Iterable[bytes]], size: int = FACE_SIZE) -> None:
     """Write a training set in InsightFace's layout: PATH (.rec), its .idx, and `property` in the same folder.
 
     Args:
@@ -193,11 +194,8 @@ def write_identities(path: Path, identities: Iterable[Iterable[bytes]], size: in
     Raises:
         DataError: an identity has no image, or there are more records than labels can count. Nothing is written then.
     """
-    with (
-        atomic_write(path) as records,
-        atomic_write(path.with_suffix(".idx")) as index,
-        atomic_write(path.with_name("property")) as properties,
-    ):
+    files = [path, path.with_suffix(".idx"), path.with_name("property")]
+    with atomic_write_all(files) as (records, index, properties):
         offsets = array("q")
         with records.open("wb") as file:
 
