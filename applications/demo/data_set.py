@@ -175,11 +175,8 @@ def make(folder: Path, settings: Settings, processes: int) -> None:
     ]
     faces = [*training, *chain(*(faces for faces, _ in sets.values())), *chain(*photographs), *sheet]
     folder.mkdir(parents=True)
-    with (
-        parallel_map(_render_item, None, faces, processes, fork=False) as rendered,
-        tqdm(rendered, "drawn faces", len(faces), unit="face", smoothing=0) as bar,  # ends before a message is printed
-    ):
-        images = iter(bar)
+    with parallel_map(_render_item, None, faces, processes, fork=False) as rendered:
+        images = iter(tqdm(rendered, "drawn faces", len(faces), unit="face", smoothing=0))
         _write_people(folder / "imgs", training, images)
         for name, (pair_faces, issame) in sets.items():
             write_carray(folder / VALIDATION_SETS[name][0], islice(images, len(pair_faces)), issame)
