@@ -8,6 +8,7 @@ micro-batches does the same. It is also compared with one process that does not,
 show what is noise.
 """
 
+import gc
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,9 @@ def _train(rank: int, world_size: int, frozen: bool, options: Flags, seed: int, 
     if rank == 0:
         torch.save(found, Path(folder) / "losses.pt")
     if world_size > 1:
+        # DDP would end the last reference to the group while it holds the lock that gloo's threads wait for.
+        del module, step, loss_fn
+        gc.collect()
         dist.destroy_process_group()
 
 

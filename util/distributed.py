@@ -3,6 +3,7 @@
 torch is imported in functions, so that a command line is checked without it.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -169,6 +170,7 @@ def distributed_session(gpu_num: Sequence[int], env: DistEnv) -> Iterator[list["
         dist.init_process_group("gloo" if devices[0].type == "cpu" else "cpu:gloo,cuda:nccl", timeout=_TIMEOUT)
         watchdog.start()
         yield devices
+        gc.collect()  # a DDP module in a cycle would end the group later, and can wait for its threads for ever
         dist.barrier()  # a rank that leaves earlier closes connections that another rank may still read from
     except RuntimeError as error:
         # gloo raises plain RuntimeErrors, which only their text identifies.
